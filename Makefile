@@ -1,0 +1,98 @@
+# Post-Training from Scratch: `make` lists what can be made. Works with GNU make 3.81 or newer.
+
+PYTHON ?= $(if $(filter Windows_NT,$(OS)),python,python3)
+TORCH_INDEX ?=
+BOOK_FLAGS ?=
+TEST_FLAGS ?=
+LAB_FLAGS ?=
+BENCH_FLAGS ?=
+
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+READY := .venv/.ready
+BENCH_READY := .venv/.bench-ready
+INSTALL := "$(BIN)/python" -m pip install --disable-pip-version-check
+
+# A POSIX shell expands $0, Windows' cmd.exe does not.
+ifeq ($(shell echo $$0),$$0)
+$(error This Makefile needs a POSIX shell. On Windows, run make from Git Bash)
+endif
+
+.PHONY: help book test lab bench lock clean
+
+help:
+	@echo "make book    build the book into _build/html (the first time trains every model: some minutes)"
+	@echo "make test    run the unit tests and, through nbmake, every chapter"
+	@echo "make lab     open the chapters as notebooks in JupyterLab"
+	@echo "make bench   run the comparisons in benchmarks/ (Python 3.11 or newer)"
+	@echo "make clean   remove what was made: _build, stages (the trained models), .venv, caches; data/ stays"
+	@echo "make lock    resolve constraints.txt again (for maintainers; needs uv)"
+	@echo
+	@echo "Each of them first makes .venv when it is missing or out of date. Settings:"
+	@echo "  PYTHON=python3.12    the Python to make .venv with (3.10 to 3.13)"
+	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu    PyTorch's small CPU build, on Linux"
+	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
+
+book: $(READY)
+	@"$(BIN)/jupyter-book" build $(BOOK_FLAGS) .
+
+test: $(READY)
+	@"$(BIN)/python" -m pytest --nbmake $(TEST_FLAGS)
+
+# .jupyter holds the one setting that opens a .md chapter as a notebook.
+lab: $(READY)
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" "$(BIN)/python" -m jupyterlab --LabApp.default_url=/lab/tree/book $(LAB_FLAGS)
+
+bench: $(BENCH_READY)
+	@"$(BIN)/python" benchmarks/run.py $(BENCH_FLAGS)
+
+lock:
+	@grep -v '^-' requirements.txt | uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
+	  --custom-compile-command "make lock" --extra test --extra bench pyproject.toml - --output-file constraints.txt
+
+clean:
+	rm -rf _build stages .venv .jupyter_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+
+# --- The virtual environment ---------------------------------------------------------------------------------
+# .ready is written last: an interrupted installation does not count, and the next one starts afresh.
+
+ifeq ($(wildcard $(BIN)/python $(BIN)/python.exe),)
+$(shell rm -f $(READY) $(BENCH_READY))
+endif
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "There is no '$(PYTHON)' here. Install Python 3.10 to 3.13, or name one: make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c "$$CHECK_PYTHON"
+	@if test -e $@; then echo "Updating .venv ..."; mv $@ $@-before; else \
+	  echo "Making .venv. This takes some minutes and, unless TORCH_INDEX names the CPU build, gigabytes on Linux ..."; \
+	  "$(PYTHON)" -m venv --clear .venv; fi
+	@$(if $(TORCH_INDEX),$(INSTALL) --index-url "$(TORCH_INDEX)" --no-deps -c constraints.txt torch)
+	@$(INSTALL) -r requirements.txt || { test ! -e $@-before || mv $@-before $@; exit 1; }
+	@rm -f $@-before && echo ready > $@
+
+$(BENCH_READY): $(READY)
+	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"
+	@$(INSTALL) -c constraints.txt -e ".[bench]"
+	@echo ready > $@
+
+# Runs on any Python, the oldest included, to say in one sentence what is wrong with it.
+define CHECK_PYTHON
+import platform, struct, sys
+intel_mac = (sys.platform, platform.machine()) == ('darwin', 'x86_64')
+last = (3, 12) if intel_mac else (3, 13)
+problem = None
+if not (3, 10) <= sys.version_info[:2] <= last:
+    problem = 'The book needs Python 3.10 to %d.%d%s; this one is %s.' % (
+        last + (' on an Intel Mac' if intel_mac else '', platform.python_version()))
+elif struct.calcsize('P') != 8:
+    problem = 'The book needs a 64-bit Python; this one has 32 bits.'
+else:
+    try:
+        import ensurepip, venv
+    except ImportError:
+        problem = 'This Python lacks venv or ensurepip. On Debian or Ubuntu: sudo apt install python%d.%d-venv.' % sys.version_info[:2]
+if problem:
+    sys.exit('%s (%s)\nName another one with make PYTHON=...' % (problem, sys.executable))
+endef
+export CHECK_PYTHON

@@ -1,0 +1,319 @@
+"""What `jupyter-book build .` promises here beyond Jupyter Book itself.
+
+* Any warning (a raising cell, a broken reference) ends in exit code 1, every time, not only the first time.
+* Chapters run again when the package, its data or the corpus changed, not only when their cells did.
+* One build at a time: a second one waits.
+* The site loads nothing from another host: MathJax is copied into it, and the finished pages are checked.
+* Each chapter can be downloaded as a notebook that runs on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import filelock
+from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+
+def setup(app: Sphinx) -> dict:
+    app.keep_going = True  # Count the warnings, report them all, then exit with 1.
+    for prepare in (
+        wait_for_other_builds,
+        forget_unfinished_build,
+        prepare_kernels,
+        choose_execution_cache,
+        use_local_mathjax,
+        link_repository,
+        write_pages_after_style_changes,
+    ):
+        app.connect("config-inited", prepare)
+    app.connect("builder-inited", copy_mathjax)
+    app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
+    app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
+    app.connect("build-finished", check_source_unchanged, priority=700)
+    app.connect("build-finished", check_offline, priority=800)
+    app.connect("build-finished", remember_outcome, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+# --- Failing every time -----------------------------------------------------------------------------------
+
+
+def unfinished_mark(app: Sphinx) -> Path:
+    """A file that exists from the start of a build until it has succeeded."""
+    return Path(app.doctreedir, "unfinished")
+
+
+def forget_unfinished_build(app: Sphinx, config: Config) -> None:
+    """Make Sphinx read every page again unless the last build succeeded.
+
+    Sphinx would otherwise take the pages that a failed or killed build has read for good, and not repeat
+    their warnings.
+    """
+    mark = unfinished_mark(app)
+    if mark.exists():
+        Path(app.doctreedir, ENV_PICKLE_FILENAME).unlink(missing_ok=True)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def remember_outcome(app: Sphinx, exception: Exception | None) -> None:
+    """Take the mark away after a build without a single warning, and let the next build in."""
+    if exception is None and not app._warncount:
+        unfinished_mark(app).unlink(missing_ok=True)
+    app.house_lock.release()
+
+
+def wait_for_other_builds(app: Sphinx, config: Config) -> None:
+    """Hold a lock on the output folder; the operating system drops it if this process dies."""
+    app.house_lock = filelock.FileLock(Path(app.outdir).parent / ".house.lock")
+    try:
+        app.house_lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.info("Another build of this book is running. Waiting for it to finish ...")
+        app.house_lock.acquire()
+
+
+# --- Running the chapters ---------------------------------------------------------------------------------
+
+
+def prepare_kernels(app: Sphinx, config: Config) -> None:
+    """Set what the chapters' kernels inherit: the package's folder, and that a book is being built."""
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(app.srcdir, "code")), inherited]))
+    os.environ["BOOK_BUILD"] = "1"
+    # Kernels start in book/, so a relative path has to be made absolute here.
+    corpus = os.environ.get("POSTTRAIN_CORPUS")
+    if corpus and Path(corpus).is_file():
+        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).resolve())
+
+
+def key_of(*parts: bytes) -> str:
+    """A short name for what the parts are."""
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
+
+
+def files_below(folder: Path) -> list[bytes]:
+    """Names and contents of all files below a folder, leaving out what Python and editors put there."""
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        made = any(part.startswith((".", "__pycache__")) or part.endswith(".egg-info") for part in name.parts)
+        if path.is_file() and not made:
+            parts += [name.as_posix().encode(), path.read_bytes()]
+    return parts
+
+
+def package_key(root: Path) -> str:
+    """A hash of all that lies below code/ (source and data) and of the PyTorch release."""
+    releases = {package.version for package in importlib.metadata.distributions(name="torch")}
+    return key_of(*files_below(root / "code"), *(release.encode() for release in sorted(releases)))
+
+
+def corpus_key(root: Path) -> str:
+    """A hash of `POSTTRAIN_CORPUS` and of the corpus file that the chapters would find."""
+    setting = os.environ.get("POSTTRAIN_CORPUS", "")
+    places = (
+        [Path(setting)]
+        if setting
+        else [
+            root / "data" / "tinyshakespeare.txt",
+            root.parent / "shared" / "data" / "tinyshakespeare.txt",
+        ]
+    )
+    text = next((place.read_bytes() for place in places if place.is_file()), b"")
+    return key_of(setting.encode(), text)
+
+
+def execution_cache(app: Sphinx) -> Path:
+    root = Path(app.srcdir)
+    return Path(app.outdir).parent / ".jupyter_cache" / f"{package_key(root)}-{corpus_key(root)}"
+
+
+def choose_execution_cache(app: Sphinx, config: Config) -> None:
+    """Keep executed chapters per state of package and corpus; drop all but the last few states."""
+    cache = execution_cache(app)
+    cache.mkdir(parents=True, exist_ok=True)
+    os.utime(cache)
+    config.nb_execution_cache_path = str(cache)  # Sphinx reads all pages again when this changes.
+    states = sorted(cache.parent.iterdir(), key=lambda state: state.stat().st_mtime, reverse=True)
+    for state in states[4:]:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def check_source_unchanged(app: Sphinx, exception: Exception | None) -> None:
+    """Do not file under one state what was executed in another."""
+    before, after = Path(app.config.nb_execution_cache_path), execution_cache(app)
+    if after.name.split("-")[0] != before.name.split("-")[0]:
+        shutil.rmtree(before, ignore_errors=True)
+        logger.warning("The package below code/ changed while the book was being built. Build it again.")
+    elif after != before and not after.exists():
+        # The first chapter has just downloaded the corpus.
+        try:
+            before.rename(after)
+        except OSError:
+            pass  # The next build will execute once more.
+
+
+# --- Nothing from another host ----------------------------------------------------------------------------
+
+MATHJAX = "mathjax/tex-svg-full.js"
+
+
+def use_local_mathjax(app: Sphinx, config: Config) -> None:
+    config.mathjax_path = MATHJAX
+
+
+def copy_mathjax(app: Sphinx) -> None:
+    """Put MathJax, one file without fonts, into the site. The package sphinx-mathjax-offline brings it."""
+    if app.builder.format != "html":
+        return
+    try:
+        package = importlib.metadata.distribution("sphinx-mathjax-offline")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ExtensionError("Equations need MathJax: pip install -r requirements.txt") from error
+    target = Path(app.outdir, "_static", MATHJAX)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package.locate_file(f"sphinx-mathjax-offline/static/{MATHJAX}"), target)
+
+
+def write_pages_after_style_changes(app: Sphinx, config: Config) -> None:
+    """Sphinx copies style sheets only when it writes pages: make it write them after a change of style."""
+    book = Path(app.srcdir, "book")
+    config.html_context["house"] = key_of(*files_below(book / "_static"), *files_below(book / "_ext"))
+
+
+def leave_out_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Drop Jupyter Book's live-code scripts from every page: no button uses them, and they name a CDN."""
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in str(script.filename) and "THEBE_JS_URL" not in script.attributes.get("body", "")
+    ]
+
+
+class OutsideResources(HTMLParser):
+    """Collect what a page loads from other hosts by itself. Links to click are not among that."""
+
+    LOADING_LINKS = {
+        "stylesheet",
+        "icon",
+        "apple-touch-icon",
+        "mask-icon",
+        "manifest",
+        "preload",
+        "prefetch",
+        "modulepreload",
+        "preconnect",
+        "dns-prefetch",
+    }
+    CSS = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
+    SCRIPT = re.compile(r"""["'`](https?://(?!www\.w3\.org/)[^"'`\s]+)""")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.inside = tag
+        # Take the attributes that load something
+        loaded = [values[name] for name in ("src", "poster") if name in values]
+        loaded += [part.split()[0] for part in values.get("srcset", "").split(",") if part.strip()]
+        if tag == "object":
+            loaded.append(values.get("data", ""))
+        if tag in ("image", "use"):
+            loaded += [values.get("href", ""), values.get("xlink:href", "")]
+        if tag == "link" and self.LOADING_LINKS & set(values.get("rel", "").lower().split()):
+            loaded.append(values.get("href", ""))
+        # Keep those on another host
+        self.found += [url for url in loaded if re.match(r"\s*(https?:)?//", url, re.IGNORECASE)]
+        self.found += self.CSS.findall(values.get("style", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "style":
+            self.found += self.CSS.findall(data)
+        if self.inside == "script":
+            self.found += self.SCRIPT.findall(data)
+
+
+def outside_resources(path: Path) -> list[str]:
+    """The addresses on other hosts that an .html or .css file loads."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".css":
+        return sorted(set(OutsideResources.CSS.findall(text)))
+    page = OutsideResources()
+    page.feed(text)
+    return sorted({url.strip() for url in page.found})
+
+
+def check_offline(app: Sphinx, exception: Exception | None) -> None:
+    """Fail the build over a page or style sheet that would make a reader's browser ask another host."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for path in sorted([*Path(app.outdir).rglob("*.html"), *Path(app.outdir).rglob("*.css")]):
+        for url in outside_resources(path):
+            page = path.relative_to(app.outdir).as_posix()
+            logger.warning("%s loads %s, but the book must work offline", page, url)
+
+
+# --- Chapters to take away --------------------------------------------------------------------------------
+
+INSTALL = """\
+# Install the book's package where it is missing.
+import importlib, importlib.util, pathlib, subprocess, sys
+
+if importlib.util.find_spec("posttrain") is None:
+    here = pathlib.Path.cwd()
+    clones = [str(p) for p in (here, *here.parents) if (p / "code" / "posttrain").is_dir()]
+    sources = clones + {archives}
+    if not sources:
+        raise ModuleNotFoundError("No package posttrain: open this notebook inside a clone of the book's "
+                                  "repository, or install the package with pip from there.")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", sources[0]], check=True)
+    importlib.invalidate_caches()"""
+
+
+def link_repository(app: Sphinx, config: Config) -> None:
+    """Show the repository's buttons when its address is known, from _config.yml or from GitHub's workflow."""
+    options = config.html_theme_options
+    name = os.environ.get("GITHUB_REPOSITORY")
+    if name and not options.get("repository_url"):
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        options["repository_url"] = f"{server}/{name}"
+    if options.get("repository_url"):
+        options.update(use_repository_button=True, use_issues_button=True)
+
+
+def offer_notebook(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Write the chapter as .ipynb, with a first cell that installs the package, and name it to the theme."""
+    if "kernelspec" not in app.env.metadata.get(pagename, {}):
+        return
+    import jupytext
+    from nbformat.v4 import new_code_cell
+
+    notebook = jupytext.read(app.env.doc2path(pagename), fmt="md:myst")
+    repository = app.config.html_theme_options.get("repository_url")
+    archives = [f"{repository}/archive/HEAD.zip"] if repository else []
+    notebook.cells.insert(0, new_code_cell(INSTALL.format(archives=archives)))
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # Not random: the same chapter gives the same file.
+    target = Path(app.outdir, "_sources", f"{pagename}.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jupytext.write(notebook, target, fmt="ipynb")
+    context["ipynb_source"] = f"{pagename}.ipynb"

@@ -1,0 +1,1 @@
+"""The corpus and the book's own data sets."""

@@ -1,0 +1,126 @@
+"""What the chapters use to show things: source code, progress, figures, tables of samples, and executed checks."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+
+GREY = "#7f868e"  # reads on white and on black
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d8"  # Okabe & Ito 2008
+
+
+class Listing:
+    """Source code that a page, JupyterLab and a terminal each show in their own way."""
+
+    def __init__(self, code: str):
+        self.code = code
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self.code}\n```"
+
+    def __repr__(self) -> str:
+        return self.code
+
+
+def show_source(*objects) -> Listing:
+    """The source of functions and classes, exactly as the package runs it."""
+    return Listing("\n\n\n".join(textwrap.dedent(inspect.getsource(obj)).rstrip() for obj in objects))
+
+
+def progress(iterable: Iterable, total: int | None = None, desc: str = "training") -> Iterable:
+    """A progress bar for the one who waits: in a notebook or terminal, and never in a page.
+
+    ipykernel copies all that is written to standard error into the page, so while the book is built the bar goes to
+    the terminal that ipykernel has put aside.
+    """
+    from tqdm import tqdm
+
+    options = dict(total=total, desc=desc, leave=False, mininterval=1.0)
+    if os.environ.get("BOOK_BUILD"):
+        terminal = getattr(sys.stderr, "_original_stdstream_copy", None)
+        if terminal is None:
+            return iterable
+        options |= dict(file=os.fdopen(os.dup(terminal), "w"), mininterval=5.0, leave=True)
+    return tqdm(iterable, **options)
+
+
+def setup_figures() -> None:
+    """Make figures that read in light and dark and are the same bytes from run to run: SVG, transparent, grey text."""
+    import matplotlib.pyplot as plt
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("svg", metadata={"Date": None})
+    grey = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    plt.rcParams.update({name: GREY for name in grey} | {name: "none" for name in clear})
+    plt.rcParams.update(
+        {
+            "savefig.transparent": True,
+            "svg.hashsalt": "posttrain",
+            "svg.fonttype": "path",
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, PINK, YELLOW, SKY]),
+            "figure.figsize": (6.4, 3.4),
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def record(**values: object) -> None:
+    """Glue values into the page's prose, by name; outside the book's build this does nothing."""
+    try:
+        from myst_nb import glue
+    except ImportError:
+        return
+    for name, value in values.items():
+        glue(name, value, display=False)
+
+
+class Table:
+    """Rows of text as a table, every cell escaped; line breaks in a cell are kept."""
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = ""):
+        self.header, self.rows, self.caption = header, [[str(cell) for cell in row] for row in rows], caption
+
+    def _repr_html_(self) -> str:
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.header)
+        body = "".join(
+            "<tr>" + "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row) + "</tr>" for row in self.rows
+        )
+        return f'<table class="table samples">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+    def __repr__(self) -> str:
+        return "\n".join(" | ".join(cell.replace("\n", " / ") for cell in row) for row in [list(self.header), *self.rows])
+
+
+class CheckFailed(AssertionError):
+    """A claim of the chapter did not hold in this run."""
+
+
+COMPARISONS = {
+    "<=": lambda value, bar: value <= bar,
+    ">=": lambda value, bar: value >= bar,
+    "==": lambda value, bar: value == bar,
+    "<": lambda value, bar: value < bar,
+    ">": lambda value, bar: value > bar,
+}
+
+
+def verify(*claims: tuple[str, float, str, float]) -> Table:
+    """Check claims (sentence, measured value, comparison, bar); show them, or raise CheckFailed naming those that fail."""
+    held = [COMPARISONS[comparison](value, bar) for _, value, comparison, bar in claims]
+    rows = [
+        (sentence, f"{value:.4g}", f"{comparison} {bar:g}", "✓ holds" if holds else "✗ FAILS")
+        for (sentence, value, comparison, bar), holds in zip(claims, held)
+    ]
+    table = Table(("claim", "measured", "bar", "result"), rows)
+    if not all(held):
+        raise CheckFailed("a claim of this chapter did not hold in this run:\n" + repr(table))
+    return table

@@ -1,0 +1,201 @@
+"""Pre-training: batches of plain text, the training loop, and the loss on text never trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posttrain import store
+from posttrain.data.corpus import Corpus
+from posttrain.gpt import GPT, GPTConfig
+from posttrain.optim import Muon, adamw
+from posttrain.tokenizer import CharTokenizer
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pre-training run: the model, the data it sees, and the optimiser."""
+
+    model: GPTConfig = field(default_factory=GPTConfig)
+    steps: int = 3600  # optimiser steps
+    batch_size: int = 4  # B, sequences per step
+    sequence_length: int = 256  # T, tokens per sequence
+    muon: bool = True  # Muon for the matrices inside the blocks; AdamW for all parameters otherwise
+    muon_lr: float = 0.01
+    adamw_lr: float = 6e-3  # for the head, three times that for the embedding; for everything without Muon
+    weight_decay: float = 0.0  # AdamW's, on matrices
+    warmup: float = 0.0  # share of the steps over which the rates rise from 0
+    cooldown: float = 0.6  # share of the steps, at the end, over which they fall to 0
+    evaluations: int = 12  # how often the validation loss is measured on the way, at equal distances
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in the whole run."""
+        return self.steps * self.batch_size * self.sequence_length
+
+
+def encode_split(corpus: Corpus) -> tuple[Tensor, Tensor]:
+    """The token ids of a corpus's training and validation text, 1-d int64 each."""
+    encode = CharTokenizer().encode
+    return torch.tensor(encode(corpus.train)), torch.tensor(encode(corpus.validation))
+
+
+def random_batch(data: Tensor, batch_size: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random excerpts of data and, for each token, the one that follows it: inputs and targets, (B, T) each."""
+    starts = torch.randint(len(data) - length, (batch_size, 1), generator=generator)  # (B, 1)
+    excerpts = data[starts + torch.arange(length + 1)]  # (B, T + 1)
+    return excerpts[:, :-1], excerpts[:, 1:]
+
+
+def next_token_loss(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token, in nats: -log p(target), averaged over (B, T)."""
+    logits = model(inputs)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def validation_loss(model: GPT, data: Tensor, length: int | None = None, windows: int | None = None) -> float:
+    """Nats per character over data, cut into windows that do not overlap (a last, shorter one is dropped).
+
+    length: tokens per window, the model's context unless given. windows: how many, spread evenly; all unless given.
+    """
+    length = length or model.config.context
+    starts = torch.arange(0, len(data) - length, length)
+    if windows is not None and windows < len(starts):
+        starts = starts[torch.linspace(0, len(starts) - 1, windows).long()]
+    total = 0.0
+    for some in starts.split(32):
+        excerpts = data[some[:, None] + torch.arange(length + 1)]  # (B, T + 1)
+        total += next_token_loss(model, excerpts[:, :-1], excerpts[:, 1:]).item() * len(some)
+    return total / len(starts)
+
+
+def build_optimizers(model: GPT, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for everything."""
+    inside = [parameter for parameter in model.blocks.parameters() if parameter.dim() == 2]
+    chosen = {id(parameter) for parameter in [*inside, model.head.weight]}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    head = [model.head.weight]
+    if config.muon:
+        rest = [dict(params=head), dict(params=others, lr=3 * config.adamw_lr)]
+        return [Muon(inside, lr=config.muon_lr), adamw(rest, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    groups = [dict(params=inside, weight_decay=config.weight_decay), dict(params=head + others, weight_decay=0.0)]
+    return [adamw(groups, lr=config.adamw_lr, betas=(0.9, 0.99))]
+
+
+def learning_rate_scale(step: int, config: PretrainConfig) -> float:
+    """What the learning rates are multiplied by: a straight rise, a plateau, a straight fall to 0."""
+    rise = (step + 1) / (config.warmup * config.steps) if config.warmup else 1.0
+    fall = (config.steps - step) / (config.cooldown * config.steps) if config.cooldown else 1.0
+    return min(1.0, rise, fall)
+
+
+def training_steps(model: GPT, data: Tensor, config: PretrainConfig) -> Iterator[Tensor]:
+    """Train the model in place; after each step, yield that batch's loss (before the step)."""
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizers = build_optimizers(model, config)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [group["lr"] for group in groups]
+    for step in range(config.steps):
+        # Set the rates, measure the loss, follow its gradient
+        for group, peak in zip(groups, peaks):
+            group["lr"] = peak * learning_rate_scale(step, config)
+        inputs, targets = random_batch(data, config.batch_size, config.sequence_length, generator)
+        loss = next_token_loss(model, inputs, targets)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        yield loss.detach()
+
+
+def pretrain(
+    config: PretrainConfig,
+    training: Tensor,
+    validation: Tensor,
+    progress: Callable = lambda steps, total: steps,
+    stop_at: float | None = None,
+) -> tuple[GPT, dict]:
+    """Train a new model; return it and its history: lists `step`, `tokens`, `seconds`, `train`, `validation`.
+
+    Seconds count training alone, not the measuring. `train` is the mean batch loss since the entry before. The
+    validation losses on the way are over 16,384 characters; `final_validation` is over the whole split, both in nats per
+    character. Training ends early once the validation loss is at most `stop_at`.
+    """
+    model = GPT(config.model, torch.Generator().manual_seed(config.seed))
+    history = {name: [] for name in ("step", "tokens", "seconds", "train", "validation")}
+    entries = {round(config.steps * i / config.evaluations) for i in range(1, config.evaluations + 1)}
+    losses, seconds, started = [], 0.0, time.perf_counter()
+    for step, loss in enumerate(progress(training_steps(model, training, config), total=config.steps), start=1):
+        losses.append(loss)
+        if step not in entries:
+            continue
+        seconds += time.perf_counter() - started
+        measured = validation_loss(model, validation, config.sequence_length, 16_384 // config.sequence_length)
+        row = (step, step * config.batch_size * config.sequence_length, seconds, torch.stack(losses).mean().item())
+        for name, value in zip(history, (*row, measured)):
+            history[name].append(value)
+        losses, started = [], time.perf_counter()
+        if stop_at is not None and measured <= stop_at:
+            break
+    history["final_validation"] = validation_loss(model, validation, config.sequence_length)
+    return model, history
+
+
+def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
+    """From GPT-2's block to this book's, one change at a time, each run keeping the changes before it."""
+    rungs, changes = {}, dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False)
+    for rung, change in [
+        ("GPT-2 block, AdamW", None),
+        ("+ RoPE", "rope"),
+        ("+ QK-norm", "qk_norm"),
+        ("+ ReLU²", "relu2"),
+        ("+ bare layers", "bare"),
+        ("+ zero init", "zero_init"),
+    ]:
+        changes |= {change: True} if change else {}
+        model = GPTConfig(**changes)
+        rungs[rung] = PretrainConfig(model, steps, muon=False, adamw_lr=3e-3, weight_decay=0.1, warmup=0.05)
+    rungs["+ Muon"] = PretrainConfig(steps=steps)
+    return rungs
+
+
+def nanogpt_recipe() -> PretrainConfig:
+    """nanoGPT's recipe for a laptop CPU (its README): GPT-2 blocks, AdamW, 2,000 steps of 12 sequences of 64 tokens."""
+    return PretrainConfig(
+        GPTConfig.gpt2(context=64, n_head=4),
+        steps=2000,
+        batch_size=12,
+        sequence_length=64,
+        muon=False,
+        adamw_lr=1e-3,
+        weight_decay=0.1,
+        warmup=0.05,
+        cooldown=0.95,
+        evaluations=40,
+    )
+
+
+def stage_of(name: str, config: PretrainConfig, corpus: Corpus, progress: Callable | None = None) -> store.Stage:
+    """The stored result of `pretrain` for this config and corpus, trained first if there is none."""
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        model, history = pretrain(config, *encode_split(corpus), *([progress] if progress else []))
+        return model.state_dict(), history
+
+    return store.obtain(name, dict(config=asdict(config), corpus=corpus.sha256), train, source=__name__)
+
+
+def base_model(corpus: Corpus, config: PretrainConfig | None = None, progress: Callable | None = None) -> tuple[GPT, dict]:
+    """The base model that every later chapter starts from, and the history of its training."""
+    config = config or PretrainConfig()
+    stage = stage_of("base", config, corpus, progress)
+    model = GPT(config.model)
+    model.load_state_dict(stage.weights)
+    return model, stage.history

@@ -1,0 +1,73 @@
+"""`pytest --nbmake` runs the chapters, too: nbmake itself knows *.ipynb only, and chapters are MyST Markdown.
+
+Kernels start in the chapter's folder, as they do when the book is built.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+BOOK = ROOT / "book"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    prepare_kernels()
+    if not config.getoption("nbmake", default=False):
+        return
+    if config.getoption("overwrite"):
+        raise pytest.UsageError("--overwrite would replace the chapters' Markdown by JSON")
+    # Without --nbmake-timeout, allow each cell as long as the book's build does
+    given = any(str(arg).startswith("--nbmake-timeout") for arg in config.invocation_params.args)
+    if not given:
+        config.option.nbmake_timeout = cell_timeout()
+    teach_nbmake_markdown()
+
+
+def prepare_kernels() -> None:
+    """Set what kernels inherit: the package's folder, and that no reader is watching a progress bar."""
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "code"), inherited]))
+    os.environ["BOOK_BUILD"] = "1"
+    # Kernels start in book/, so a relative path has to be made absolute here.
+    corpus = os.environ.get("POSTTRAIN_CORPUS")
+    if corpus and Path(corpus).is_file():
+        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).resolve())
+
+
+def cell_timeout() -> int:
+    """Seconds per cell, from _config.yml."""
+    import yaml
+
+    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]
+
+
+def teach_nbmake_markdown() -> None:
+    """Let nbmake's one nbformat.read() call read Markdown as well."""
+    import jupytext
+    import nbformat
+    from nbmake import nb_run
+
+    def read(path: str, version: int):
+        return jupytext.read(path, fmt="md:myst") if path.endswith(".md") else nbformat.read(path, version)
+
+    nb_run.nbformat = types.SimpleNamespace(read=read)
+
+
+def is_chapter(path: Path) -> bool:
+    """Whether this is Markdown below book/ whose front matter names a kernel."""
+    if path.suffix != ".md" or BOOK not in path.parents:
+        return False
+    front_matter, separator, _ = path.read_text(encoding="utf-8").partition("\n---\n")
+    return bool(separator) and front_matter.startswith("---\n") and "\nkernelspec:" in front_matter
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector):
+    if parent.config.getoption("nbmake", default=False) and is_chapter(file_path):
+        from nbmake.pytest_items import NotebookFile
+
+        return NotebookFile.from_parent(parent, path=file_path)

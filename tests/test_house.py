@@ -1,0 +1,398 @@
+"""The house: pins, Makefile, the strict build (book/_ext/house.py) and the nbmake hook (conftest.py)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The machines the pins are for: sys_platform, platform_machine, os_name, Python versions.
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+MACHINES = [
+    ("linux", "x86_64", "posix", PYTHONS),
+    ("linux", "aarch64", "posix", PYTHONS),
+    ("win32", "AMD64", "nt", PYTHONS),
+    ("darwin", "arm64", "posix", PYTHONS),
+    ("darwin", "x86_64", "posix", PYTHONS[:-1]),
+]
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command as a reader would, without what this test session has set for its own kernels."""
+    hidden = {
+        "PYTHONPATH",
+        "BOOK_BUILD",
+        "CI",
+        "GITHUB_REPOSITORY",
+        "POSTTRAIN_CORPUS",
+        "MAKEFLAGS",
+        "MAKELEVEL",
+    }
+    clean = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**clean, "PYTHONUTF8": "1", "NO_COLOR": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def house():
+    spec = importlib.util.spec_from_file_location("house", ROOT / "book" / "_ext" / "house.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- Layout -------------------------------------------------------------------------------------------------
+
+
+def test_code_is_a_source_root_and_not_a_package():
+    """A package called code would shadow the standard library's module, which pdb and IPython import."""
+    assert not (ROOT / "code" / "__init__.py").exists()
+    answer = run(sys.executable, "-c", "import code; print(code.InteractiveConsole, code.__file__)", cwd=ROOT)
+    assert answer.returncode == 0, answer.stdout
+    assert str(ROOT / "code") not in answer.stdout
+
+
+def test_every_page_of_the_table_of_contents_exists():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    pages = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    assert not [page for page in pages if not (ROOT / f"{page}.md").is_file()]
+
+
+def test_every_kernel_page_can_be_opened_as_a_notebook():
+    """jupytext and Jupyter Book trip over a chapter that lacks one of these."""
+    for path in (ROOT / "book").glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith("---\n"):
+            continue
+        head = yaml.safe_load(text.split("---\n")[1])
+        if "kernelspec" in head:
+            assert head["kernelspec"]["display_name"], path
+            assert head["jupytext"]["text_representation"]["extension"] == ".md", path
+            assert head["jupytext"]["text_representation"]["format_name"] == "myst", path
+
+
+# --- Pins ---------------------------------------------------------------------------------------------------
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+
+
+def environments() -> list[dict[str, str]]:
+    return [
+        {
+            "sys_platform": system,
+            "platform_machine": machine,
+            "os_name": os_name,
+            "platform_system": {"linux": "Linux", "win32": "Windows", "darwin": "Darwin"}[system],
+            "python_version": python,
+            "python_full_version": f"{python}.9",
+            "platform_python_implementation": "CPython",
+            "implementation_name": "cpython",
+            "extra": "",
+        }
+        for system, machine, os_name, pythons in MACHINES
+        for python in pythons
+    ]
+
+
+def pins(name: str, environment: dict[str, str]) -> dict[str, str]:
+    """Package -> version in one environment; a package pinned twice there is an error."""
+    found = {}
+    for requirement in requirements(name):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            assert re.fullmatch(r"==[0-9][^*]*", str(requirement.specifier)), f"{requirement} is not exact"
+            key = canonicalize_name(requirement.name)
+            assert key not in found, f"{key} is pinned twice for {environment}"
+            found[key] = str(requirement.specifier)
+    return found
+
+
+@pytest.mark.parametrize(
+    "environment", environments(), ids=lambda e: "-".join(list(e.values())[:2] + [e["python_version"]])
+)
+def test_pins_are_exact_and_the_constraints_agree(environment):
+    wanted, allowed = pins("requirements.txt", environment), pins("constraints.txt", environment)
+    assert {name: allowed.get(name) for name in wanted} == wanted
+    # PyTorch's last release for Intel Macs
+    intel_mac = (environment["sys_platform"], environment["platform_machine"]) == ("darwin", "x86_64")
+    assert wanted["torch"] == ("==2.2.2" if intel_mac else "==2.13.0")
+    assert wanted["numpy"].startswith("==1.26" if intel_mac else "==2")
+
+
+def test_constraints_name_no_place_to_download_from():
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.search(r"^-|://| @ ", text, re.MULTILINE)
+
+
+def test_the_package_itself_is_installed_last_and_editable():
+    assert (ROOT / "requirements.txt").read_text(encoding="utf-8").rstrip().endswith("\n-e .")
+
+
+# --- Makefile -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_alone_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
+    answer = run("make", cwd=ROOT)
+    assert answer.returncode == 0, answer.stdout
+    assert not [name for name in targets if name != "help" and f"make {name} " not in answer.stdout]
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "version", "complaint"),
+    [
+        ("linux", "x86_64", (3, 11, 7), None),
+        ("linux", "x86_64", (3, 9, 18), "needs Python 3.10 to 3.13; this one is 3.9.18"),
+        ("win32", "AMD64", (3, 14, 0), "needs Python 3.10 to 3.13; this one is 3.14.0"),
+        ("darwin", "arm64", (3, 13, 0), None),
+        ("darwin", "x86_64", (3, 13, 0), "needs Python 3.10 to 3.12 on an Intel Mac; this one is 3.13.0"),
+    ],
+)
+def test_make_says_which_python_it_needs(monkeypatch, system, machine, version, complaint):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    check = re.search(r"^define CHECK_PYTHON\n(.*?)^endef", makefile, re.MULTILINE | re.DOTALL).group(1)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "python_version", lambda: ".".join(map(str, version)))
+    if complaint is None:
+        exec(check, {})
+    else:
+        with pytest.raises(SystemExit, match=re.escape(complaint)):
+            exec(check, {})
+
+
+# --- A page must load nothing from another host -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example.org/a.js"></script>',
+        '<script src="//cdn.example.org/a.js"></script>',
+        '<link rel="stylesheet" href="https://cdn.example.org/a.css">',
+        '<link rel="preconnect" href="https://fonts.example.org">',
+        '<img alt="" src="https://example.org/a.png">',
+        '<img alt="" srcset="a.png 1x, https://example.org/b.png 2x">',
+        '<iframe src="https://example.org/"></iframe>',
+        '<div style="background: url(https://example.org/a.png)"></div>',
+        "<style>@import 'https://example.org/a.css';</style>",
+        "<style>@font-face { src: url(//example.org/a.woff) }</style>",
+        "<script>import('https://example.org/a.js')</script>",
+        '<svg><image href="https://example.org/a.png"/></svg>',
+    ],
+)
+def test_outside_resources_are_found(house, tmp_path, html):
+    page = tmp_path / "page.html"
+    page.write_text(f"<html><body>{html}</body></html>", encoding="utf-8")
+    (url,) = house.outside_resources(page)
+    assert "example.org" in url
+
+
+def test_links_and_local_resources_are_fine(house, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<link rel="canonical" href="https://example.org/"><a href="https://example.org/">read</a>'
+        '<img alt="" src="data:audio/x;base64,//uQx"><script src="../_static/a.js"></script>'
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg><style>@import "a.css"; a { background: url(b.svg) }</style>'
+        "<pre>import x from 'https://example.org/a.js'</pre>",
+        encoding="utf-8",
+    )
+    assert house.outside_resources(page) == []
+
+
+# --- Building a throwaway book ------------------------------------------------------------------------------
+
+HEAD = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# {title}
+
+"""
+
+
+def chapter(*cells: str, title: str = "Chapter", text: str = "") -> str:
+    return (
+        HEAD.format(title=title)
+        + text
+        + "".join(f"\n```{{code-cell}} ipython3\n{cell}\n```\n" for cell in cells)
+    )
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A book of one page with this book's own configuration, in a folder whose name has a space."""
+    root = tmp_path / "a book"
+    (root / "code" / "throwaway").mkdir(parents=True)
+    (root / "code" / "throwaway" / "__init__.py").write_text('WORD = "first"\n', encoding="utf-8")
+    for name in ("_config.yml", "book/_ext/house.py", "book/_static/book.css", "book/references.bib"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / "_toc.yml").write_text("format: jb-book\nroot: book/page\n", encoding="utf-8")
+    (root / "book" / "page.md").write_text(
+        chapter(
+            "import os, throwaway\nprint(throwaway.WORD, os.environ['BOOK_BUILD'])", text="Let $x = 1$.\n"
+        ),
+        encoding="utf-8",
+    )
+    return root
+
+
+def build(root: Path) -> subprocess.CompletedProcess:
+    return run(
+        sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", root, cwd=root
+    )
+
+
+def html(root: Path) -> str:
+    return (root / "_build" / "html" / "book" / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_good_book_builds_and_follows_the_package(book):
+    answer = build(book)
+    assert answer.returncode == 0, answer.stdout
+    assert "first 1" in html(book)
+    # Equations render without another host
+    assert "mathjax/tex-svg-full.js" in html(book)
+    assert (book / "_build" / "html" / "_static" / "mathjax" / "tex-svg-full.js").stat().st_size > 1_000_000
+    # Nothing changed: nothing runs
+    assert "Executed notebook" not in build(book).stdout
+    # Only the package changed: the chapter runs again
+    (book / "code" / "throwaway" / "__init__.py").write_text('WORD = "second"\n', encoding="utf-8")
+    answer = build(book)
+    assert answer.returncode == 0, answer.stdout
+    assert "second 1" in html(book)
+    # The chapter can be taken away, and its first cell installs the package
+    notebook = json.loads((book / "_build/html/_sources/book/page.ipynb").read_text(encoding="utf-8"))
+    assert "pip" in "".join(notebook["cells"][0]["source"])
+    assert "_sources/book/page.ipynb" in html(book)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (chapter("raise RuntimeError('planted')"), "planted"),
+        (chapter(text="See {ref}`nowhere-at-all`.\n"), "nowhere-at-all"),
+    ],
+    ids=["raising-cell", "broken-reference"],
+)
+def test_a_broken_book_fails_every_time(book, page, message):
+    (book / "book" / "page.md").write_text(page, encoding="utf-8")
+    for _ in range(2):
+        answer = build(book)
+        assert answer.returncode != 0
+        assert message in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_page_that_needs_another_host_fails_the_build(book):
+    script = '```{raw} html\n<script src="https://cdn.example.org/a.js"></script>\n```\n'
+    (book / "book" / "page.md").write_text(chapter(text=script), encoding="utf-8")
+    answer = build(book)
+    assert answer.returncode != 0
+    assert "book/page.html loads https://cdn.example.org/a.js" in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_is_not_taken_for_read(book, house):
+    """Kill a build while its chapter runs; the next one must still report the page read before it."""
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/a\nchapters:\n  - file: book/page\n", encoding="utf-8"
+    )
+    (book / "book" / "a.md").write_text("# A\n\nSee {ref}`nowhere-at-all`.\n", encoding="utf-8")
+    assert build(book).returncode != 0
+    unfinished = book / "_build" / ".doctrees" / "unfinished"
+    assert unfinished.exists()
+    assert "nowhere-at-all" in build(book).stdout
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_take_turns(book):
+    (book / "book" / "page.md").write_text(chapter("import time\ntime.sleep(3)"), encoding="utf-8")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book)]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    builds = [subprocess.Popen(command, cwd=book, env=environment, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in builds]
+    assert [process.returncode for process in builds] == [0, 0], outputs
+    assert sum("Waiting for it to finish" in output for output in outputs) == 1
+    assert sum("Executed notebook" in output for output in outputs) == 1
+
+
+def test_a_downloaded_notebook_finds_the_package_or_says_what_to_do(house, tmp_path):
+    """The first cell: silent where the package can be imported, clear where nothing can be installed."""
+    cell = house.INSTALL.format(archives=[])
+    here = run(sys.executable, "-c", cell, cwd=tmp_path, PYTHONPATH=str(ROOT / "code"))
+    assert (here.returncode, here.stdout) == (0, "")
+    elsewhere = run(sys.executable, "-S", "-c", cell, cwd=tmp_path)
+    assert "open this notebook inside a clone" in elsewhere.stdout
+
+
+# --- pytest --nbmake on Markdown chapters ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def chapters(tmp_path):
+    """A folder with this project's conftest.py, a chapter that passes and one that fails."""
+    for name in ("conftest.py", "_config.yml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "book").mkdir()
+    passing = (
+        "import os\nassert os.path.basename(os.getcwd()) == 'book'\nassert os.environ['BOOK_BUILD'] == '1'"
+    )
+    (tmp_path / "book" / "passing.md").write_text(chapter(passing), encoding="utf-8")
+    (tmp_path / "book" / "failing.md").write_text(chapter("raise RuntimeError('planted')"), encoding="utf-8")
+    (tmp_path / "book" / "prose.md").write_text("# No kernel here\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_nbmake_runs_markdown_chapters(chapters):
+    answer = run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbmake", "book", cwd=chapters)
+    assert answer.returncode == 1
+    assert "RuntimeError: planted" in re.sub(r"\x1b\[[0-9;]*m", "", answer.stdout)
+    assert "1 failed, 1 passed" in answer.stdout
+
+
+def test_nbmake_may_not_overwrite_markdown(chapters):
+    before = (chapters / "book" / "passing.md").read_bytes()
+    answer = run(sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "book/passing.md", cwd=chapters)
+    assert answer.returncode == 4
+    assert "replace the chapters' Markdown" in answer.stdout
+    assert (chapters / "book" / "passing.md").read_bytes() == before

@@ -1,0 +1,158 @@
+"""Pre-training: batches, the loss, the optimiser and the loop, against hand computations."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from posttrain.data import corpus
+from posttrain.gpt import GPT, GPTConfig
+from posttrain.optim import Muon, orthogonalise
+from posttrain.pretrain import (
+    PretrainConfig,
+    base_model,
+    build_optimizers,
+    encode_split,
+    ladder,
+    learning_rate_scale,
+    next_token_loss,
+    pretrain,
+    random_batch,
+    validation_loss,
+)
+
+TINY = PretrainConfig(GPTConfig(context=16, n_layer=1, n_head=1, width=16), steps=30, sequence_length=16, evaluations=3)
+
+
+def data(length=4000):
+    return torch.randint(65, (length,), generator=torch.Generator().manual_seed(0))
+
+
+def test_targets_are_the_inputs_one_token_on():
+    numbers = torch.arange(1000)
+    inputs, targets = random_batch(numbers, 50, 7, torch.Generator().manual_seed(0))
+    assert inputs.shape == targets.shape == (50, 7)
+    assert torch.equal(targets, inputs + 1)
+
+
+def test_batches_reach_the_first_and_the_last_token():
+    starts = torch.cat([random_batch(torch.arange(10), 99, 8, torch.Generator().manual_seed(s))[0][:, 0] for s in range(9)])
+    assert set(starts.tolist()) == {0, 1}
+
+
+def test_loss_is_the_mean_negative_log_probability():
+    model = GPT(replace(TINY.model, zero_init=False))
+    inputs, targets = random_batch(data(), 3, 16, torch.Generator().manual_seed(0))
+    probabilities = model(inputs).softmax(-1).detach()
+    expected = -sum(math.log(probabilities[b, t, targets[b, t]]) for b in range(3) for t in range(16)) / 48
+    assert next_token_loss(model, inputs, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_loss_covers_the_split_in_windows_that_do_not_overlap():
+    model, text = GPT(replace(TINY.model, zero_init=False)), data(16 * 40 + 5)
+    windows = [text[i : i + 17] for i in range(0, 16 * 40, 16)]
+    expected = sum(next_token_loss(model, w[None, :-1], w[None, 1:]).item() for w in windows) / 40
+    assert validation_loss(model, text) == pytest.approx(expected, rel=1e-5)
+    assert validation_loss(GPT(TINY.model), text) == pytest.approx(math.log(65), rel=1e-6)
+
+
+def test_orthogonalise_moves_singular_values_to_1_and_keeps_their_vectors():
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    for wide in (matrices, matrices.mT):
+        result = orthogonalise(wide, steps=5)
+        exact = u @ v if wide is matrices else (u @ v).mT
+        assert (torch.linalg.svdvals(result) - 1).abs().max() < 0.35
+        similarity = (result * exact).sum((-2, -1)) / (result.norm(dim=(-2, -1)) * exact.norm(dim=(-2, -1)))
+        assert similarity.min() > 0.98
+
+
+def test_muon_steps_along_the_orthogonalised_nesterov_momentum():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(24, 8, generator=generator))  # query, key and value of width 8
+    optimizer, before = Muon([weight], lr=0.1, momentum=0.9), weight.detach().clone()
+    average = torch.zeros(24, 8)
+    for _ in range(3):
+        gradient = torch.randn(24, 8, generator=generator)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        average = 0.9 * average + 0.1 * gradient
+        direction = 0.1 * gradient + 0.9 * average
+        before = before - 0.1 * orthogonalise(direction.view(3, 8, 8)).view(24, 8)
+        torch.testing.assert_close(weight.detach(), before, rtol=0, atol=1e-5)
+
+
+def test_muon_scales_a_tall_matrix_by_the_root_of_its_aspect():
+    weight = torch.nn.Parameter(torch.zeros(32, 8))
+    weight.grad = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    Muon([weight], lr=1.0, steps=5).step()
+    assert torch.linalg.svdvals(weight.detach()).mean().item() == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("name", list(ladder()))
+@pytest.mark.parametrize("muon", [True, False])
+def test_every_parameter_is_trained_by_exactly_one_optimiser(name, muon):
+    config = replace(ladder()[name], muon=muon)
+    model = GPT(config.model)
+    optimizers = build_optimizers(model, config)
+    trained = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted({id(p) for p in model.parameters()})
+    assert isinstance(optimizers[0], Muon) == muon
+
+
+def test_the_ladder_adds_one_change_at_a_time_and_ends_at_the_books_model():
+    configs = list(ladder().values())
+    assert configs[0].model == GPTConfig.gpt2()
+    assert configs[-1].model == PretrainConfig().model and configs[-1].muon
+    for before, after in zip(configs[:-1], configs[1:-1]):
+        assert sum(vars(before.model)[switch] != vars(after.model)[switch] for switch in vars(after.model)) == 1
+
+
+def test_learning_rate_rises_stays_and_falls_to_nearly_nothing():
+    config = PretrainConfig(steps=100, warmup=0.1, cooldown=0.5)
+    scales = [learning_rate_scale(step, config) for step in range(100)]
+    assert scales[0] == pytest.approx(0.1) and scales[9:51] == [1.0] * 42
+    assert scales[75] == pytest.approx(0.5) and scales[99] == pytest.approx(0.02)
+
+
+def test_training_twice_gives_the_same_bits_and_another_seed_others():
+    runs = [pretrain(config, data(), data(2000)) for config in (TINY, TINY, replace(TINY, seed=1))]
+    weights = [torch.cat([p.flatten() for p in model.parameters()]) for model, _ in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert runs[0][1]["train"] == runs[1][1]["train"]
+
+
+def test_training_learns_a_text_that_can_be_learned_and_its_history_adds_up():
+    text = torch.arange(4000) % 13
+    model, history = pretrain(replace(TINY, steps=150), text, text[:500])
+    assert history["final_validation"] < 0.1
+    assert history["step"] == [50, 100, 150]
+    assert history["tokens"] == [50 * 64, 100 * 64, 150 * 64]
+    assert history["seconds"] == sorted(history["seconds"])
+
+
+def test_training_stops_once_the_loss_is_low_enough():
+    text = torch.arange(4000) % 13
+    _, history = pretrain(replace(TINY, steps=300, evaluations=30), text, text[:500], stop_at=1.0)
+    assert history["validation"][-1] <= 1.0 and history["step"][-1] < 300
+
+
+def test_base_model_is_trained_once_and_then_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
+    text = "".join(corpus.ALPHABET[i] for i in data(2000))
+    small = corpus.Corpus(text=text, source="test", sha256="0" * 64)
+    first, history = base_model(small, TINY)
+    calls = []
+    second, again = base_model(small, TINY, progress=lambda steps, total: calls.append(total) or steps)
+    assert calls == [] and again == history
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    base_model(small, replace(TINY, seed=1), progress=lambda steps, total: calls.append(total) or steps)
+    assert calls == [30]
+
+
+def test_encode_split_is_karpathys_nine_tenths():
+    text = "ab\n" * 1000
+    training, validation = encode_split(corpus.Corpus(text=text, source="test", sha256=""))
+    assert (len(training), len(validation)) == (2700, 300)

@@ -1,0 +1,97 @@
+"""Sampling: what is drawn, with which probability, and that neighbours, padding and the cache change nothing."""
+
+import pytest
+import torch
+
+from posttrain.gpt import GPT, GPTConfig
+from posttrain.sampling import draw, generate, left_pad, visible
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["rope", "learned positions"])
+def model(request):
+    model = GPT(GPTConfig(context=48, n_layer=2, n_head=2, width=16, rope=request.param)).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("prompts", [PROMPTS, [[1, 2, 3], [4, 5, 6]]], ids=["padded", "equal lengths"])
+def test_logprobs_equal_one_uncached_unpadded_forward_pass(model, prompts, temperature):
+    samples = generate(model, prompts, 20, generator=seeded(), temperature=temperature)
+    for prompt, response, logprobs in zip(prompts, samples.responses(), samples.logprobs):
+        tokens = torch.tensor([prompt + response])
+        expected = (model(tokens[:, :-1]) / temperature).log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
+        torch.testing.assert_close(logprobs, expected[len(prompt) - 1 :], rtol=0, atol=1e-10)
+
+
+def test_greedy_rows_do_not_depend_on_their_neighbours(model):
+    together = generate(model, PROMPTS, 15, temperature=0).responses()
+    alone = [generate(model, [prompt], 15, temperature=0).responses()[0] for prompt in PROMPTS]
+    assert together == alone
+
+
+def test_same_generator_state_same_samples_and_no_other_randomness(model):
+    first = generate(model, PROMPTS, 15, generator=seeded(3))
+    torch.manual_seed(99)
+    second = generate(model, PROMPTS, 15, generator=seeded(3))
+    other = generate(model, PROMPTS, 15, generator=seeded(4))
+    assert torch.equal(first.tokens, second.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+
+
+def test_draws_follow_the_distribution_at_every_temperature():
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    for temperature in (0.5, 1.0, 2.0):
+        tokens, logprobs = draw(logits.expand(40_000, 4), temperature, seeded())
+        expected = (logits / temperature).softmax(-1)
+        frequencies = torch.bincount(tokens, minlength=4) / 40_000
+        # Allow four standard errors
+        assert ((frequencies - expected).abs() < 4 * (expected * (1 - expected) / 40_000).sqrt()).all()
+        torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+def test_the_stop_token_ends_a_row_and_is_kept_and_scored(model):
+    free = generate(model, PROMPTS, 15, generator=seeded(3))
+    stop = int(free.tokens[0, 6])
+    samples = generate(model, PROMPTS, 15, generator=seeded(3), stop=stop)
+    for response, row, kept, logprobs in zip(samples.responses(), free.tokens, samples.mask, samples.logprobs):
+        expected = row.tolist()
+        if stop in expected:
+            expected = expected[: expected.index(stop) + 1]
+        assert response == expected
+        assert kept.tolist() == [i < len(expected) for i in range(len(kept))]
+        assert (logprobs[: len(expected)] < 0).all() and (logprobs[len(expected) :] == 0).all()
+
+
+def test_sampling_ends_early_when_every_row_has(model):
+    first = int(generate(model, [[5]], 1, temperature=0).tokens[0, 0])
+    assert generate(model, [[5], [5]], 30, temperature=0, stop=first).tokens.shape == (2, 1)
+
+
+def test_left_pad_and_visible_by_hand():
+    tokens, mask = left_pad([[7, 8], [9]])
+    assert tokens.tolist() == [[7, 8], [0, 9]]
+    assert mask.tolist() == [[True, True], [False, True]]
+    assert visible(mask).int().tolist() == [[[[1, 0], [1, 1]]], [[[1, 0], [0, 1]]]]
+
+
+def test_what_cannot_be_sampled_is_refused_by_name(model):
+    with pytest.raises(ValueError, match="empty prompt"):
+        generate(model, [[1], []], 5)
+    with pytest.raises(ValueError, match="empty prompt"):
+        generate(model, [], 5)
+    with pytest.raises(ValueError, match="temperature -1 is negative"):
+        generate(model, [[1]], 5, temperature=-1)
+    with pytest.raises(ValueError, match="40 tokens and 20 new ones do not fit into the context of 48"):
+        generate(model, [[1] * 40], 20)
+    assert generate(model, [[1] * 40], 9).tokens.shape == (1, 9)  # the last token drawn is never read
