@@ -215,6 +215,8 @@ def test_a_tilde_is_the_home_folder(write, tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write("own.txt", OWN)
     assert load("~/own.txt").text == OWN
+    with pytest.raises(CorpusError, match="does not exist"):
+        load("~nobody-of-this-name/own.txt")
 
 
 # The checkout.
@@ -308,6 +310,10 @@ def test_an_unreadable_file_is_refused(write, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(CorpusError, match=r"own.txt cannot be read \(Permission denied\)"):
         load(write("own.txt", OWN))
+
+
+def test_the_shortest_text_is_accepted(write):
+    assert load(write("own.txt", LONG)).text == LONG
 
 
 def test_a_corpus_error_is_a_value_error():

@@ -31,7 +31,7 @@ MACHINES = [
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as a reader would, without what this test session has set for its own kernels."""
+    """Run a command as a reader would, without what conftest.py has set for kernels."""
     hidden = {
         "PYTHONPATH",
         "BOOK_BUILD",
@@ -187,7 +187,7 @@ def test_make_says_which_python_it_needs(monkeypatch, system, machine, version, 
             exec(check, {})
 
 
-# --- A page must load nothing from another host -----------------------------------------------------------------
+# --- A page must load nothing from another host -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,8 @@ def test_links_and_local_resources_are_fine(house, tmp_path):
     page.write_text(
         '<link rel="canonical" href="https://example.org/"><a href="https://example.org/">read</a>'
         '<img alt="" src="data:audio/x;base64,//uQx"><script src="../_static/a.js"></script>'
-        '<svg xmlns="http://www.w3.org/2000/svg"></svg><style>@import "a.css"; a { background: url(b.svg) }</style>'
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+        '<style>@import "a.css"; a { background: url(b.svg) }</style>'
         "<pre>import x from 'https://example.org/a.js'</pre>",
         encoding="utf-8",
     )
@@ -330,16 +331,75 @@ def test_a_page_that_needs_another_host_fails_the_build(book):
 
 
 @pytest.mark.slow
-def test_a_build_that_was_killed_is_not_taken_for_read(book, house):
-    """Kill a build while its chapter runs; the next one must still report the page read before it."""
-    (book / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/a\nchapters:\n  - file: book/page\n", encoding="utf-8"
+def test_a_killed_build_does_not_hide_its_warnings(book):
+    """Die after the pages were read and before they are written: the next build must read them again."""
+    (book / "book" / "_ext" / "killer.py").write_text(
+        "import os, pathlib\n"
+        "def die(app, *_):\n"
+        "    if pathlib.Path(app.srcdir, 'die').exists():\n"
+        "        os._exit(9)\n"
+        "def setup(app):\n"
+        "    app.connect('html-page-context', die)\n",
+        encoding="utf-8",
     )
-    (book / "book" / "a.md").write_text("# A\n\nSee {ref}`nowhere-at-all`.\n", encoding="utf-8")
-    assert build(book).returncode != 0
-    unfinished = book / "_build" / ".doctrees" / "unfinished"
-    assert unfinished.exists()
-    assert "nowhere-at-all" in build(book).stdout
+    config = yaml.safe_load((book / "_config.yml").read_text(encoding="utf-8"))
+    config["sphinx"]["local_extensions"]["killer"] = "book/_ext"
+    (book / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (book / "book" / "page.md").write_text("# Page\n\n```{no-such-directive}\n```\n", encoding="utf-8")
+    (book / "die").touch()
+    assert build(book).returncode == 9
+    (book / "die").unlink()
+    answer = build(book)
+    assert answer.returncode == 1
+    assert "no-such-directive" in answer.stdout
+
+
+def test_the_execution_cache_follows_package_and_corpus(house, tmp_path, monkeypatch):
+    monkeypatch.delenv("POSTTRAIN_CORPUS", raising=False)
+    root = tmp_path / "book"
+    (root / "code" / "data").mkdir(parents=True)
+    (root / "data").mkdir()
+    # Data counts as much as source; what Python leaves behind does not count
+    keys = [house.package_key(root)]
+    for name in ("module.py", "data/conversations.jsonl"):
+        (root / "code" / name).write_text("1", encoding="utf-8")
+        keys.append(house.package_key(root))
+    assert len(set(keys)) == 3
+    (root / "code" / "__pycache__").mkdir()
+    (root / "code" / "__pycache__" / "module.pyc").write_bytes(b"1")
+    assert house.package_key(root) == keys[-1]
+    # A corpus that is chosen, found or changed gives another key
+    keys = [house.corpus_key(root)]
+    for text in ("one", "two"):
+        (root / "data" / "tinyshakespeare.txt").write_text(text, encoding="utf-8")
+        keys.append(house.corpus_key(root))
+    monkeypatch.setenv("POSTTRAIN_CORPUS", "standin")
+    keys.append(house.corpus_key(root))
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="an open cache cannot be renamed there: the book runs once more"
+)
+def test_a_corpus_that_the_build_downloads_does_not_make_it_run_again(book):
+    (book / "data").mkdir()
+    download = "import pathlib\npathlib.Path('../data/tinyshakespeare.txt').write_text('To be')"
+    (book / "book" / "page.md").write_text(chapter(download), encoding="utf-8")
+    assert "Executed notebook" in build(book).stdout
+    answer = build(book)
+    assert answer.returncode == 0
+    assert "Executed notebook" not in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_package_edited_during_the_build_fails_it(book):
+    (book / "book" / "page.md").write_text(
+        chapter("import pathlib\npathlib.Path('../code/throwaway/new.py').write_text('')"), encoding="utf-8"
+    )
+    answer = build(book)
+    assert answer.returncode != 0
+    assert "changed while the book was being built" in answer.stdout
 
 
 @pytest.mark.slow
@@ -364,7 +424,7 @@ def test_a_downloaded_notebook_finds_the_package_or_says_what_to_do(house, tmp_p
     assert "open this notebook inside a clone" in elsewhere.stdout
 
 
-# --- pytest --nbmake on Markdown chapters ---------------------------------------------------------------------
+# --- pytest --nbmake on Markdown chapters -------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -211,6 +211,21 @@ def test_whoever_is_asked_answers(monkeypatch):
     assert len(asked) > 50 and asked[: len(answered)] == answered
 
 
+def test_the_one_who_was_asked_speaks_next(monkeypatch):
+    turns = []
+    speech = standin.Playwright.speech
+
+    def noting(self, speaker, listener, question, mood):
+        text, asks = speech(self, speaker, listener, question, mood)
+        turns.append((speaker, listener, asks))
+        return text, asks
+
+    monkeypatch.setattr(standin.Playwright, "speech", noting)
+    generate(50_000)
+    followed = [(turn, next_turn[0]) for turn, next_turn in zip(turns, turns[1:], strict=False) if turn[2]]
+    assert len(followed) > 50 and all(listener is speaks for (_, listener, _), speaks in followed)
+
+
 def test_a_scene_keeps_to_its_cast_and_nobody_speaks_twice_running():
     playwright = standin.Playwright(seed=3)
     company = playwright.company()

@@ -28,6 +28,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "stages"
 
 
+def test_weights_that_share_memory_or_are_views_are_stored_as_they_look(folder):
+    shared = torch.arange(6.0).view(2, 3)
+    weights = {"embedding": shared, "head": shared, "transposed": shared.mT, "parameter": torch.nn.Parameter(shared)}
+    for _ in range(2):
+        stage = store.obtain("tied", {}, lambda: (weights, {}), source="posttrain.tokenizer")
+        assert all(torch.equal(stage.weights[name], weights[name].detach()) for name in weights)
+
+
 class Counting:
     """A training function that counts its calls."""
 

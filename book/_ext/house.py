@@ -95,8 +95,8 @@ def prepare_kernels(app: Sphinx, config: Config) -> None:
     os.environ["BOOK_BUILD"] = "1"
     # Kernels start in book/, so a relative path has to be made absolute here.
     corpus = os.environ.get("POSTTRAIN_CORPUS")
-    if corpus and Path(corpus).is_file():
-        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).resolve())
+    if corpus and Path(corpus).expanduser().is_file():
+        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).expanduser().resolve())
 
 
 def key_of(*parts: bytes) -> str:

@@ -22,7 +22,7 @@ class PretrainConfig:
     """One pre-training run: the model, the data it sees, and the optimiser."""
 
     model: GPTConfig = field(default_factory=GPTConfig)
-    steps: int = 3600  # optimiser steps
+    steps: int = 4000  # optimiser steps
     batch_size: int = 4  # B, sequences per step
     sequence_length: int = 256  # T, tokens per sequence
     muon: bool = True  # Muon for the matrices inside the blocks; AdamW for all parameters otherwise
@@ -161,7 +161,8 @@ def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
     ]:
         changes |= {change: True} if change else {}
         model = GPTConfig(**changes)
-        rungs[rung] = PretrainConfig(model, steps, muon=False, adamw_lr=3e-3, weight_decay=0.1, warmup=0.05)
+        rate = 4e-3 if change else 2e-3
+        rungs[rung] = PretrainConfig(model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05)
     rungs["+ Muon"] = PretrainConfig(steps=steps)
     return rungs
 

@@ -115,6 +115,9 @@ def obtain(name: str, inputs: dict, train: Callable[[], tuple[dict[str, Tensor],
         except (DamagedStageError, OSError) as error:
             log.warning("The stored stage %s is damaged (%s): training it again.", base.name, error)
         weights, history = train()
+        # Keep what a later run will read: tensors that share no memory, a history that has been through JSON
+        weights = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+        history = json.loads(json.dumps(history))
         try:
             write(base, weights, history)
         except OSError as error:
@@ -122,8 +125,7 @@ def obtain(name: str, inputs: dict, train: Callable[[], tuple[dict[str, Tensor],
                 "The trained stage %s could not be kept (%s): the next run trains it again. Free some space, or set "
                 "POSTTRAIN_STAGES to a folder that can be written.", base.name, error.strerror or error
             )  # fmt: skip
-        # Return what a later run will read: tensors of the same bytes, a history that has been through JSON
-        return Stage(name, key, {n: t.detach().contiguous() for n, t in weights.items()}, json.loads(json.dumps(history)))
+        return Stage(name, key, weights, history)
 
 
 @contextmanager
@@ -147,7 +149,7 @@ def lock(base: Path):
 
 def write(base: Path, weights: dict[str, Tensor], history: dict) -> None:
     """Store the weights, then the JSON that makes them a stage. On any error nothing half-written stays."""
-    data = safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in weights.items()})
+    data = safetensors.torch.save(weights)
     body = json.dumps(dict(history=history, weights_sha256=hashlib.sha256(data).hexdigest()))
     record = json.dumps(dict(sha256=hashlib.sha256(body.encode()).hexdigest(), body=body))
     replace_file(base.with_suffix(".safetensors"), data)

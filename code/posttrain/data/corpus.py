@@ -70,7 +70,7 @@ def load(path: str | os.PathLike | None = None, *, download: bool = True) -> Cor
     """
     named = path if path is not None else os.environ.get("POSTTRAIN_CORPUS") or None
     if named is not None:
-        return stand_in() if os.fspath(named) == "standin" else from_file(Path(named).expanduser())
+        return stand_in() if os.fspath(named) == "standin" else from_file(Path(os.path.expanduser(named)))
     home = checkout() or Path.cwd()
     for place in ("data/tinyshakespeare.txt", "../shared/data/tinyshakespeare.txt"):
         corpus = from_known_file(home / place, place)
