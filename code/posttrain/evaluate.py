@@ -18,13 +18,14 @@ def heldout_prompts() -> list[str]:
 
 
 def answered(continuation: str) -> bool:
-    """Whether a continuation is an answer in chat format: some text, then the end token, and no other special token."""
+    """Whether a text is an answer in chat format: words, the end token, no other special."""
     text, end, rest = continuation.partition(END)
-    return bool(text.strip()) and bool(end) and not rest and not any(token in text for token in SPECIAL_TOKENS)
+    special = any(token in text for token in SPECIAL_TOKENS)
+    return bool(text.strip()) and bool(end) and not rest and not special
 
 
 def opens_a_speech(continuation: str) -> bool:
-    """Whether a continuation goes on to write another character's part: a blank line, then a name and a colon."""
+    """Whether a text goes on to another character's part: a blank line, a name and a colon."""
     return re.search(r"\n\n[A-Z][A-Za-z' ]*:\n", continuation) is not None
 
 
@@ -36,4 +37,5 @@ def topic_words(prompt: str) -> set[str]:
 def echo_rate(prompts: list[str], continuations: list[str]) -> float:
     """The share of continuations that use one of their prompt's topic words."""
     pairs = zip(prompts, continuations)
-    return sum(any(word in text.lower() for word in topic_words(prompt)) for prompt, text in pairs) / len(prompts)
+    echoes = [any(w in text.lower() for w in topic_words(prompt)) for prompt, text in pairs]
+    return sum(echoes) / len(echoes)

@@ -1,7 +1,7 @@
 """The transformer: Karpathy's GPT, with the changes made to its block since GPT-2 as switches.
 
-Left out, because nothing in the book needs it: dropout, multi-query attention, a sliding window, weight decay
-groups, compilation.
+Left out, because nothing in the book needs it: dropout, multi-query attention, a sliding
+window, weight decay groups, compilation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT, and which of the changes since GPT-2 it uses (all of them, unless told otherwise)."""
+    """The shape of a GPT, and which changes since GPT-2 it uses: all, unless told otherwise."""
 
     vocab_size: int = 65  # V
     context: int = 256  # the longest sequence, in tokens
@@ -25,23 +25,35 @@ class GPTConfig:
     rope: bool = True  # rotary positions instead of a learned table of positions
     qk_norm: bool = True  # queries and keys of one length
     relu2: bool = True  # squared ReLU instead of GELU
-    bare: bool = True  # no biases, no gains in the norms, a head of its own instead of the embedding's
-    zero_init: bool = True  # every block starts as the identity, the head as the uniform distribution
+    bare: bool = True  # no biases, no norm gains, a head of its own instead of the embedding's
+    zero_init: bool = True  # blocks start as the identity, the head as the uniform distribution
 
     def __post_init__(self):
         if self.width % self.n_head or (self.width // self.n_head) % 2:
-            raise ValueError(f"width {self.width} must split into {self.n_head} heads of an even size")
+            raise ValueError(
+                f"width {self.width} must split into {self.n_head} heads of an even size"
+            )
         if self.zero_init and not self.bare:
-            raise ValueError("zero_init needs bare=True: a head tied to the embedding cannot start at zero")
+            raise ValueError(
+                "zero_init needs bare=True: a head tied to the embedding cannot start at zero"
+            )
 
     @classmethod
     def gpt2(cls, **changes) -> GPTConfig:
         """The block of GPT-2 (Radford et al. 2019): none of the changes."""
-        return cls(**{**dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False), **changes})
+        return cls(
+            **{
+                **dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False),
+                **changes,
+            }
+        )
 
 
 def norm(x: Tensor) -> Tensor:
-    """Shift and scale each token's features to mean 0 and variance 1: LayerNorm (Ba et al. 2016) without gain and bias."""
+    """Shift and scale each token's features to mean 0 and variance 1.
+
+    LayerNorm (Ba et al. 2016) without gain and bias.
+    """
     return F.layer_norm(x, (x.size(-1),))
 
 
@@ -53,9 +65,10 @@ class Norm(nn.Module):
 
 
 def rotation_table(context: int, head_size: int, base: float = 10_000.0) -> Tensor:
-    r"""RoPE's rotations $e^{i t \theta_j}$ with $\theta_j = base^{-2j/hs}$ for every position t and feature pair j.
+    r"""RoPE's rotations $e^{i t \theta_j}$ for every position t and feature pair j.
 
-    Returns their real and imaginary parts, (context, hs/2, 2). Source: Su et al. 2021, equation 15.
+    Here $\theta_j = base^{-2j/hs}$. Returns their real and imaginary parts, (context, hs/2, 2).
+    Source: Su et al. 2021, equation 15.
     """
     theta = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)  # (hs/2,)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), theta)  # (context, hs/2)
@@ -65,7 +78,8 @@ def rotation_table(context: int, head_size: int, base: float = 10_000.0) -> Tens
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn each pair of neighbouring features by its position's angle.
 
-    x: (..., T, heads, hs); rotation: (..., T, hs/2, 2). Two features are one complex number, so a turn is one product.
+    x: (..., T, heads, hs); rotation: (..., T, hs/2, 2).
+    Two features are one complex number, so a turn is one product.
     """
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (..., T, heads, hs/2)
     turned = pairs * torch.view_as_complex(rotation).unsqueeze(-2)  # (..., T, heads, hs/2)
@@ -73,7 +87,10 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class ReluSquared(torch.autograd.Function):
-    """max(x, 0)^2 (So et al. 2021), with its derivative 2 max(x, 0) written out so that one tensor is kept, not two."""
+    """max(x, 0)^2 (So et al. 2021).
+
+    Its derivative 2 max(x, 0) is written out, so that one tensor is kept, not two.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -88,18 +105,21 @@ class ReluSquared(torch.autograd.Function):
 
 
 class KVCache:
-    """The keys and values of the tokens read so far, so that a new token costs one token's work.
+    """The keys and values of the tokens read so far, so that a new one costs one token's work.
 
-    Room for `length` tokens is set aside at once: per layer, keys and values of shape (B, nh, length, hs).
+    Room for `length` tokens is set aside at once: per layer, keys and values of shape
+    (B, nh, length, hs).
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, length: int, dtype: torch.dtype = torch.float32):
-        shape = (config.n_layer, 2, batch_size, config.n_head, length, config.width // config.n_head)
+    def __init__(self, config: GPTConfig, batch_size: int, length: int,
+                 dtype: torch.dtype = torch.float32):  # fmt: skip
+        shape = (config.n_layer, 2, batch_size, config.n_head, length,
+                 config.width // config.n_head)  # fmt: skip
         self.keys_values = torch.empty(shape, dtype=dtype)
         self.length = 0  # tokens read so far, the same in every layer
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's new keys and values (B, nh, T, hs); return all of that layer's so far."""
+        """Append one layer's new keys and values (B, nh, T, hs); return all its so far."""
         end = self.length + k.size(2)
         keys, values = self.keys_values[layer, 0], self.keys_values[layer, 1]
         keys[:, :, self.length : end] = k
@@ -116,7 +136,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=not config.bare)
         self.out = nn.Linear(config.width, config.width, bias=not config.bare)
 
-    def queries_keys_values(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(
+        self, x: Tensor, rotation: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Project (B, T, C) to queries, keys and values, (B, nh, T, hs) each."""
         qkv = self.qkv(x).unflatten(-1, (3 * self.n_head, -1))  # (B, T, 3 nh, hs)
         qk, v = qkv.split([2 * self.n_head, self.n_head], dim=2)
@@ -128,13 +150,17 @@ class Attention(nn.Module):
         q, k = qk.transpose(1, 2).chunk(2, dim=1)  # (B, nh, T, hs)
         return q, k, v.transpose(1, 2)
 
-    def forward(self, x: Tensor, rotation: Tensor | None, allowed: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, allowed: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         q, k, v = self.queries_keys_values(x, rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, nh, S, hs)
         # Mix the values of the tokens that each token may look at
         causal = allowed is None and q.size(2) > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)  # (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=allowed, is_causal=causal
+        )  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
@@ -154,7 +180,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each reading a normed copy of the residual stream and adding to it."""
+    """Attention, then MLP, each reading a normed copy of the residual stream, adding to it."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -163,7 +189,9 @@ class Block(nn.Module):
         self.mlp_norm = Norm() if config.bare else nn.LayerNorm(config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Tensor | None, allowed: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, allowed: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation, allowed, cache)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -195,16 +223,22 @@ class GPT(nn.Module):
         """Return the final hidden states (B, T, C) of tokens (B, T).
 
         positions: (T,) or (B, T), counted on from the cache's length unless given.
-        allowed: (B, 1, T, S), True where a token may look; causal unless given. Padding on the left needs both
-        (`sampling.left_pad`); padding on the right needs neither, since no real token looks to its right.
+        allowed: (B, 1, T, S), True where a token may look; causal unless given.
+        Padding on the left needs both (`sampling.left_pad`); padding on the right needs
+        neither, since no real token looks to its right.
         Raises ValueError when the sequence is longer than the context.
         """
         start = 0 if cache is None else cache.length
         end = start + tokens.size(1)
         if end > self.config.context:
-            raise ValueError(f"{end} tokens do not fit into the context of {self.config.context}: shorten the text")
+            raise ValueError(
+                f"{end} tokens do not fit into the context of {self.config.context}: "
+                "shorten the text"
+            )
         if start and tokens.size(1) > 1 and allowed is None:
-            raise ValueError("several tokens after a filled cache need an explicit `allowed` mask")
+            raise ValueError(
+                "several tokens after a filled cache need an explicit `allowed` mask"
+            )
         positions = torch.arange(start, end) if positions is None else positions
         # Embed the tokens
         x = self.embedding(tokens)  # (B, T, C)
@@ -226,13 +260,19 @@ class GPT(nn.Module):
         allowed: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Return the logits (B, T, V) of the token that follows each of tokens (B, T); arguments as in `hidden`."""
+        """Return the logits (B, T, V) of the token that follows each of tokens (B, T).
+
+        Arguments as in `hidden`.
+        """
         return self.head(self.hidden(tokens, positions, allowed, cache))  # (B, T, V)
 
 
 @torch.no_grad()
 def initialise(model: GPT, generator: torch.Generator | None = None) -> None:
-    """Fill a new model's weights: GPT-2's small normals, or, where `bare`, normals that keep the variance of their input."""
+    """Fill a new model's weights with normals.
+
+    GPT-2's small ones, or, where `bare`, ones that keep the variance of their input.
+    """
     config = model.config
     for name, parameter in model.named_parameters():
         writes_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
@@ -259,7 +299,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def attention_maps(model: GPT, tokens: Tensor) -> Tensor:
-    """How much each token looks at each earlier one: (n_layer, B, nh, T, T), rows summing to 1."""
+    """How much each token looks at each earlier one: (n_layer, B, nh, T, T), rows sum to 1."""
     maps, T = [], tokens.size(1)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
 

@@ -1,4 +1,4 @@
-"""What the chapters use to show things: source code, progress, figures, tables of samples, and executed checks."""
+"""What the chapters use to show things: source, progress, figures, samples, executed checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 GREY = "#7f868e"  # reads on white and on black
-BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d8"  # Okabe & Ito 2008
+# Tell lines apart by the colours of Okabe & Ito 2008
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d8"
+)  # fmt: skip
 
 
 class Listing:
@@ -28,14 +31,16 @@ class Listing:
 
 def show_source(*objects) -> Listing:
     """The source of functions and classes, exactly as the package runs it."""
-    return Listing("\n\n\n".join(textwrap.dedent(inspect.getsource(obj)).rstrip() for obj in objects))
+    return Listing(
+        "\n\n\n".join(textwrap.dedent(inspect.getsource(obj)).rstrip() for obj in objects)
+    )
 
 
 def progress(iterable: Iterable, total: int | None = None, desc: str = "training") -> Iterable:
     """A progress bar for the one who waits: in a notebook or terminal, and never in a page.
 
-    ipykernel copies all that is written to standard error into the page, so while the book is built the bar goes to
-    the terminal that ipykernel has put aside.
+    ipykernel copies all that is written to standard error into the page, so while the book is
+    built the bar goes to the terminal that ipykernel has put aside.
     """
     from tqdm import tqdm
 
@@ -49,12 +54,16 @@ def progress(iterable: Iterable, total: int | None = None, desc: str = "training
 
 
 def setup_figures() -> None:
-    """Make figures that read in light and dark and are the same bytes from run to run: SVG, transparent, grey text."""
+    """Make figures that read in light and dark and are the same bytes from run to run.
+
+    SVG, transparent, grey text.
+    """
     import matplotlib.pyplot as plt
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("svg", metadata={"Date": None})
-    grey = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    grey = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor",
+            "xtick.color", "ytick.color")  # fmt: skip
     clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     plt.rcParams.update({name: GREY for name in grey} | {name: "none" for name in clear})
     plt.rcParams.update(
@@ -73,7 +82,7 @@ def setup_figures() -> None:
 
 
 def record(**values: object) -> None:
-    """Glue values into the page's prose, by name; outside the book's build this does nothing."""
+    """Glue values into the page's prose, by name; outside the book's build, do nothing."""
     try:
         from myst_nb import glue
     except ImportError:
@@ -85,19 +94,32 @@ def record(**values: object) -> None:
 class Table:
     """Rows of text as a table, every cell escaped; line breaks in a cell are kept."""
 
-    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = ""):
-        self.header, self.rows, self.caption = header, [[str(cell) for cell in row] for row in rows], caption
+    def __init__(
+        self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = ""
+    ):
+        self.header, self.rows, self.caption = (
+            header, [[str(cell) for cell in row] for row in rows], caption
+        )  # fmt: skip
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.header)
         body = "".join(
-            "<tr>" + "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row) + "</tr>" for row in self.rows
+            "<tr>"
+            + "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row)
+            + "</tr>"
+            for row in self.rows
         )
-        return f'<table class="table samples">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        return (
+            f'<table class="table samples">{caption}<thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table>"
+        )
 
     def __repr__(self) -> str:
-        return "\n".join(" | ".join(cell.replace("\n", " / ") for cell in row) for row in [list(self.header), *self.rows])
+        return "\n".join(
+            " | ".join(cell.replace("\n", " / ") for cell in row)
+            for row in [list(self.header), *self.rows]
+        )
 
 
 class CheckFailed(AssertionError):
@@ -114,7 +136,10 @@ COMPARISONS = {
 
 
 def verify(*claims: tuple[str, float, str, float]) -> Table:
-    """Check claims (sentence, measured value, comparison, bar); show them, or raise CheckFailed naming those that fail."""
+    """Check claims (sentence, measured value, comparison, bar), and show them.
+
+    Raises CheckFailed, naming those that fail.
+    """
     held = [COMPARISONS[comparison](value, bar) for _, value, comparison, bar in claims]
     rows = [
         (sentence, f"{value:.4g}", f"{comparison} {bar:g}", "✓ holds" if holds else "✗ FAILS")

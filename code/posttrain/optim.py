@@ -1,12 +1,12 @@
-"""Muon for the matrices inside the blocks, AdamW for everything else, and one learning-rate schedule for both."""
+"""The optimisers: Muon for the matrices inside the blocks, AdamW for everything else."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# The polynomials a x + b x^3 + c x^5 that best flatten singular values to 1, one per iteration: Amsel et al. 2025,
-# "The Polar Express", with its safety factor 1.01 worked in
+# The polynomials a x + b x^3 + c x^5 that best flatten singular values to 1, one per iteration:
+# Amsel et al. 2025, "The Polar Express", with its safety factor 1.01 worked in
 POLAR_EXPRESS = (
     (8.2051, -22.9019, 16.4607),
     (4.0664, -2.8612, 0.5184),
@@ -17,10 +17,11 @@ POLAR_EXPRESS = (
 
 
 def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
-    r"""Replace each matrix $U S V^\top$ by nearly $U V^\top$: same directions, all singular values near 1.
+    r"""Replace each matrix $U S V^\top$ by nearly $U V^\top$: all singular values near 1.
 
-    matrices: (P, m, n), all P worked on at once. `steps` iterations of $X \to aX + b(XX^\top)X + c(XX^\top)^2X$
-    do it with matrix products alone. Source: Jordan et al. 2024 (Muon), with the coefficients of Amsel et al. 2025.
+    The directions stay. matrices: (P, m, n), all P worked on at once. `steps` iterations of
+    $X \to aX + b(XX^\top)X + c(XX^\top)^2X$ do it with matrix products alone.
+    Source: Jordan et al. 2024 (Muon), with the coefficients of Amsel et al. 2025.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     X = matrices.mT if tall else matrices
@@ -34,13 +35,14 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: every update moves all directions of a weight matrix by the same amount.
+    """Momentum, orthogonalised: every update moves all directions of a weight matrix alike.
 
-    For 2-d weights only. A weight of shape (3n, n) is query, key and value on top of each other: three matrices.
-    Source: Jordan et al. 2024.
+    For 2-d weights only. A weight of shape (3n, n) is query, key and value on top of each
+    other: three matrices. Source: Jordan et al. 2024.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float = 0.01, momentum: float = 0.95, steps: int = 3):
+    def __init__(self, parameters: list[nn.Parameter], lr: float = 0.01,
+                 momentum: float = 0.95, steps: int = 3):  # fmt: skip
         super().__init__(parameters, dict(lr=lr, momentum=momentum, steps=steps))
 
     @torch.no_grad()
@@ -70,11 +72,13 @@ class Muon(torch.optim.Optimizer):
         m, n = direction.shape[1:]
         squares = direction.view(-1, n, n) if m == 3 * n else direction
         squares = orthogonalise(squares, group["steps"]) * max(1, squares.size(1) / n) ** 0.5
-        torch._foreach_add_(parameters, list(squares.reshape(direction.shape)), alpha=-group["lr"])
+        torch._foreach_add_(
+            parameters, list(squares.reshape(direction.shape)), alpha=-group["lr"]
+        )
 
 
 def adamw(groups: list[dict], **options) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), its step in one kernel where this PyTorch has that for the CPU."""
+    """AdamW (Loshchilov & Hutter 2019), in one kernel where PyTorch has that for the CPU."""
     try:
         return torch.optim.AdamW(groups, fused=True, **options)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Pre-training: batches of plain text, the training loop, and the loss on text never trained on."""
+"""Pre-training: batches of plain text, the training loop, and the loss on unseen text."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class PretrainConfig:
     steps: int = 4000  # optimiser steps
     batch_size: int = 4  # B, sequences per step
     sequence_length: int = 256  # T, tokens per sequence
-    muon: bool = True  # Muon for the matrices inside the blocks; AdamW for all parameters otherwise
+    muon: bool = True  # Muon for the matrices inside the blocks; AdamW for everything otherwise
     muon_lr: float = 0.01
-    adamw_lr: float = 6e-3  # for the head, three times that for the embedding; for everything without Muon
+    adamw_lr: float = 6e-3  # for the head, thrice that for the embedding; without Muon, for all
     weight_decay: float = 0.0  # AdamW's, on matrices
     warmup: float = 0.0  # share of the steps over which the rates rise from 0
     cooldown: float = 0.6  # share of the steps, at the end, over which they fall to 0
-    evaluations: int = 12  # how often the validation loss is measured on the way, at equal distances
+    evaluations: int = 12  # how often the validation loss is measured, at equal distances
     seed: int = 0
 
     @property
@@ -46,8 +46,10 @@ def encode_split(corpus: Corpus) -> tuple[Tensor, Tensor]:
     return torch.tensor(encode(corpus.train)), torch.tensor(encode(corpus.validation))
 
 
-def random_batch(data: Tensor, batch_size: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random excerpts of data and, for each token, the one that follows it: inputs and targets, (B, T) each."""
+def random_batch(
+    data: Tensor, batch_size: int, length: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random excerpts of data, and the token after each token: inputs and targets (B, T)."""
     starts = torch.randint(len(data) - length, (batch_size, 1), generator=generator)  # (B, 1)
     excerpts = data[starts + torch.arange(length + 1)]  # (B, T + 1)
     return excerpts[:, :-1], excerpts[:, 1:]
@@ -60,10 +62,13 @@ def next_token_loss(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, data: Tensor, length: int | None = None, windows: int | None = None) -> float:
-    """Nats per character over data, cut into windows that do not overlap (a last, shorter one is dropped).
+def validation_loss(
+    model: GPT, data: Tensor, length: int | None = None, windows: int | None = None
+) -> float:
+    """Nats per character over data, in windows that do not overlap (but for a short last one).
 
-    length: tokens per window, the model's context unless given. windows: how many, spread evenly; all unless given.
+    length: tokens per window, the model's context unless given.
+    windows: how many of them, spread evenly; all unless given.
     """
     length = length or model.config.context
     starts = torch.arange(0, len(data) - length, length)
@@ -77,20 +82,22 @@ def validation_loss(model: GPT, data: Tensor, length: int | None = None, windows
 
 
 def build_optimizers(model: GPT, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for everything."""
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all."""
     inside = [parameter for parameter in model.blocks.parameters() if parameter.dim() == 2]
     chosen = {id(parameter) for parameter in [*inside, model.head.weight]}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     head = [model.head.weight]
     if config.muon:
         rest = [dict(params=head), dict(params=others, lr=3 * config.adamw_lr)]
-        return [Muon(inside, lr=config.muon_lr), adamw(rest, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)]
-    groups = [dict(params=inside, weight_decay=config.weight_decay), dict(params=head + others, weight_decay=0.0)]
+        options = dict(lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
+        return [Muon(inside, lr=config.muon_lr), adamw(rest, **options)]
+    decayed = dict(params=inside, weight_decay=config.weight_decay)
+    groups = [decayed, dict(params=head + others, weight_decay=0.0)]
     return [adamw(groups, lr=config.adamw_lr, betas=(0.9, 0.99))]
 
 
 def learning_rate_scale(step: int, config: PretrainConfig) -> float:
-    """What the learning rates are multiplied by: a straight rise, a plateau, a straight fall to 0."""
+    """The factor of the learning rates: a straight rise, a plateau, a straight fall to 0."""
     rise = (step + 1) / (config.warmup * config.steps) if config.warmup else 1.0
     fall = (config.steps - step) / (config.cooldown * config.steps) if config.cooldown else 1.0
     return min(1.0, rise, fall)
@@ -98,7 +105,7 @@ def learning_rate_scale(step: int, config: PretrainConfig) -> float:
 
 def training_steps(model: GPT, data: Tensor, config: PretrainConfig) -> Iterator[Tensor]:
     """Train the model in place; after each step, yield that batch's loss (before the step)."""
-    # Round numbers below 1e-38 to 0: the momentum of units that never fire decays that far, and there a CPU crawls
+    # Round numbers below 1e-38 to 0, where CPUs crawl: the momentum of idle units decays so far
     torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     optimizers = build_optimizers(model, config)
@@ -108,8 +115,8 @@ def training_steps(model: GPT, data: Tensor, config: PretrainConfig) -> Iterator
         # Set the rates, measure the loss, follow its gradient
         for group, peak in zip(groups, peaks):
             group["lr"] = peak * learning_rate_scale(step, config)
-        inputs, targets = random_batch(data, config.batch_size, config.sequence_length, generator)
-        loss = next_token_loss(model, inputs, targets)
+        batch = random_batch(data, config.batch_size, config.sequence_length, generator)
+        loss = next_token_loss(model, *batch)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -124,24 +131,29 @@ def pretrain(
     progress: Callable = lambda steps, total: steps,
     stop_at: float | None = None,
 ) -> tuple[GPT, dict]:
-    """Train a new model; return it and its history: lists `step`, `tokens`, `seconds`, `train`, `validation`.
+    """Train a new model; return it and its history.
 
-    Seconds count training alone, not the measuring. `train` is the mean batch loss since the entry before. The
-    validation losses on the way are over 16,384 characters; `final_validation` is over the whole split, both in nats per
-    character. Training ends early once the validation loss is at most `stop_at`.
+    The history has lists `step`, `tokens`, `seconds` (of training, not of measuring), `train`
+    (the mean batch loss since the entry before) and `validation` (over 16,384 characters), and
+    `final_validation`, over the whole split; losses in nats per character. Training ends early
+    once the validation loss is at most `stop_at`.
     """
     model = GPT(config.model, torch.Generator().manual_seed(config.seed))
     history = {name: [] for name in ("step", "tokens", "seconds", "train", "validation")}
-    entries = {round(config.steps * i / config.evaluations) for i in range(1, config.evaluations + 1)}
+    spacing = config.steps / config.evaluations
+    entries = {round(spacing * i) for i in range(1, config.evaluations + 1)}
     total, since, seconds, started = 0.0, 0, 0.0, time.perf_counter()
-    for step, loss in enumerate(progress(training_steps(model, training, config), total=config.steps), start=1):
+    steps = progress(training_steps(model, training, config), total=config.steps)
+    for step, loss in enumerate(steps, start=1):
         total, since = total + loss, since + 1
         if step not in entries:
             continue
         seconds += time.perf_counter() - started
-        measured = validation_loss(model, validation, config.sequence_length, 16_384 // config.sequence_length)
-        row = (step, step * config.batch_size * config.sequence_length, seconds, float(total) / since)
-        for name, value in zip(history, (*row, measured)):
+        length = config.sequence_length
+        measured = validation_loss(model, validation, length, windows=16_384 // length)
+        tokens = step * config.batch_size * length
+        entry = (step, tokens, seconds, float(total) / since, measured)
+        for name, value in zip(history, entry):
             history[name].append(value)
         total, since, started = 0.0, 0, time.perf_counter()
         if stop_at is not None and measured <= stop_at:
@@ -151,8 +163,9 @@ def pretrain(
 
 
 def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
-    """From GPT-2's block to this book's, one change at a time, each run keeping the changes before it."""
-    rungs, changes = {}, dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False)
+    """From GPT-2's block to this book's, each run with one change more than the one before."""
+    rungs = {}
+    switches = dict.fromkeys(("rope", "qk_norm", "relu2", "bare", "zero_init"), False)
     for rung, change in [
         ("GPT-2 block, AdamW", None),
         ("+ RoPE", "rope"),
@@ -161,16 +174,27 @@ def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
         ("+ bare layers", "bare"),
         ("+ zero init", "zero_init"),
     ]:
-        changes |= {change: True} if change else {}
-        model = GPTConfig(**changes)
-        rate = 4e-3 if change else 2e-3
-        rungs[rung] = PretrainConfig(model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05)
+        switches |= {change: True} if change else {}
+        model, rate = GPTConfig(**switches), 4e-3 if change else 2e-3
+        rungs[rung] = PretrainConfig(
+            model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05
+        )
     rungs["+ Muon"] = PretrainConfig(steps=steps)
     return rungs
 
 
+def taken_away(steps: int = 300) -> dict[str, PretrainConfig]:
+    """This book's model and optimiser with one of the changes since GPT-2 taken back."""
+    return {
+        "without RoPE": PretrainConfig(GPTConfig(rope=False), steps),
+        "without QK-norm": PretrainConfig(GPTConfig(qk_norm=False), steps),
+        "without ReLU²": PretrainConfig(GPTConfig(relu2=False), steps),
+        "without zero init": PretrainConfig(GPTConfig(zero_init=False), steps),
+    }
+
+
 def nanogpt_recipe() -> PretrainConfig:
-    """nanoGPT's recipe for a laptop CPU (its README): GPT-2 blocks, AdamW, 2,000 steps of 12 sequences of 64 tokens."""
+    """nanoGPT's recipe for a laptop CPU (its README): GPT-2 blocks, AdamW, small steps."""
     return PretrainConfig(
         GPTConfig.gpt2(context=64, n_head=4),
         steps=2000,
@@ -185,17 +209,23 @@ def nanogpt_recipe() -> PretrainConfig:
     )
 
 
-def stage_of(name: str, config: PretrainConfig, corpus: Corpus, progress: Callable | None = None) -> store.Stage:
-    """The stored result of `pretrain` for this config and corpus, trained first if there is none."""
+def stage_of(
+    name: str, config: PretrainConfig, corpus: Corpus, progress: Callable | None = None
+) -> store.Stage:
+    """The stored result of `pretrain` for this config and corpus, trained if there is none."""
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        model, history = pretrain(config, *encode_split(corpus), *([progress] if progress else []))
+        options = dict(progress=progress) if progress else {}
+        model, history = pretrain(config, *encode_split(corpus), **options)
         return model.state_dict(), history
 
-    return store.obtain(name, dict(config=asdict(config), corpus=corpus.sha256), train, source=__name__)
+    inputs = dict(config=asdict(config), corpus=corpus.sha256)
+    return store.obtain(name, inputs, train, source=__name__)
 
 
-def base_model(corpus: Corpus, config: PretrainConfig | None = None, progress: Callable | None = None) -> tuple[GPT, dict]:
+def base_model(
+    corpus: Corpus, config: PretrainConfig | None = None, progress: Callable | None = None
+) -> tuple[GPT, dict]:
     """The base model that every later chapter starts from, and the history of its training."""
     config = config or PretrainConfig()
     stage = stage_of("base", config, corpus, progress)

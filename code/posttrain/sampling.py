@@ -14,8 +14,9 @@ from posttrain.gpt import GPT, KVCache
 class Samples:
     """What `generate` returns: N new tokens for each of B prompts.
 
-    tokens (B, N) int64; mask (B, N), True up to and including the stop token; logprobs (B, N), log-probability of
-    each token under the distribution it was drawn from, in nats, 0 where the mask is False.
+    tokens (B, N) int64; mask (B, N), True up to and including the stop token; logprobs (B, N),
+    log-probability of each token under the distribution it was drawn from, in nats, 0 where the
+    mask is False.
     """
 
     tokens: Tensor
@@ -28,24 +29,36 @@ class Samples:
 
 
 def left_pad(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Stack prompts so that all end in the last column: tokens (B, T), and mask (B, T), False on the padding."""
+    """Stack prompts so that all end in the last column: tokens (B, T), and mask (B, T).
+
+    The mask is False on the padding.
+    """
     if not prompts or not all(len(prompt) for prompt in prompts):
-        raise ValueError("an empty prompt leaves nothing to continue: give each prompt at least one token")
+        raise ValueError(
+            "an empty prompt leaves nothing to continue: give each prompt at least one token"
+        )
     width = max(len(prompt) for prompt in prompts)
-    tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])  # (B, T)
+    tokens = torch.tensor(
+        [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    )  # (B, T)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return tokens, torch.arange(width) >= width - lengths[:, None]
 
 
 def visible(mask: Tensor) -> Tensor:
-    """Which token may look at which: (B, 1, T, T), True for a real token at or before it, and always for itself."""
+    """Which token may look at which: (B, 1, T, T).
+
+    True for a real token at or before it, and always for itself.
+    """
     T = mask.size(1)
     causal = torch.ones(T, T, dtype=torch.bool).tril()
     allowed = causal & (mask[:, None, :] | torch.eye(T, dtype=torch.bool))  # (B, T, T)
     return allowed[:, None]
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
     """Draw one token per row of logits (B, V): tokens (B,) and their log-probabilities (B,).
 
     Temperature 0 takes the likeliest token, and reports its log-probability at temperature 1.
@@ -72,17 +85,21 @@ def generate(
 ) -> Samples:
     """Continue every prompt by up to max_new_tokens tokens, ending a row at its `stop` token.
 
-    Randomness comes from `generator` alone. Nothing is cut from the distribution (no top-k, no top-p).
-    Raises ValueError for an empty prompt, a negative temperature, or what does not fit into the context.
+    Randomness comes from `generator` alone. Nothing is cut from the distribution (no top-k, no
+    top-p). Raises ValueError for an empty prompt, a negative temperature, or what does not fit
+    into the context.
     """
     if temperature < 0:
-        raise ValueError(f"temperature {temperature} is negative: use 0 for the likeliest token, 1 for the model's own odds")
+        raise ValueError(
+            f"temperature {temperature} is negative: use 0 for the likeliest token, "
+            "1 for the model's own odds"
+        )
     tokens, mask = left_pad(prompts)
     (B, T), length = tokens.shape, tokens.size(1) + max_new_tokens
     if length > model.config.context + 1:
         raise ValueError(
-            f"a prompt of {T} tokens and {max_new_tokens} new ones do not fit into the context of "
-            f"{model.config.context}: shorten the prompt or ask for fewer tokens"
+            f"a prompt of {T} tokens and {max_new_tokens} new ones do not fit into the context "
+            f"of {model.config.context}: shorten the prompt or ask for fewer tokens"
         )
     # Work out once where each token stands and which columns hold padding
     padded = not bool(mask.all())
@@ -103,9 +120,9 @@ def generate(
             alive = alive & (token != stop)
             if not alive.any():
                 break
-        # Read it, looking back through the cache
+        # Read it, looking back through the cache, for the next logits (B, V)
         if t < length - 1:
             allowed = mask[:, None, None, : t + 1] if padded else None
-            logits = model(token[:, None], positions[..., t : t + 1], allowed, cache)[:, -1]  # (B, V)
+            logits = model(token[:, None], positions[..., t : t + 1], allowed, cache)[:, -1]
     kept = torch.stack(still, dim=1)  # (B, N)
     return Samples(torch.stack(drawn, dim=1), kept, torch.stack(logprobs_drawn, dim=1) * kept)

@@ -1,8 +1,8 @@
-"""Trained stages on disk: each is trained once, found again by what it depends on, and never half-written.
+"""Trained stages on disk: each trained once, found by what it depends on, never half-written.
 
-A stage is two files in the stages folder: `NAME-KEY.safetensors` (the weights) and `NAME-KEY.json` (its history, and
-the checksum of the weights). The JSON is written last: where it is missing or does not match, there is no stage.
-Nothing is ever unpickled.
+A stage is two files in the stages folder: `NAME-KEY.safetensors` (the weights) and
+`NAME-KEY.json` (its history, and the checksum of the weights). The JSON is written last: where
+it is missing or does not match, there is no stage. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("posttrain")
 
 @dataclass(frozen=True)
 class Stage:
-    """A trained stage: weights by parameter name, the history of its training, and the key it is stored under."""
+    """A trained stage: weights by parameter name, its training's history, its key."""
 
     name: str
     key: str
@@ -51,7 +51,7 @@ def stages_folder() -> Path:
 
 
 def imported_modules(module: str) -> set[str]:
-    """The modules of this package that a module of it imports, directly or through others, itself included."""
+    """The modules of this package that a module of it imports, at any depth, and itself."""
     found, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
@@ -62,7 +62,10 @@ def imported_modules(module: str) -> set[str]:
             if isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                waiting += [
+                    node.module,
+                    *(f"{node.module}.{alias.name}" for alias in node.names),
+                ]
     return found
 
 
@@ -76,31 +79,43 @@ def module_file(name: str) -> Path | None:
 
 
 def source_hash(module: str) -> str:
-    """A hash of the code that a module runs: its source and that of what it imports here, comments and docstrings aside."""
+    """A hash of the code that a module runs: its source and that of what it imports here.
+
+    Comments and docstrings do not count.
+    """
     digest = hashlib.sha256()
     for name in sorted(imported_modules(module)):
         tree = ast.parse(module_file(name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             # Drop docstrings, so that a better sentence does not retrain a model
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            if (
+                isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+                and ast.get_docstring(node) is not None
+            ):
                 node.body = node.body[1:]
         digest.update(f"{name}\0{ast.dump(tree)}\0".encode())
     return digest.hexdigest()
 
 
 def stage_key(inputs: dict, source: str) -> str:
-    """What a stage is found by: its inputs (anything JSON can hold), the code it runs, and PyTorch's version."""
+    """What a stage is found by: its inputs, the code it runs, and PyTorch's version.
+
+    The inputs are anything JSON can hold.
+    """
     parts = [json.dumps(inputs, sort_keys=True), source_hash(source), torch.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def obtain(name: str, inputs: dict, train: Callable[[], tuple[dict[str, Tensor], dict]], *, source: str) -> Stage:
+def obtain(
+    name: str, inputs: dict, train: Callable[[], tuple[dict[str, Tensor], dict]], *, source: str
+) -> Stage:
     """Return the stored stage for these inputs, or train and store it.
 
-    train() returns weights and history (which JSON must be able to hold). source names the module whose code it runs.
-    Two processes that want one stage take turns: the second finds what the first has stored. A damaged stage is
-    trained again, with a warning. Where the disk is full or read-only, the trained stage is returned all the same,
-    with a warning that it was not kept.
+    train() returns weights and history (which JSON must be able to hold). source names the
+    module whose code it runs. Two processes that want one stage take turns: the second finds
+    what the first has stored. A damaged stage is trained again, with a warning. Where the disk
+    is full or read-only, the trained stage is returned all the same, with a warning that it was
+    not kept.
     """
     key = stage_key(inputs, source)
     folder = stages_folder()
@@ -113,24 +128,34 @@ def obtain(name: str, inputs: dict, train: Callable[[], tuple[dict[str, Tensor],
             if base.with_suffix(".json").exists():
                 return Stage(name, key, *read(base))
         except (DamagedStageError, OSError) as error:
-            log.warning("The stored stage %s is damaged (%s): training it again.", base.name, error)
+            log.warning(
+                "The stored stage %s is damaged (%s): training it again.", base.name, error
+            )
         weights, history = train()
-        # Keep what a later run will read: tensors that share no memory, a history that has been through JSON
-        weights = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+        # Keep what a later run will read: tensors that share no memory, a history out of JSON
+        weights = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in weights.items()
+        }
         history = json.loads(json.dumps(history))
         try:
             write(base, weights, history)
         except OSError as error:
             log.warning(
-                "The trained stage %s could not be kept (%s): the next run trains it again. Free some space, or set "
-                "POSTTRAIN_STAGES to a folder that can be written.", base.name, error.strerror or error
-            )  # fmt: skip
+                "The trained stage %s could not be kept (%s): the next run trains it again. "
+                "Free some space, or set POSTTRAIN_STAGES to a folder that can be written.",
+                base.name,
+                error.strerror or error,
+            )
         return Stage(name, key, weights, history)
 
 
 @contextmanager
 def lock(base: Path):
-    """Hold the stage's lock, which the operating system frees should the process die; none on a read-only disk."""
+    """Hold the stage's lock; none on a read-only disk.
+
+    The operating system frees it should the process die.
+    """
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(base.with_suffix(".lock"))
@@ -148,7 +173,10 @@ def lock(base: Path):
 
 
 def write(base: Path, weights: dict[str, Tensor], history: dict) -> None:
-    """Store the weights, then the JSON that makes them a stage. On any error nothing half-written stays."""
+    """Store the weights, then the JSON that makes them a stage.
+
+    On any error nothing half-written stays.
+    """
     data = safetensors.torch.save(weights)
     body = json.dumps(dict(history=history, weights_sha256=hashlib.sha256(data).hexdigest()))
     record = json.dumps(dict(sha256=hashlib.sha256(body.encode()).hexdigest(), body=body))
@@ -171,7 +199,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def read(base: Path) -> tuple[dict[str, Tensor], dict]:
-    """Read a stage's weights and history. Raises DamagedStageError where a checksum does not hold."""
+    """Read a stage's weights and history. Raises DamagedStageError where a checksum fails."""
     try:
         record = json.loads(base.with_suffix(".json").read_bytes())
         body = record["body"]
