@@ -16,7 +16,7 @@ import torch
 
 from posttrain.data import corpus
 from posttrain.gpt import GPT, GPTConfig, count_parameters
-from posttrain.pretrain import PretrainConfig, encode_split, nanogpt_recipe, pretrain, training_steps
+from posttrain.pretrain import PretrainConfig, encode_split, nanogpt_recipe, pretrain, sprint, training_steps
 from posttrain.sampling import generate
 
 TARGET = 1.88  # nats per character, from nanoGPT's README
@@ -49,10 +49,9 @@ def time_to_loss(pairs: int) -> None:
     nanoGPT's 2,000 steps end a little above 1.88 on this split, so its schedule is given 2,400.
     """
     training, validation = encode_split(corpus.load())
-    sprint = PretrainConfig(steps=250, muon_lr=0.03, adamw_lr=0.01, cooldown=0.9, evaluations=25)
     measured: dict[str, list[float]] = {"ours": [], "nanogpt": []}
     for seed in range(pairs):
-        for name, config in (("ours", sprint), ("nanogpt", replace(nanogpt_recipe(), steps=2400, evaluations=48))):
+        for name, config in (("ours", sprint()), ("nanogpt", replace(nanogpt_recipe(), steps=2400, evaluations=48))):
             _, history = pretrain(replace(config, seed=seed), training, validation, stop_at=TARGET)
             if history["validation"][-1] > TARGET:
                 print(f"(seed {seed}: {name} ends at {history['validation'][-1]:.3f}, not counted as reached)")

@@ -27,6 +27,7 @@ class PretrainConfig:
     sequence_length: int = 256  # T, tokens per sequence
     muon: bool = True  # Muon for the matrices inside the blocks; AdamW for everything otherwise
     muon_lr: float = 0.01
+    muon_momentum: float = 0.95
     adamw_lr: float = 6e-3  # for the head, thrice that for the embedding; without Muon, for all
     weight_decay: float = 0.0  # AdamW's, on matrices
     warmup: float = 0.0  # share of the steps over which the rates rise from 0
@@ -90,7 +91,8 @@ def build_optimizers(model: GPT, config: PretrainConfig) -> list[torch.optim.Opt
     if config.muon:
         rest = [dict(params=head), dict(params=others, lr=3 * config.adamw_lr)]
         options = dict(lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
-        return [Muon(inside, lr=config.muon_lr), adamw(rest, **options)]
+        muon = Muon(inside, lr=config.muon_lr, momentum=config.muon_momentum)
+        return [muon, adamw(rest, **options)]
     decayed = dict(params=inside, weight_decay=config.weight_decay)
     groups = [decayed, dict(params=head + others, weight_decay=0.0)]
     return [adamw(groups, lr=config.adamw_lr, betas=(0.9, 0.99))]
@@ -206,6 +208,18 @@ def nanogpt_recipe() -> PretrainConfig:
         warmup=0.05,
         cooldown=0.95,
         evaluations=40,
+    )
+
+
+def sprint() -> PretrainConfig:
+    """This book's recipe for seconds instead of minutes: higher rates, a shorter memory."""
+    return PretrainConfig(
+        steps=240,
+        muon_lr=0.03,
+        muon_momentum=0.9,
+        adamw_lr=0.01,
+        cooldown=0.8,
+        evaluations=24,
     )
 
 
