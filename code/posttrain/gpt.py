@@ -89,7 +89,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 class ReluSquared(torch.autograd.Function):
     """max(x, 0)^2 (So et al. 2021).
 
-    Its derivative 2 max(x, 0) is written out, so that one tensor is kept, not two.
+    Its derivative 2 max(x, 0) is written out: one tensor kept, and gone over once.
     """
 
     @staticmethod
