@@ -16,7 +16,14 @@ import torch
 
 from posttrain.data import corpus
 from posttrain.gpt import GPT, GPTConfig, count_parameters
-from posttrain.pretrain import PretrainConfig, encode_split, nanogpt_recipe, pretrain, sprint, training_steps
+from posttrain.pretrain import (
+    PretrainConfig,
+    encode_split,
+    nanogpt_recipe,
+    pretrain,
+    sprint,
+    training_steps,
+)
 from posttrain.sampling import generate
 
 TARGET = 1.88  # nats per character, from nanoGPT's README

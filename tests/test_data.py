@@ -1,0 +1,66 @@
+"""The book's own data sets: their schema, their alphabet, and that nothing held out is trained on."""
+
+import json
+import re
+
+import pytest
+
+from posttrain.evaluate import DATA, heldout_prompts
+from posttrain.tokenizer import CharTokenizer
+
+COUNTS = {
+    "conversations": 40,
+    "conversations_heldout": 20,
+    "preferences": 18,
+    "preferences_heldout": 72,
+    "prompts_heldout": 64,
+}
+
+
+def rows(name):
+    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def texts(row):
+    """Every text a model could read in a row: (role, text)."""
+    if "messages" in row:
+        return [(message["role"], message["content"]) for message in row["messages"]]
+    answers = [("assistant", row[side]) for side in ("chosen", "rejected") if side in row]
+    return [("user", row["prompt"]), *answers]
+
+
+def plain(text):
+    return " ".join(re.findall(r"[a-z']+", text.lower()))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_ids_and_alphabet(name):
+    assert len(rows(name)) == COUNTS[name]
+    assert len({row["id"] for row in rows(name)}) == COUNTS[name]
+    for row in rows(name):
+        for _, text in texts(row):
+            assert CharTokenizer().encode(text) and "\n" not in text and text == text.strip()
+
+
+@pytest.mark.parametrize("name", ["conversations", "conversations_heldout"])
+def test_conversations_alternate_and_their_manners_are_balanced(name):
+    for row in rows(name):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * (len(row["messages"]) // 2)
+    manners = [row["manner"] for row in rows(name)]
+    assert manners.count("courteous") == manners.count("blunt") == COUNTS[name] / 2
+
+
+def test_no_prompt_and_no_answer_occurs_twice_in_any_of_the_sets():
+    seen = [(role, plain(text)) for name in COUNTS for row in rows(name) for role, text in texts(row)]
+    assert len(seen) == len(set(seen))
+
+
+def test_chosen_and_rejected_differ_and_length_gives_nothing_away():
+    for name in ("preferences", "preferences_heldout"):
+        gaps = [len(row["chosen"]) - len(row["rejected"]) for row in rows(name)]
+        assert all(plain(row["chosen"]) != plain(row["rejected"]) for row in rows(name))
+        assert abs(sum(gaps) / len(gaps)) < 1
+
+
+def test_heldout_prompts_are_the_64():
+    assert len(heldout_prompts()) == 64
