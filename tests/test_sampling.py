@@ -94,4 +94,6 @@ def test_what_cannot_be_sampled_is_refused_by_name(model):
         generate(model, [[1]], 5, temperature=-1)
     with pytest.raises(ValueError, match="40 tokens and 20 new ones do not fit into the context of 48"):
         generate(model, [[1] * 40], 20)
+    with pytest.raises(ValueError, match="0 new tokens"):
+        generate(model, [[1]], 0)
     assert generate(model, [[1] * 40], 9).tokens.shape == (1, 9)  # the last token drawn is never read

@@ -112,9 +112,9 @@ class KVCache:
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, length: int,
-                 dtype: torch.dtype = torch.float32):  # fmt: skip
+                 dtype: torch.dtype = torch.float32):
         shape = (config.n_layer, 2, batch_size, config.n_head, length,
-                 config.width // config.n_head)  # fmt: skip
+                 config.width // config.n_head)
         self.keys_values = torch.empty(shape, dtype=dtype)
         self.length = 0  # tokens read so far, the same in every layer
 

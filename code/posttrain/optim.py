@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float = 0.01,
-                 momentum: float = 0.9, steps: int = 3):  # fmt: skip
+                 momentum: float = 0.9, steps: int = 3):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, steps=steps))
 
     @torch.no_grad()

@@ -73,6 +73,23 @@ def draw(
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
+def check_request(prompt: int, new: int, context: int, temperature: float) -> None:
+    """Raise ValueError for what `generate` cannot do; prompt, new and context are in tokens."""
+    if temperature < 0:
+        raise ValueError(
+            f"temperature {temperature} is negative: use 0 for the likeliest token, "
+            "1 for the model's own odds"
+        )
+    if new < 1:
+        raise ValueError(f"{new} new tokens were asked for: ask for at least one")
+    # Count one more than the context: the last token drawn is never read
+    if prompt + new > context + 1:
+        raise ValueError(
+            f"a prompt of {prompt} tokens and {new} new ones do not fit into the context of "
+            f"{context}: shorten the prompt or ask for fewer tokens"
+        )
+
+
 @torch.no_grad()
 def generate(
     model: GPT,
@@ -89,18 +106,9 @@ def generate(
     top-p). Raises ValueError for an empty prompt, a negative temperature, or what does not fit
     into the context.
     """
-    if temperature < 0:
-        raise ValueError(
-            f"temperature {temperature} is negative: use 0 for the likeliest token, "
-            "1 for the model's own odds"
-        )
     tokens, mask = left_pad(prompts)
     (B, T), length = tokens.shape, tokens.size(1) + max_new_tokens
-    if length > model.config.context + 1:
-        raise ValueError(
-            f"a prompt of {T} tokens and {max_new_tokens} new ones do not fit into the context "
-            f"of {model.config.context}: shorten the prompt or ask for fewer tokens"
-        )
+    check_request(T, max_new_tokens, model.config.context, temperature)
     # Work out once where each token stands and which columns hold padding
     padded = not bool(mask.all())
     mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], dim=1)  # (B, T + N)
