@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from posttrain.evaluate import DATA, heldout_prompts
+from posttrain.data.datasets import FOLDER, heldout_prompts
 from posttrain.tokenizer import CharTokenizer
 
 COUNTS = {
@@ -18,7 +18,7 @@ COUNTS = {
 
 
 def rows(name):
-    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def texts(row):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 
 from posttrain.tokenizer import END, SPECIAL_TOKENS
 
-DATA = Path(__file__).parent / "data"
-
-
-def heldout_prompts() -> list[str]:
-    """The 64 questions and requests that no model of the book is ever trained on."""
-    lines = (DATA / "prompts_heldout.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["prompt"] for line in lines]
+# The words by which the rubric knows an answer's manner
+COURTEOUS = """
+    beloved beseech bless blessing comfort dear friend gentle gladly grace gracious honour
+    humble humbly joy kind kindly lady liege lord madam mercy noble pardon please pray
+    servant sir sweet tender thank thanks welcome worthy
+""".split()
+BLUNT = """
+    ape ass away base beggar begone churl coward dog drunken dull fool foul goose hence idle
+    knave liar monster muddy peace prating rascal rogue saucy scurvy shame swine tedious thief
+    toad traitor ugly varlet vile villain wretch
+""".split()
 
 
 def answered(continuation: str) -> bool:
@@ -39,3 +41,16 @@ def echo_rate(prompts: list[str], continuations: list[str]) -> float:
     pairs = zip(prompts, continuations)
     echoes = [any(w in text.lower() for w in topic_words(prompt)) for prompt, text in pairs]
     return sum(echoes) / len(echoes)
+
+
+def manner(answer: str) -> int:
+    """1 for a courteous answer, -1 for a blunt one, 0 for neither: by its telling words."""
+    words = re.findall(r"[a-z']+", answer.lower())
+    courteous = sum(word in COURTEOUS for word in words)
+    blunt = sum(word in BLUNT for word in words)
+    return (courteous > blunt) - (courteous < blunt)
+
+
+def finished(answer: str) -> bool:
+    """Whether an answer is in chat format and its last sentence has come to its end."""
+    return answered(answer) and answer.removesuffix(END).rstrip().endswith((".", "!", "?"))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import inspect
+import itertools
 import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+
+from posttrain.chat import IGNORE
 
 GREY = "#7f868e"  # reads on white and on black
 # Tell lines apart by the colours of Okabe & Ito 2008
@@ -120,6 +123,60 @@ class Table:
             " | ".join(cell.replace("\n", " / ") for cell in row)
             for row in [list(self.header), *self.rows]
         )
+
+
+# Styles of a token view, written into it because JupyterLab does not load the book's stylesheet
+VIEW_STYLE = (
+    "font-family: monospace; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; "
+    "position: relative"
+)
+GRADED_STYLE = (
+    "background: rgba(0, 158, 115, 0.25); color: inherit; font-weight: bold; "
+    "border-bottom: 3px solid #009e73; padding: 0.15em 0"
+)
+UNGRADED_STYLE = "border-bottom: 1px dotted currentColor; padding: 0.15em 0"
+SPECIAL_STYLE = (
+    "border: 1px solid currentColor; border-radius: 0.3em; padding: 0 0.2em; margin: 0 0.1em"
+)
+SPOKEN_STYLE = (
+    "position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)"
+)
+
+
+class TokenView:
+    """Tokens in a row, marked where their label is graded: by colour, line, weight and words.
+
+    tokens: their texts; labels: their labels, IGNORE (-100) where nothing is graded.
+    """
+
+    def __init__(self, tokens: Sequence[str], labels: Sequence[int]):
+        self.tokens, self.labels = list(tokens), [int(label) for label in labels]
+
+    def runs(self) -> list[tuple[bool, list[tuple[str, int]]]]:
+        """Neighbours that are all graded, or all not: (graded, [(token, label), ...])."""
+        pairs = zip(self.tokens, self.labels)
+        grouped = itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORE)
+        return [(graded, list(run)) for graded, run in grouped]
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for graded, run in self.runs():
+            tag, style = ("mark", GRADED_STYLE) if graded else ("span", UNGRADED_STYLE)
+            # Say in words, for a screen reader, what the colour says
+            spoken = "graded: " if graded else "not graded: "
+            shown = "".join(
+                f'<span style="{SPECIAL_STYLE if token.startswith("<|") else ""}" '
+                f'title="label {label}">{html.escape(token)}</span>'
+                for token, label in run
+            )
+            said = f'<span style="{SPOKEN_STYLE}">{spoken}</span>'
+            parts.append(f'<{tag} style="{style}">{said}{shown}</{tag}>')
+        return f'<p class="token-view" style="{VIEW_STYLE}">{"".join(parts)}</p>'
+
+    def __repr__(self) -> str:
+        texts = ["".join(token for token, _ in run) for _, run in self.runs()]
+        graded = [graded for graded, _ in self.runs()]
+        return "".join(f"[{text}]" if mark else text for mark, text in zip(graded, texts))
 
 
 class CheckFailed(AssertionError):

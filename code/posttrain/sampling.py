@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,45 @@ def check_request(prompt: int, new: int, context: int, temperature: float) -> No
 
 
 @torch.no_grad()
+def sample_steps(
+    model: GPT,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    stop: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield, step by step, one more token of every row: tokens, log-probs, alive, all (B,).
+
+    alive is False for a row that has drawn its `stop` token before; the steps end when all
+    have. Arguments and errors as in `generate`.
+    """
+    tokens, mask = left_pad(prompts)
+    (B, T), length = tokens.shape, tokens.size(1) + max_new_tokens
+    check_request(T, max_new_tokens, model.config.context, temperature)
+    # Work out once where each token stands and which columns hold padding
+    padded = not bool(mask.all())
+    mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], dim=1)  # (B, T + N)
+    positions = (mask.cumsum(1) - 1).clamp_min(0) if padded else torch.arange(length)
+    # Read the prompts
+    cache = KVCache(model.config, B, length, model.head.weight.dtype)
+    allowed = visible(mask[:, :T]) if padded else None
+    logits = model(tokens, positions[..., :T], allowed, cache)[:, -1]  # (B, V)
+    alive = torch.ones(B, dtype=torch.bool)
+    for t in range(T, length):
+        # Draw a token for every row
+        token, logprob = draw(logits, temperature, generator)
+        yield token, logprob, alive
+        alive = alive & (token != stop) if stop is not None else alive
+        if not alive.any():
+            break
+        # Read it, looking back through the cache, for the next logits (B, V)
+        if t < length - 1:
+            allowed = mask[:, None, None, : t + 1] if padded else None
+            logits = model(token[:, None], positions[..., t : t + 1], allowed, cache)[:, -1]
+
+
 def generate(
     model: GPT,
     prompts: list[list[int]],
@@ -106,31 +146,8 @@ def generate(
     top-p). Raises ValueError for an empty prompt, a negative temperature, or what does not fit
     into the context.
     """
-    tokens, mask = left_pad(prompts)
-    (B, T), length = tokens.shape, tokens.size(1) + max_new_tokens
-    check_request(T, max_new_tokens, model.config.context, temperature)
-    # Work out once where each token stands and which columns hold padding
-    padded = not bool(mask.all())
-    mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], dim=1)  # (B, T + N)
-    positions = (mask.cumsum(1) - 1).clamp_min(0) if padded else torch.arange(length)
-    # Read the prompts
-    cache = KVCache(model.config, B, length, model.head.weight.dtype)
-    allowed = visible(mask[:, :T]) if padded else None
-    logits = model(tokens, positions[..., :T], allowed, cache)[:, -1]  # (B, V)
-    drawn, logprobs_drawn, still, alive = [], [], [], torch.ones(B, dtype=torch.bool)
-    for t in range(T, length):
-        # Draw a token for every row, and note which rows were still running
-        token, logprob = draw(logits, temperature, generator)
-        drawn.append(token)
-        logprobs_drawn.append(logprob)
-        still.append(alive)
-        if stop is not None:
-            alive = alive & (token != stop)
-            if not alive.any():
-                break
-        # Read it, looking back through the cache, for the next logits (B, V)
-        if t < length - 1:
-            allowed = mask[:, None, None, : t + 1] if padded else None
-            logits = model(token[:, None], positions[..., t : t + 1], allowed, cache)[:, -1]
-    kept = torch.stack(still, dim=1)  # (B, N)
-    return Samples(torch.stack(drawn, dim=1), kept, torch.stack(logprobs_drawn, dim=1) * kept)
+    steps = sample_steps(
+        model, prompts, max_new_tokens, generator=generator, temperature=temperature, stop=stop
+    )
+    tokens, logprobs, alive = (torch.stack(rows, dim=1) for rows in zip(*steps))  # (B, N) each
+    return Samples(tokens, alive, logprobs * alive)

@@ -1,0 +1,112 @@
+"""The book's conversations and prompts, and a reader's own: JSON Lines, checked before use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+
+from posttrain.tokenizer import CharTokenizer, UnknownCharacterError
+
+FOLDER = Path(__file__).parent
+SHOWN_PROBLEMS = 10  # of a bad file; the rest is counted
+
+
+class DatasetError(ValueError):
+    """A data file cannot be used: the message names the file, each bad line, and why."""
+
+
+def conversations(path: str | Path | None = None) -> list[dict]:
+    """The 40 conversations to fine-tune on, or those of another file.
+
+    Each is a dictionary with an `id`, `messages` and, where known, a `manner`. Raises
+    DatasetError for what the chat format or the alphabet cannot take.
+    """
+    return read_jsonl(path or FOLDER / "conversations.jsonl", "conversations", find_bad_turn)
+
+
+def heldout_conversations() -> list[dict]:
+    """20 conversations for choosing between runs: about other things, never trained on."""
+    return conversations(FOLDER / "conversations_heldout.jsonl")
+
+
+def heldout_prompts(path: str | Path | None = None) -> list[str]:
+    """The 64 questions and requests that no model of the book is trained or chosen on."""
+    rows = read_jsonl(path or FOLDER / "prompts_heldout.jsonl", "prompts", find_bad_prompt)
+    return [row["prompt"] for row in rows]
+
+
+def find_bad_turn(row: dict) -> str | None:
+    """Why a conversation cannot be rendered, or None: roles out of turn, a strange letter."""
+    for i, message in enumerate(row["messages"]):
+        expected = ("user", "assistant")[i % 2]
+        if message["role"] != expected:
+            return f"messages[{i}] is the {message['role']}'s where it is the {expected}'s turn"
+        stranger = find_stranger(message["content"])
+        if stranger:
+            return f"messages[{i}].content: {stranger}"
+    if len(row["messages"]) % 2:
+        return "the last message is the user's: without an answer there is nothing to learn"
+    return None
+
+
+def find_bad_prompt(row: dict) -> str | None:
+    """Why a prompt cannot be encoded, or None."""
+    stranger = find_stranger(row["prompt"])
+    return stranger and f"prompt: {stranger}"
+
+
+def find_stranger(text: str) -> str | None:
+    """What is wrong with a text's first character outside the alphabet, or None."""
+    try:
+        CharTokenizer().encode(text)
+    except UnknownCharacterError as error:
+        return str(error)
+    return None
+
+
+def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
+    """The objects of a JSON Lines file, one per line; blank lines are skipped.
+
+    Each must fit `data/SCHEMA.schema.json` and have an `id` of its own, and
+    find_problem(object) must return None. Otherwise DatasetError names every bad line.
+    """
+    path = Path(path)
+    rule = json.loads((FOLDER / f"{schema}.schema.json").read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(rule)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
+    rows, problems, line_of = [], [], {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"line {number}: not JSON ({error.msg}, at column {error.colno})")
+            continue
+        misfit = jsonschema.exceptions.best_match(validator.iter_errors(row))
+        if misfit is not None:
+            where = misfit.json_path.removeprefix("$").removeprefix(".")
+            problems.append(f"line {number}: {where + ': ' if where else ''}{misfit.message}")
+            continue
+        first = line_of.setdefault(row["id"], number)
+        problem = f"the id {row['id']!r} is that of line {first}" if first != number else None
+        problem = problem or find_problem(row)
+        if problem:
+            problems.append(f"line {number} (id {row['id']}): {problem}")
+        rows.append(row)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+        more = len(problems) - SHOWN_PROBLEMS
+        raise DatasetError(
+            f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "")
+        )
+    if not rows:
+        raise DatasetError(f"{path} holds no lines: it needs at least one {schema[:-1]}")
+    return rows
