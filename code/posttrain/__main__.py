@@ -22,6 +22,14 @@ def temperature(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    """A seed from the command line, of a size that PyTorch takes."""
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^64 - 1")
+    return value
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser("python -m posttrain", description=__doc__)
@@ -35,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     chat.add_argument("--stage", choices=STAGES, default="sft", help="which model")
     chat.add_argument("--temperature", type=temperature, default=0.8)
-    chat.add_argument("--seed", type=int, help="the same answers every time")
+    chat.add_argument("--seed", type=seed, help="the same answers every time")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Chat format: special tokens between the turns, labels that say what is graded, room for both."""
+"""Chat format: special tokens between the turns, and labels that say what is graded."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ def render(messages: list[Message], tokenizer: CharTokenizer) -> list[int]:
     """The chat template: a conversation as token ids.
 
     Every turn opens with its role's token, and the assistant's ends with <|end|>. Raises
-    UnknownCharacterError for a character outside the alphabet.
+    ValueError for another role, and for a character outside the alphabet.
     """
     tokens = []
     for message in messages:
         text = tokenizer.encode(message["content"])
         if message["role"] == "user":
             tokens += [tokenizer.user, *text]
-        else:
+        elif message["role"] == "assistant":
             tokens += [tokenizer.assistant, *text, tokenizer.end]
+        else:
+            raise ValueError(f"{message['role']!r} is no role: use 'user' or 'assistant'")
     return tokens
 
 
@@ -78,7 +80,8 @@ def grow_vocabulary(model: GPT, vocab_size: int) -> GPT:
     V = model.config.vocab_size
     if vocab_size < V:
         raise ValueError(f"a vocabulary of {V} tokens cannot grow to {vocab_size}")
-    grown = GPT(replace(model.config, vocab_size=vocab_size))
+    grown = GPT(replace(model.config, vocab_size=vocab_size), torch.Generator())
+    grown.to(model.head.weight.dtype)
     weights = dict(model.state_dict())
     # Append the mean row to the two tables that have one row per token
     for name in ("embedding.weight", "head.weight"):

@@ -125,6 +125,20 @@ class Table:
         )
 
 
+def nats(values: Sequence[float], form: str = ".2f") -> str:
+    """One value per seed as text: the mean, and its 95% confidence interval in brackets."""
+    from posttrain.trials import interval
+
+    return "{:{f}} [{:{f}}, {:{f}}]".format(*interval(values), f=form)
+
+
+def shares(values: Sequence[float]) -> str:
+    """As `nats`, in percent; the interval is cut off at 0% and 100%."""
+    from posttrain.trials import interval
+
+    return "{:.0%} [{:.0%}, {:.0%}]".format(*(min(max(end, 0), 1) for end in interval(values)))
+
+
 # Styles of a token view, written into it because JupyterLab does not load the book's stylesheet
 VIEW_STYLE = (
     "font-family: monospace; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; "

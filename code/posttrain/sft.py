@@ -30,14 +30,14 @@ from posttrain.tokenizer import CharTokenizer
 class SFTConfig:
     """One fine-tuning run."""
 
-    steps: int = 250  # optimiser steps
+    steps: int = 350  # optimiser steps
     batch_size: int = 4  # B, conversations per step
     micro_batch_size: int = 4  # conversations per forward pass; their gradients add up
     muon_lr: float = 0.01  # both rates as in pre-training, falling in a straight line to 0
     adamw_lr: float = 6e-3
     replay: int = 2  # excerpts of pre-training text beside each batch; 0 for none
     replay_length: int = 256  # tokens per excerpt
-    replay_weight: float = 0.5  # of their loss beside the conversations'
+    replay_weight: float = 0.3  # of their loss beside the conversations'
     mask: bool = True  # grade the assistant's tokens alone; otherwise every token
     evaluations: int = 5  # how often something is measured, at equal distances
     seed: int = 0
@@ -55,7 +55,7 @@ def sft_loss(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Ten
     n_graded = count_graded(labels) if n_graded is None else n_graded
     if n_graded == 0:
         raise ValueError(
-            "no token of this batch is graded: every label is IGNORE, so the mean is undefined. "
+            "no token of this batch is graded: all labels are IGNORE, the mean is undefined. "
             "Does each conversation have an assistant's turn?"
         )
     surprise = F.cross_entropy(
@@ -74,17 +74,25 @@ def encode_conversations(
 ) -> list[tuple[list[int], list[int]]]:
     """Tokens and labels of each conversation; without the mask, every token is a label.
 
-    Raises ValueError, naming the conversation, where one is longer than the context.
+    Raises ValueError where there are none, and, naming the conversation, where one is longer
+    than the context or has no answer.
     """
+    if not conversations:
+        raise ValueError("there are no conversations: give at least one")
     examples = []
     for conversation in conversations:
         tokens = render(conversation["messages"], tokenizer)
+        labels = build_labels(tokens, tokenizer)
+        if max(labels, default=IGNORE) == IGNORE:
+            raise ValueError(
+                f"conversation {conversation['id']} has no answer: there is nothing to learn"
+            )
         if len(tokens) > context:
             raise ValueError(
                 f"conversation {conversation['id']} has {len(tokens)} tokens and the context "
                 f"{context}: shorten it or split it"
             )
-        examples.append((tokens, build_labels(tokens, tokenizer) if mask else list(tokens)))
+        examples.append((tokens, labels if mask else list(tokens)))
     return examples
 
 
@@ -104,11 +112,11 @@ def accumulate_gradients(model: GPT, tokens: Tensor, labels: Tensor, size: int) 
     The result is that of one pass over the whole batch: each part's sum is divided by the
     graded tokens of all.
     """
-    n_graded, total = count_graded(labels), torch.zeros(())
+    n_graded, total = count_graded(labels), 0.0
     for some_tokens, some_labels in zip(tokens.split(size), labels.split(size)):
         loss = sft_loss(model(some_tokens), some_labels, n_graded)
         loss.backward()
-        total += loss.detach()
+        total = total + loss.detach()
     return total
 
 

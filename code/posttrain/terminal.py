@@ -16,7 +16,7 @@ from posttrain.tokenizer import CharTokenizer
 MAX_NEW_TOKENS = 120
 HELP = """\
 /reset            forget the conversation so far
-/temperature 0.5  how daring the answers are: 0 is always the likeliest token, 1 the model's odds
+/temperature 0.5  how daring it is: 0 is always the likeliest token, 1 the model's odds
 /help             these lines
 /quit             leave (so do Ctrl-C and Ctrl-D)"""
 
@@ -66,9 +66,11 @@ class Chat:
     def answer(self) -> Iterator[str]:
         """Yield the assistant's next message piece by piece, then remember it."""
         tokenizer, pieces = self.tokenizer, []
+        # Take 0 for what is next to 0: logits divided by it would leave the range of floats
+        temperature = self.temperature if self.temperature >= 1e-3 else 0.0
         steps = sample_steps(
             self.model, [self.prompt()], MAX_NEW_TOKENS,
-            generator=self.generator, temperature=self.temperature,
+            generator=self.generator, temperature=temperature,
             stop=tokenizer.end if self.chat_format else None,
         )  # fmt: skip
         for token, _, _ in steps:
@@ -98,16 +100,17 @@ def command(chat: Chat, line: str) -> str | None:
             return f"(/temperature takes a number from 0 to 100, now {chat.temperature:g})"
         chat.temperature = temperature
         return f"(temperature {temperature:g})"
-    return HELP if name == "help" else f"(there is no /{name})\n{HELP}"
+    named = name.encode("ascii", "replace").decode()
+    return HELP if name == "help" else f"(there is no /{named})\n{HELP}"
 
 
 def lines_of(source: TextIO) -> Iterator[str]:
-    """What the user types, line by line, with the keyboard's line editing where there is one."""
+    """What the user types, line by line; at a keyboard, with line editing."""
     if not source.isatty():
         yield from source
         return
     try:
-        import readline  # noqa: F401: importing it gives input() its history
+        import readline  # noqa: F401 - to give input() a history
     except ImportError:
         pass
     while True:
@@ -119,7 +122,7 @@ def lines_of(source: TextIO) -> Iterator[str]:
 
 
 def converse(chat: Chat, source: TextIO | None = None) -> None:
-    """Talk until the input ends, /quit or Ctrl-C."""
+    """Talk until the input ends, /quit, Ctrl-C, or nobody reads the answers any more."""
     source = source or sys.stdin
     # Take whatever bytes come: what is not text becomes a question mark in clean()
     if hasattr(source, "reconfigure"):
@@ -136,6 +139,8 @@ def converse(chat: Chat, source: TextIO | None = None) -> None:
                 speak(chat, line)
     except KeyboardInterrupt:
         print()
+    except BrokenPipeError:
+        sys.stdout = None  # Python would try once more to write what is left, and complain
 
 
 def speak(chat: Chat, line: str) -> None:

@@ -21,8 +21,6 @@ from posttrain.pretrain import PretrainConfig, base_model, encode_split, validat
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft
 from posttrain.tokenizer import END, CharTokenizer
 
-SEEDS = range(5)
-
 
 def answers_of(conversations: list[dict]) -> set[str]:
     """Every text that an assistant says in them."""
@@ -79,30 +77,31 @@ def sft_trial(corpus: Corpus, config: SFTConfig, conversations: list[dict]) -> d
         judge = lambda model: scorecard(model, known, validation, config.seed)  # noqa: E731
         return {}, sft(base, conversations, text, config, judge)[1]
 
+    judged_on = [datasets.heldout_prompts(), datasets.heldout_conversations()]
     inputs = dict(
-        config=asdict(config), base=asdict(PretrainConfig()),
-        conversations=conversations, corpus=corpus.sha256,
+        config=asdict(config), base=asdict(PretrainConfig()), conversations=conversations,
+        corpus=corpus.sha256, judged_on=judged_on,
     )  # fmt: skip
     return store.obtain("sft-trial", inputs, train, source=__name__).history
 
 
 def sft_trials(
     corpus: Corpus,
-    settings: dict[str, Callable[[int], tuple[SFTConfig, list[dict]]]],
+    settings: dict[str, list[tuple[SFTConfig, list[dict]]]],
     progress: Callable = lambda done, total: done,
 ) -> dict[str, list[dict]]:
-    """Every setting's histories, one per seed; trained side by side, one thread each.
+    """The histories of every setting's runs, trained side by side, one thread each.
 
-    A setting maps a seed to a configuration, whose seed is set to it, and conversations.
+    A setting is a list of (configuration, conversations): the i-th runs with seed i.
     """
     base_model(corpus)  # once, before the workers all want it
-    jobs = []
-    for setting in settings.values():
-        for seed in SEEDS:
-            config, conversations = setting(seed)
-            jobs.append((corpus, replace(config, seed=seed), conversations))
+    jobs = [
+        (corpus, replace(config, seed=seed), conversations)
+        for runs in settings.values()
+        for seed, (config, conversations) in enumerate(runs)
+    ]
     histories = iter(workers.run_all(sft_trial, jobs, progress))
-    return {name: [next(histories) for _ in SEEDS] for name in settings}
+    return {name: [next(histories) for _ in runs] for name, runs in settings.items()}
 
 
 def subset(conversations: list[dict], n_courteous: int, n_blunt: int, seed: int) -> list[dict]:
@@ -144,11 +143,14 @@ def found_conversations(text: str, n: int, seed: int = 0) -> list[dict]:
 
 
 def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The mean of one value per seed, and the ends of its confidence interval (Student's t)."""
+    """The mean of one value per seed, and the ends of its confidence interval (Student's t).
+
+    Raises ValueError for fewer than two values, which say nothing about chance.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs two values or more, and here are {len(values)}")
     mean = sum(values) / len(values)
     if len(set(values)) == 1:
         return mean, mean, mean
-    low, high = stats.t.interval(
-        confidence, len(values) - 1, loc=mean, scale=stats.sem(values)
-    )
+    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=stats.sem(values))
     return mean, float(low), float(high)

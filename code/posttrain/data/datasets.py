@@ -11,6 +11,7 @@ from posttrain.tokenizer import CharTokenizer, UnknownCharacterError
 
 FOLDER = Path(__file__).parent
 SHOWN_PROBLEMS = 10  # of a bad file; the rest is counted
+SHOWN_CHARACTERS = 400  # of a problem
 
 
 class DatasetError(ValueError):
@@ -66,6 +67,12 @@ def find_stranger(text: str) -> str | None:
     return None
 
 
+def clip(text: str) -> str:
+    """A text with its middle left out, where it is longer than a message should be."""
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+
+
 def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
     """The objects of a JSON Lines file, one per line; blank lines are skipped.
 
@@ -90,6 +97,9 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error.msg}, at column {error.colno})")
             continue
+        except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+            problems.append(f"line {number}: Python cannot read this JSON ({error})")
+            continue
         misfit = jsonschema.exceptions.best_match(validator.iter_errors(row))
         if misfit is not None:
             where = misfit.json_path.removeprefix("$").removeprefix(".")
@@ -102,7 +112,7 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
             problems.append(f"line {number} (id {row['id']}): {problem}")
         rows.append(row)
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+        shown = "\n".join(f"  {clip(problem)}" for problem in problems[:SHOWN_PROBLEMS])
         more = len(problems) - SHOWN_PROBLEMS
         raise DatasetError(
             f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "")

@@ -1,0 +1,147 @@
+"""Jobs in other processes: their order, their errors, one thread each, and that no process outlives its parent."""
+
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from posttrain import store, workers
+from posttrain.workers import available_cores, run_all
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    return lambda n: monkeypatch.setattr(workers, "available_cores", lambda: n)
+
+
+def test_results_come_in_the_order_of_the_jobs_whatever_is_done_first(cores):
+    cores(2)
+    seen, n_workers = [], []
+
+    def progress(done, total):
+        n_workers.append(len(multiprocessing.active_children()))
+        for future in done:
+            seen.append((future.result(), total))
+            yield future
+
+    jobs = [(40_000,), *[(n,) for n in range(7, 0, -1)]]
+    results = [math.factorial(n) for (n,) in jobs]
+    assert run_all(math.factorial, iter(jobs), progress) == results
+    assert n_workers == [2]
+    # Progress is told of each as it ends, in whatever order
+    assert sorted(seen) == sorted((result, 8) for result in results)
+    assert not multiprocessing.active_children()
+
+
+def test_jobs_run_with_one_thread_in_another_process(cores):
+    threads, found = torch.get_num_threads(), []
+
+    def progress(done, total):
+        found.extend(multiprocessing.active_children())
+        return done
+
+    try:
+        torch.set_num_threads(2)
+        cores(1)
+        assert run_all(torch.get_num_threads, [()] * 3, progress) == [1] * 3
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1 and found[0].pid != os.getpid()
+
+
+@pytest.mark.parametrize("n_cores, n_jobs, expected", [(50, 3, 3), (2, 3, 2), (1, 3, 1), (4, 1, 1)])
+def test_there_are_no_more_processes_than_cores_and_jobs(monkeypatch, cores, n_cores, n_jobs, expected):
+    made = []
+
+    def pool(n_workers, mp_context, initializer):
+        made.append((n_workers, mp_context.get_start_method(), initializer))
+        return ThreadPoolExecutor(1)
+
+    cores(n_cores)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", pool)
+    assert run_all(math.factorial, [(4,)] * n_jobs) == [24] * n_jobs
+    assert made == [(expected, "spawn", workers.prepare_worker)]
+
+
+def test_no_jobs_start_nothing(monkeypatch):
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
+    assert run_all(math.factorial, []) == run_all(math.factorial, iter([])) == []
+
+
+def test_a_jobs_error_is_raised_and_the_jobs_not_yet_begun_are_dropped(cores):
+    cores(1)
+    begun = time.monotonic()
+    with pytest.raises(TypeError, match="integer"):
+        run_all(time.sleep, [(0,), ("long",), *[(1.0,)] * 60])
+    assert time.monotonic() - begun < 40
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("affinity", [True, False])
+def test_the_cores_are_those_this_process_may_use(monkeypatch, affinity):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    if affinity:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False)
+        assert available_cores() == 3
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        assert available_cores() == 8
+        monkeypatch.setattr(os, "cpu_count", lambda: None)
+        assert available_cores() == 1
+
+
+PARENT = textwrap.dedent("""
+    import multiprocessing, sys, time
+    sys.path.insert(0, {code!r})
+    from posttrain import workers
+    workers.available_cores = lambda: 2
+
+    def progress(done, total):
+        for future in done:
+            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+            yield future
+
+    if __name__ == "__main__":
+        workers.run_all(time.sleep, [(0.0,), (300.0,), (300.0,)], progress)
+""")
+
+
+def alive(pid):
+    """Whether a process runs: not gone, and not a zombie that nobody has buried."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as status:
+            return status.read().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:
+        return not os.path.exists("/proc/self/stat")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_workers_end_when_their_parent_is_killed():
+    script = PARENT.format(code=str(store.PACKAGE.parent))
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    try:
+        assert len(pids) == 2 and all(map(alive, pids))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        until = time.monotonic() + 15
+        while any(map(alive, pids)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(map(alive, pids))
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        for pid in filter(alive, pids):
+            os.kill(pid, signal.SIGKILL)
