@@ -1155,9 +1155,7 @@ LADIES = listed("LADY, QUEEN, DUCHESS, PRINCESS, COUNTESS, DAME")
 TRADESMEN = listed("""Guard, Messenger, Servant, Soldier, Fisherman, Gravedigger, Friar, Gaoler, Steward,
     Cobbler, Watchman, Porter, Sailor, Clown, Shepherd, Huntsman, Apothecary, Tailor, Ostler, Citizen,
     Player, Gentleman""")
-TRADESWOMEN = listed(
-    "Nurse, Hostess, Milkmaid, Widow, Witch, Goosewife, Washerwoman, Gentlewoman, Abbess"
-)
+TRADESWOMEN = listed("Nurse, Hostess, Milkmaid, Widow, Witch, Goosewife, Washerwoman, Gentlewoman, Abbess")
 ONSETS = listed("""Val, Mar, Or, El, Cas, Tor, Bran, Ser, Quel, Zan, Ul, Fen, Dor, Ky, Har, Is, Pel, Jar,
     Xer, Wend""")
 MIDDLES = listed("a, e, i, o, en, ar, and, el, um, or, is, ever, in, u, ov, est")
@@ -1205,13 +1203,8 @@ class Question:
 # The lists and rules above, made ready for drawing.
 
 WORDS = {kind: listed(text) for kind, text in COMMON.items()}
-TOPIC_WORDS = {
-    topic: {kind: listed(text) for kind, text in kinds.items()}
-    for topic, kinds in TOPICS.items()
-}
-TEMPLATES = {
-    rule: [line.strip() for line in text.strip().splitlines()] for rule, text in RULES.items()
-}
+TOPIC_WORDS = {topic: {kind: listed(text) for kind, text in kinds.items()} for topic, kinds in TOPICS.items()}
+TEMPLATES = {rule: [line.strip() for line in text.strip().splitlines()] for rule, text in RULES.items()}
 # How often a word comes from the topic, and not from common stock
 TOPICAL = dict(thing=0.85, stir=0.75, mass=0.7, who=0.65, where=0.6, act=0.6, adj=0.6, verb=0.5)
 ASKS = {mood: listed(text) for mood, text in MOODS.items()}
@@ -1318,9 +1311,7 @@ class Playwright:
         """A word not used just before, from the topic or from common stock, in the form asked for."""
         topical = TOPIC_WORDS[self.topic].get(kind)
         while True:
-            entry = self.choose(
-                topical if topical and self.random() < TOPICAL[kind] else WORDS[kind]
-            )
+            entry = self.choose(topical if topical and self.random() < TOPICAL[kind] else WORDS[kind])
             if entry not in self.recent:
                 break
         self.recent.append(entry)
@@ -1370,11 +1361,7 @@ class Playwright:
         text = re.sub(r"\b([Aa]) (?=[aeiouAEIO]|hon|hour|heir)", r"\1n ", text)
         text = re.sub(r"\b([TtMm]h?)y (?=[aeio])", r"\1ine ", text)
         text = capitalised(text)
-        rows = (
-            self.verse(text)
-            if speaker.noble
-            else textwrap.wrap(text, 52, break_on_hyphens=False)
-        )
+        rows = self.verse(text) if speaker.noble else textwrap.wrap(text, 52, break_on_hyphens=False)
         return "\n".join([speaker.label + ":", *rows])
 
     def verse(self, text: str) -> list[str]:
@@ -1382,12 +1369,7 @@ class Playwright:
         rows, row, width = [], [], 46
         for word in text.split():
             length = len(" ".join(row))
-            if (
-                length + len(word) >= width
-                or length > 28
-                and row[-1][-1] in ",.;:!?"
-                and self.random() < 0.6
-            ):
+            if length + len(word) >= width or length > 28 and row[-1][-1] in ",.;:!?" and self.random() < 0.6:
                 # Carry a word that leans on the next one over to the new line
                 carried = [row.pop()] if row[-1].lower() in LEANING else []
                 rows.append(row)
@@ -1410,11 +1392,7 @@ class Playwright:
         men = [self.noble(name, LORDS, "you_lord") for name in self.sample(MEN, 4)]
         women = [self.noble(name, LADIES, "you_lady") for name in self.sample(WOMEN, 3)]
         men += [self.commoner(trade, "you_man") for trade in self.sample(TRADESMEN, 4)]
-        return (
-            men
-            + women
-            + [self.commoner(trade, "you_woman") for trade in self.sample(TRADESWOMEN, 1)]
-        )
+        return men + women + [self.commoner(trade, "you_woman") for trade in self.sample(TRADESWOMEN, 1)]
 
     def noble(self, name: str, ranks: Sequence[str], address: str) -> Role:
         rank = self.choose(ranks) if self.random() < 0.5 else ""
@@ -1446,9 +1424,7 @@ class Playwright:
 
     def mention(self, third: Role, absent: Role) -> None:
         """Name the two who are talked about."""
-        he, him, his = (
-            ("she", "her", "her") if third.address == "you_lady" else ("he", "him", "his")
-        )
+        he, him, his = ("she", "her", "her") if third.address == "you_lady" else ("he", "him", "his")
         self.bound.update(third=third.name, absent=absent.name, he=he, him=him, his=his)
 
 
