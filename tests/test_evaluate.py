@@ -72,6 +72,7 @@ def test_an_answer_is_finished_where_its_last_sentence_is(text, expected):
         ("Away, gentle sir.", 1),
         ("Fool fool, kindly noble.", 0),
         ("Away away, sir.", -1),  # every time counts
+        ("Sir, sir, sir: away, fool.", 1),
         ("The fool's cap is the lord's.", 0),  # words are whole: neither of others, nor with an s
         ("Foolish friends, desire nobleness.", 0),
         ("Lady<|end|>", 1),
