@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from posttrain.chat import IGNORE
+from posttrain.evaluate import interval
 
 GREY = "#7f868e"  # reads on white and on black
 # Tell lines apart by the colours of Okabe & Ito 2008
@@ -127,15 +128,11 @@ class Table:
 
 def nats(values: Sequence[float], form: str = ".2f") -> str:
     """One value per seed as text: the mean, and its 95% confidence interval in brackets."""
-    from posttrain.trials import interval
-
     return "{:{f}} [{:{f}}, {:{f}}]".format(*interval(values), f=form)
 
 
 def shares(values: Sequence[float]) -> str:
     """As `nats`, in percent; the interval is cut off at 0% and 100%."""
-    from posttrain.trials import interval
-
     return "{:.0%} [{:.0%}, {:.0%}]".format(*(min(max(end, 0), 1) for end in interval(values)))
 
 

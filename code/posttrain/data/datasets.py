@@ -1,4 +1,4 @@
-"""The book's conversations and prompts, and a reader's own: JSON Lines, checked before use."""
+"""The book's conversations, prompts and preferences, and a reader's own: JSON Lines, checked."""
 
 from __future__ import annotations
 
@@ -38,6 +38,33 @@ def heldout_prompts(path: str | Path | None = None) -> list[str]:
     return [row["prompt"] for row in rows]
 
 
+def preferences(path: str | Path | None = None) -> list[dict]:
+    """The 18 preference pairs to learn from, or those of another file.
+
+    Each is a dictionary with an `id`, a `prompt`, and two answers to it: `chosen`, which is
+    preferred, and `rejected`. Raises DatasetError for what the chat format or the alphabet
+    cannot take, and for a pair whose answers are the same.
+    """
+    return read_jsonl(path or FOLDER / "preferences.jsonl", "preferences", find_bad_pair)
+
+
+def heldout_preferences() -> list[dict]:
+    """72 pairs on other prompts and mostly with other telling words, never trained on.
+
+    Their `kind` says what is wrong with the rejected answer: `rude`, `broken` off, `rambling`.
+    """
+    return preferences(FOLDER / "preferences_heldout.jsonl")
+
+
+def training_prompts() -> list[str]:
+    """The 96 prompts, without answers, that policies practise on.
+
+    None of them is in the conversations: there, the SFT model knows the answer by heart.
+    """
+    rows = read_jsonl(FOLDER / "prompts.jsonl", "prompts", find_bad_prompt)
+    return [row["prompt"] for row in rows]
+
+
 def find_bad_turn(row: dict) -> str | None:
     """Why a conversation cannot be rendered, or None: roles out of turn, a strange letter."""
     for i, message in enumerate(row["messages"]):
@@ -56,6 +83,17 @@ def find_bad_prompt(row: dict) -> str | None:
     """Why a prompt cannot be encoded, or None."""
     stranger = find_stranger(row["prompt"])
     return stranger and f"prompt: {stranger}"
+
+
+def find_bad_pair(row: dict) -> str | None:
+    """Why there is nothing to learn from a pair, or None."""
+    for field in ("prompt", "chosen", "rejected"):
+        stranger = find_stranger(row[field])
+        if stranger:
+            return f"{field}: {stranger}"
+    if row["chosen"] == row["rejected"]:
+        return "chosen and rejected are the same: there is no preference in it"
+    return None
 
 
 def find_stranger(text: str) -> str | None:
@@ -79,31 +117,15 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
     Each must fit `data/SCHEMA.schema.json` and have an `id` of its own, and
     find_problem(object) must return None. Otherwise DatasetError names every bad line.
     """
-    path = Path(path)
     rule = json.loads((FOLDER / f"{schema}.schema.json").read_text(encoding="utf-8"))
     validator = jsonschema.Draft202012Validator(rule)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
     rows, problems, line_of = [], [], {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error.msg}, at column {error.colno})")
-            continue
-        except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-            problems.append(f"line {number}: Python cannot read this JSON ({error})")
-            continue
-        misfit = jsonschema.exceptions.best_match(validator.iter_errors(row))
-        if misfit is not None:
-            where = misfit.json_path.removeprefix("$").removeprefix(".")
-            problems.append(f"line {number}: {where + ': ' if where else ''}{misfit.message}")
+        row, problem = parse_line(line, validator)
+        if row is None:
+            problems.append(f"line {number}: {problem}")
             continue
         first = line_of.setdefault(row["id"], number)
         problem = f"the id {row['id']!r} is that of line {first}" if first != number else None
@@ -111,12 +133,46 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
         if problem:
             problems.append(f"line {number} (id {row['id']}): {problem}")
         rows.append(row)
-    if problems:
-        shown = "\n".join(f"  {clip(problem)}" for problem in problems[:SHOWN_PROBLEMS])
-        more = len(problems) - SHOWN_PROBLEMS
-        raise DatasetError(
-            f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "")
-        )
+    refuse_problems(path, problems)
     if not rows:
         raise DatasetError(f"{path} holds no lines: it needs at least one {schema[:-1]}")
     return rows
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def parse_line(line: str, validator) -> tuple[dict | None, str | None]:
+    """A line's object, or None and why it does not fit the schema."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON ({error.msg}, at column {error.colno})"
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        return None, f"Python cannot read this JSON ({error})"
+    misfit = jsonschema.exceptions.best_match(validator.iter_errors(row))
+    if misfit is None:
+        return row, None
+    where = misfit.json_path.removeprefix("$").removeprefix(".")
+    # Say of an empty text that it is empty, not that it does not match a pattern
+    blank = misfit.validator == "pattern"
+    reason = "there is no text in it" if blank else misfit.message
+    return None, f"{where + ': ' if where else ''}{reason}"
+
+
+def refuse_problems(path: str | Path, problems: list[str]) -> None:
+    """Raise DatasetError where there are any, naming the first ten."""
+    if not problems:
+        return
+    shown = "\n".join(f"  {clip(problem)}" for problem in problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    raise DatasetError(
+        f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "")
+    )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from posttrain import store, workers
@@ -140,17 +139,3 @@ def found_conversations(text: str, n: int, seed: int = 0) -> list[dict]:
         )
         for i, (question, answer) in enumerate(chosen)
     ]
-
-
-def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The mean of one value per seed, and the ends of its confidence interval (Student's t).
-
-    Raises ValueError for fewer than two values, which say nothing about chance.
-    """
-    if len(values) < 2:
-        raise ValueError(f"an interval needs two values or more, and here are {len(values)}")
-    mean = sum(values) / len(values)
-    if len(set(values)) == 1:
-        return mean, mean, mean
-    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=stats.sem(values))
-    return mean, float(low), float(high)

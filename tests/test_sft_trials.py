@@ -6,24 +6,23 @@ import random
 import pytest
 import torch
 
-from posttrain import trials
+from posttrain import sft_trials
 from posttrain.chat import ask
 from posttrain.data import standin
 from posttrain.data.datasets import conversations, heldout_conversations, heldout_prompts
-from posttrain.evaluate import answered
+from posttrain.evaluate import answered, interval
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.notebook import nats, shares
 from posttrain.pretrain import validation_loss
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations
-from posttrain.tokenizer import CharTokenizer
-from posttrain.trials import (
+from posttrain.sft_trials import (
     answers_of,
     found_conversations,
-    interval,
     scorecard,
     subset,
     with_questions_swapped,
 )
+from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
 
@@ -257,17 +256,17 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
     trained = []
 
     def run_all(function, jobs, progress):
-        assert function is trials.sft_trial and trained == ["corpus"]
+        assert function is sft_trials.sft_trial and trained == ["corpus"]
         return [dict(corpus=corpus, seed=config.seed, steps=config.steps, rows=rows) for corpus, config, rows in jobs]
 
-    monkeypatch.setattr(trials, "base_model", trained.append)
-    monkeypatch.setattr(trials.workers, "run_all", run_all)
+    monkeypatch.setattr(sft_trials, "base_model", trained.append)
+    monkeypatch.setattr(sft_trials.workers, "run_all", run_all)
     settings = {
         "a": [(SFTConfig(steps=5, seed=9), ["x"]), (SFTConfig(steps=6), ["y"])],
         "none": [],
         "b": [(SFTConfig(steps=7), ["z"])],
     }
-    histories = trials.sft_trials("corpus", settings)
+    histories = sft_trials.sft_trials("corpus", settings)
     assert histories == {
         "a": [dict(corpus="corpus", seed=i, steps=5 + i, rows=[rows]) for i, rows in enumerate("xy")],
         "none": [],
@@ -283,27 +282,27 @@ def test_a_trials_history_has_its_scorecard_at_every_evaluation_and_is_stored(mo
         bases.append(corpus)
         return GPT(GPTConfig(context=256, n_layer=1, n_head=1, width=16)), {}
 
-    monkeypatch.setattr(trials, "base_model", base_model)
-    monkeypatch.setattr(trials, "scorecard", lambda model, known, validation, seed: dict(n=len(known), seed=seed))
+    monkeypatch.setattr(sft_trials, "base_model", base_model)
+    monkeypatch.setattr(sft_trials, "scorecard", lambda model, known, validation, seed: dict(n=len(known), seed=seed))
     text = "".join(TOKENIZER.decode(VALIDATION))
-    corpus = trials.Corpus(text=text, source="test", sha256="0")
+    corpus = sft_trials.Corpus(text=text, source="test", sha256="0")
     config = SFTConfig(steps=4, evaluations=2, seed=3)
-    histories = [trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
+    histories = [sft_trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
     assert histories[0] == histories[1] and len(bases) == 1
     assert histories[0]["step"] == [2, 4] and histories[0]["seed"] == [3, 3]
     assert histories[0]["n"] == [len(answers_of(conversations()))] * 2
-    trials.sft_trial(corpus, config, conversations()[:8])
+    sft_trials.sft_trial(corpus, config, conversations()[:8])
     assert len(bases) == 2
 
 
 def test_other_heldout_questions_are_another_trial(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
     trained = []
-    monkeypatch.setattr(trials, "base_model", lambda corpus: (None, None))
-    monkeypatch.setattr(trials, "sft", lambda *arguments: (None, dict(run=trained.append(1))))
-    corpus = trials.Corpus(text="To be", source="test", sha256="0")
-    trials.sft_trial(corpus, SFTConfig(), [])
-    monkeypatch.setattr(trials.datasets, "heldout_prompts", lambda: ["Who?"])
-    monkeypatch.setattr(trials.datasets, "heldout_conversations", lambda: conversations()[:3])
-    trials.sft_trial(corpus, SFTConfig(), [])
+    monkeypatch.setattr(sft_trials, "base_model", lambda corpus: (None, None))
+    monkeypatch.setattr(sft_trials, "sft", lambda *arguments: (None, dict(run=trained.append(1))))
+    corpus = sft_trials.Corpus(text="To be", source="test", sha256="0")
+    sft_trials.sft_trial(corpus, SFTConfig(), [])
+    monkeypatch.setattr(sft_trials.datasets, "heldout_prompts", lambda: ["Who?"])
+    monkeypatch.setattr(sft_trials.datasets, "heldout_conversations", lambda: conversations()[:3])
+    sft_trials.sft_trial(corpus, SFTConfig(), [])
     assert len(trained) == 2

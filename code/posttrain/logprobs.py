@@ -1,0 +1,87 @@
+"""Log-probabilities of responses, and how far two policies are apart: KL divergence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pack(
+    prompts: list[list[int]], responses: list[list[int]], pad: int
+) -> tuple[Tensor, Tensor]:
+    """Prompts and responses as rows of one tensor: tokens (B, T), and mask (B, T).
+
+    Rows are padded on the right, where no real token looks, so a row's numbers do not depend on
+    its neighbours. The mask is True on the response's tokens, its <|end|> included. Raises
+    ValueError for an empty prompt or response, naming its row.
+    """
+    for name, rows in (("prompt", prompts), ("response", responses)):
+        empty = [i for i, row in enumerate(rows) if len(row) == 0]
+        if empty:
+            raise ValueError(f"{name} {empty[0]} is empty: it needs at least one token")
+    T = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    tokens = torch.full((len(prompts), T), pad)  # (B, T)
+    mask = torch.zeros(len(prompts), T, dtype=torch.bool)  # (B, T)
+    for row, (prompt, response) in enumerate(zip(prompts, responses)):
+        end = len(prompt) + len(response)
+        tokens[row, :end] = torch.tensor([*prompt, *response])
+        mask[row, len(prompt) : end] = True
+    return tokens, mask
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token but the first, given those before it: (B, T - 1), in nats.
+
+    logits: (B, T, V), of tokens (B, T). temperature: the one the tokens were drawn at.
+    """
+    logprobs = (logits[:, :-1] / temperature).log_softmax(-1)  # (B, T - 1, V)
+    return logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1)  # (B, T - 1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of each next-token distribution, in nats: logits (..., V) to (...)."""
+    logprobs = (logits / temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of values where the mask is True. Raises ValueError where it is True nowhere."""
+    if not mask.any():
+        raise ValueError("the mask is False everywhere: there is nothing to take the mean of")
+    return values[mask].mean()
+
+
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") -> Tensor:
+    r"""Estimate KL(policy || reference) at each token drawn from the policy, in nats.
+
+    With $r = \log\pi_{ref} - \log\pi$: k1 is $-r$, k2 is $r^2/2$, k3 is $e^r - 1 - r$. The
+    means of k1 and k3 are the KL divergence, k3's with less noise; k2 is nearly that, and only
+    where the two are close (Schulman 2020, "Approximating KL divergence").
+    """
+    r = reference_logprobs - logprobs
+    if kind == "k1":
+        return -r
+    if kind == "k2":
+        return r.square() / 2
+    if kind == "k3":
+        # Keep the digits that exp(r) - 1 would lose where r is near 0
+        return torch.expm1(r) - r
+    raise ValueError(f"{kind!r} is no KL estimator: use 'k1', 'k2' or 'k3'")
+
+
+@torch.no_grad()
+def sequence_kl(
+    policy: nn.Module, reference: nn.Module, tokens: Tensor, mask: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """KL(policy || reference) of each response, in nats: (B,), the sum over its tokens.
+
+    At each token of a response drawn from the policy, the two next-token distributions are
+    compared whole, which takes the chance of the single token out of the estimate. tokens and
+    mask (B, T) as from `pack`; temperature as the responses were drawn.
+    """
+    p, q = (
+        (model(tokens)[:, :-1] / temperature).log_softmax(-1) for model in (policy, reference)
+    )  # (B, T - 1, V)
+    divergence = (p.exp() * (p - q)).sum(-1)  # (B, T - 1)
+    return (divergence * mask[:, 1:]).sum(-1)  # (B,)

@@ -1,0 +1,421 @@
+"""PPO for language models: rollouts, rewards with a KL penalty, advantages, clipped updates."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.chat import render_prompt
+from posttrain.gpt import GPT
+from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
+from posttrain.reward_model import RewardModel
+from posttrain.sampling import generate
+from posttrain.sft import epochs
+from posttrain.tokenizer import CharTokenizer
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """One run of PPO."""
+
+    iterations: int = 24  # rounds of rollouts and updates
+    batch_size: int = 32  # B, responses per round
+    max_new_tokens: int = 96  # a response that has not ended by then is cut
+    temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
+    no_end_score: float = -2.0  # the score of a response without <|end|>
+    # Advantages
+    estimator: str = "gae"  # or, without a value model, "reinforce", "rloo", "grpo"
+    group: int = 1  # responses per prompt; "rloo" and "grpo" compare within a group
+    gamma: float = 1.0  # a later reward counts in full
+    gae_lambda: float = 0.95
+    whiten_rewards: bool = False  # to variance 1, keeping the mean
+    whiten_advantages: bool = True
+    returns_after_whitening: bool = False  # the famous bug
+    value_start: str = "reward_model"  # or "zero", its head at zero; or "shared", the policy's
+    # Updates
+    epochs: int = 2  # passes over a round's responses
+    minibatches: int = 2  # gradient steps per pass
+    clip_eps: float = 0.2  # the ratio's room around 1
+    value_clip: float = 0.2  # a value's room around the old one; 0 for no clipping
+    value_coef: float = 0.1  # weight of the value loss where the transformer is shared
+    lr: float = 3e-4  # Adam's, falling in a straight line to 0
+    value_lr: float = 3e-4
+    # KL to the reference
+    beta: float = 0.1  # the penalty's weight at the start
+    kl_target: float = 0.0  # nats per response that beta is steered to; 0 keeps beta as it is
+    kl_horizon: int = 300  # responses over which a beta that is off by 20% is corrected by 20%
+    kl_in: str = "reward"  # or "loss"
+    kl_estimator: str = "k1"  # or "k2", "k3"
+    seed: int = 0
+
+
+class ValueModel(nn.Module):
+    """A transformer that foresees, at each token, the reward still to come.
+
+    body: the transformer to stand on, used as it is, not copied. The head is of zeros, so
+    that every value starts at 0.
+    """
+
+    def __init__(self, body: GPT):
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(body.config.width, 1).to(body.embedding.weight.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    @torch.no_grad()
+    def from_reward_model(cls, model: RewardModel) -> ValueModel:
+        """A copy of a reward model: at each token, the score if the text ended there."""
+        value_model = cls(copy.deepcopy(model.body))
+        value_model.head.weight.copy_(model.head.weight / model.scale)
+        value_model.head.bias.copy_((model.head.bias - model.shift) / model.scale)
+        return value_model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The values (B, T) of tokens (B, T): column t has read the tokens up to t."""
+        return self.head(self.body.hidden(tokens)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The four models of RLHF. The first two are trained, the last two only asked.
+
+    An estimator that compares answers with each other needs no value model: it is None.
+    """
+
+    policy: GPT
+    value_model: ValueModel | None
+    reference: GPT
+    reward_model: RewardModel
+
+
+def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
+    """Four models out of two (Ouyang et al. 2022, section 3.5).
+
+    The policy starts as a copy of the SFT model, which itself stays the reference. The value
+    model starts as a copy of the reward model's transformer, or stands on the policy's own.
+    """
+    policy, value_model = copy.deepcopy(sft), None
+    if config.estimator == "gae":
+        value_model = dict(
+            reward_model=lambda: ValueModel.from_reward_model(reward_model),
+            zero=lambda: ValueModel(copy.deepcopy(reward_model.body)),
+            shared=lambda: ValueModel(policy),
+        )[config.value_start]()
+    return Models(policy, value_model, sft, reward_model)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B answers of the policy, and what the four models say of them.
+
+    tokens (B, T), padded on the right. All else has a column per action, A = T - 1: column t
+    is about token t + 1, given the tokens up to t. actions (B, A): True where that token is
+    the response's. logprobs, reference_logprobs, values (B, A). scores (B,): the reward
+    model's. ended (B,): whether the response has its <|end|>.
+    """
+
+    tokens: Tensor
+    actions: Tensor
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    scores: Tensor
+    ended: Tensor
+
+
+@torch.no_grad()
+def collect_rollout(
+    models: Models, prompts: list[list[int]], config: PPOConfig, generator: torch.Generator
+) -> Rollout:
+    """Let the policy answer prompts (token ids), and ask the other three about its answers.
+
+    Raises ValueError for a score that is not a number.
+    """
+    tokenizer = CharTokenizer()
+    # Answer, and note how likely each token was
+    samples = generate(
+        models.policy, prompts, config.max_new_tokens,
+        generator=generator, temperature=config.temperature, stop=tokenizer.end,
+    )  # fmt: skip
+    tokens, mask = pack(prompts, samples.responses(), tokenizer.pad)  # (B, T)
+    actions = mask[:, 1:]  # (B, A)
+    logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
+    logprobs[actions] = samples.logprobs[samples.mask]  # (B, A)
+    # How likely would the reference have found them?
+    logits = models.reference(tokens)  # (B, T, V)
+    reference_logprobs = token_logprobs(logits, tokens, config.temperature) * actions
+    # What is expected before each token is known?
+    values = torch.zeros_like(logprobs)
+    if models.value_model is not None:
+        values = models.value_model(tokens)[:, :-1] * actions  # (B, A)
+    # How good is the whole?
+    ended = (tokens * mask == tokenizer.end).any(-1)  # (B,)
+    scores = models.reward_model(tokens, mask)  # (B,)
+    if not torch.isfinite(scores).all():
+        raise ValueError("the reward model's score of an answer is NaN or infinite")
+    scores = torch.where(ended, scores, config.no_end_score)
+    return Rollout(tokens, actions, logprobs, reference_logprobs, values, scores, ended)
+
+
+def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> Tensor:
+    """The reward of each token: -beta times its KL, and the score once, at the last: (B, A).
+
+    scores (B,); kl and actions (B, A).
+    """
+    positions = torch.arange(actions.size(1)).expand_as(actions)
+    last = positions.masked_fill(~actions, -1).amax(-1, keepdim=True)  # (B, 1)
+    rewards = -beta * kl * actions
+    return rewards.scatter_add(1, last, scores[:, None])  # (B, A)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, actions: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    r"""Generalised advantage estimates, and the returns that the values should have foreseen.
+
+    $A_t = \delta_t + \gamma\lambda A_{t+1}$ with $\delta_t = r_t + \gamma V_{t+1} - V_t$, and
+    nothing after the last action; returns are $A_t + V_t$. All (B, A), 0 where actions is
+    False. Source: Schulman et al. 2016, equation 16.
+    """
+    values = values * actions
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])  # (B,)
+    for t in reversed(range(values.size(1))):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = (delta + gamma * lam * next_advantage) * actions[:, t]
+        next_value = values[:, t]
+        advantages[:, t] = next_advantage
+    return advantages, advantages + values
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale values to variance 1 where the mask is True, and 0 elsewhere.
+
+    The mean becomes 0, or stays what it was without shift_mean. The variance is the mean
+    squared deviation (divided by n, not n - 1), so that one value alone is no division by 0.
+    """
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    whitened = (values - mean) * (variance + 1e-8).rsqrt()
+    return (whitened if shift_mean else whitened + mean) * mask
+
+
+def leave_one_out(returns: Tensor, group: int) -> Tensor:
+    """Each response's return less the mean of the others to its prompt (RLOO): (B,).
+
+    Neighbours, `group` at a time, answer one prompt. Source: Ahmadian et al. 2024, equation 8.
+    """
+    groups = returns.view(-1, group)  # (B / group, group)
+    others = (groups.sum(-1, keepdim=True) - groups) / (group - 1)
+    return (groups - others).flatten()
+
+
+def group_relative(scores: Tensor, group: int) -> Tensor:
+    """Each response's score in its group's standard units (GRPO): (B,).
+
+    Source: Shao et al. 2024, section 4.1.2.
+    """
+    groups = scores.view(-1, group)
+    mean, std = groups.mean(-1, keepdim=True), groups.std(-1, keepdim=True)
+    return ((groups - mean) / (std + 1e-4)).flatten()
+
+
+def estimate_advantages(
+    rollout: Rollout, config: PPOConfig, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of a rollout, (B, A) each; returns train the value model."""
+    actions = rollout.actions
+    kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, config.kl_estimator)
+    penalty = beta if config.kl_in == "reward" else 0.0
+    rewards = token_rewards(rollout.scores, kl, actions, penalty)  # (B, A)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, actions, shift_mean=False)
+    if config.estimator == "gae":
+        advantages, returns = gae(
+            rewards, rollout.values, actions, config.gamma, config.gae_lambda
+        )
+    else:
+        # Give every token the whole response's return, compared with other responses'
+        returns = rewards.sum(-1)  # (B,)
+        baseline = dict(
+            reinforce=lambda: returns - returns.mean(),
+            rloo=lambda: leave_one_out(returns, config.group),
+            grpo=lambda: group_relative(returns, config.group),
+        )
+        advantages = baseline[config.estimator]()[:, None] * actions
+        returns = returns[:, None] * actions
+    if config.whiten_advantages:
+        advantages = whiten(advantages, actions)
+    if config.returns_after_whitening:
+        returns = advantages + rollout.values
+    return advantages, returns
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, actions: Tensor,
+    clip_eps: float = 0.2,
+) -> tuple[Tensor, Tensor]:
+    r"""PPO's clipped loss, and the share of actions at which the clip holds.
+
+    $\max(-\rho A, -\mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A)$ with the ratio
+    $\rho = \pi / \pi_{old}$, averaged over the actions. All (B, A). Source: Schulman et al.
+    2017, equation 7.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    free = -ratio * advantages
+    clipped = -ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages
+    held = (clipped > free).to(ratio.dtype)
+    return masked_mean(torch.max(free, clipped), actions), masked_mean(held, actions)
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float = 0.2
+) -> Tensor:
+    r"""Half the squared error of the values, or of the values kept near the old ones.
+
+    $\frac12\max((V - R)^2, (V_{clip} - R)^2)$ with $V_{clip}$ at most `clip` from the old value,
+    averaged over the actions; clip 0 for the plain error. All (B, A). Source: OpenAI's
+    baselines; Huang et al. 2022, detail 9.
+    """
+    error = (values - returns).square()
+    if clip:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.max(error, (near - returns).square())
+    return 0.5 * masked_mean(error, actions)
+
+
+def next_beta(beta: float, kl: float, target: float, n: int, horizon: int) -> float:
+    """The KL penalty's next weight: up when the KL is above its target, down when below.
+
+    kl: the mean over n responses, in nats per response. Off by 20% or more, beta moves by 20%
+    in `horizon` responses. Source: Ziegler et al. 2019, section 2.2.
+    """
+    error = min(0.2, max(-0.2, kl / target - 1))
+    return beta * (1 + error * n / horizon)
+
+
+def update(
+    models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor,
+    optimizer: torch.optim.Optimizer, config: PPOConfig, beta: float,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Go over a rollout `epochs` times in shuffled minibatches; return means of what happened.
+
+    `clip_fraction`, `policy_loss`, `value_loss` and `entropy` (nats per token); and
+    `first_ratio_error`, how far the first minibatch's ratios are from 1.
+    """
+    noted: list[dict[str, Tensor]] = []
+    size = -(-len(rollout.tokens) // config.minibatches)
+    for _ in range(config.epochs):
+        order = torch.randperm(len(rollout.tokens), generator=generator)
+        for rows in order.split(size):
+            losses = minibatch_losses(
+                models, pick(rollout, rows), advantages[rows], returns[rows], config, beta
+            )
+            optimizer.zero_grad(set_to_none=True)
+            losses["total"].backward()
+            optimizer.step()
+            noted.append({name: value.detach() for name, value in losses.items()})
+    means = {name: sum(float(each[name]) for each in noted) / len(noted) for name in noted[0]}
+    return means | dict(first_ratio_error=float(noted[0]["ratio_error"]))
+
+
+def pick(rollout: Rollout, rows: Tensor) -> Rollout:
+    """Some rows of a rollout."""
+    return Rollout(**{name: value[rows] for name, value in vars(rollout).items()})
+
+
+def minibatch_losses(
+    models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor,
+    config: PPOConfig, beta: float,
+) -> dict[str, Tensor]:
+    """The losses of some responses under the models as they are now; `total` is to be followed."""
+    actions = rollout.actions
+    logits = models.policy(rollout.tokens)  # (B, T, V)
+    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)
+    loss, clip_fraction = policy_loss(
+        logprobs, rollout.logprobs, advantages, actions, config.clip_eps
+    )
+    with torch.no_grad():
+        spread = masked_mean(entropy(logits[:, :-1], config.temperature), actions)
+        ratio_error = ((logprobs - rollout.logprobs).exp() - 1)[actions].abs().max()
+    noted = dict(
+        policy_loss=loss, clip_fraction=clip_fraction, entropy=spread, ratio_error=ratio_error
+    )
+    total = loss
+    if config.kl_in == "loss":
+        kl = kl_estimate(logprobs, rollout.reference_logprobs, config.kl_estimator)
+        total = total + beta * masked_mean(kl, actions)
+    if models.value_model is not None:
+        values = models.value_model(rollout.tokens)[:, :-1]  # (B, A)
+        error = value_loss(values, rollout.values, returns, actions, config.value_clip)
+        total = total + (config.value_coef if config.value_start == "shared" else 1.0) * error
+        noted["value_loss"] = error
+    return noted | dict(total=total)
+
+
+def build_optimizer(models: Models, config: PPOConfig) -> torch.optim.Optimizer:
+    """Adam with eps 1e-5 (Huang et al. 2022, detail 3) over the policy and the value model."""
+    groups = [dict(params=list(models.policy.parameters()), lr=config.lr)]
+    if models.value_model is not None:
+        taken = {id(parameter) for parameter in groups[0]["params"]}
+        value = [p for p in models.value_model.parameters() if id(p) not in taken]
+        groups.append(dict(params=value, lr=config.value_lr))
+    return torch.optim.Adam(groups, eps=1e-5)
+
+
+def check_config(config: PPOConfig) -> None:
+    """Raise ValueError for a setting that cannot work, naming it and the way out."""
+    choices = dict(
+        estimator=("gae", "reinforce", "rloo", "grpo"), kl_in=("reward", "loss"),
+        kl_estimator=("k1", "k2", "k3"), value_start=("reward_model", "zero", "shared"),
+    )  # fmt: skip
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(config, name)!r}: use one of {allowed}")
+    if config.batch_size % config.group:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into groups of {config.group}"
+        )
+    if config.estimator in ("rloo", "grpo") and config.group < 2:
+        raise ValueError(f"{config.estimator} compares answers to one prompt: set group >= 2")
+
+
+def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator[dict]:
+    """Train policy and value model in place; after each round, yield what happened in it.
+
+    prompts: texts to answer. Yields `score`, `kl` (nats per response), `length`, `ended`,
+    `beta` and what `update` notes, all means over the round's rollouts, before its update.
+    """
+    check_config(config)
+    torch.set_flush_denormal(True)  # as in pre-training
+    generator = torch.Generator().manual_seed(config.seed)
+    tokenizer, beta = CharTokenizer(), config.beta
+    encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    optimizer = build_optimizer(models, config)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    batches = epochs(len(encoded), config.batch_size // config.group, generator)
+    for iteration in range(config.iterations):
+        for group, peak in zip(optimizer.param_groups, peaks):
+            group["lr"] = peak * (1 - iteration / config.iterations)
+        # Roll out, judge, update
+        batch = [encoded[i] for i in next(batches) for _ in range(config.group)]
+        rollout = collect_rollout(models, batch, config, generator)
+        advantages, returns = estimate_advantages(rollout, config, beta)
+        noted = update(models, rollout, advantages, returns, optimizer, config, beta, generator)
+        kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1).mean().item()
+        yield dict(
+            score=rollout.scores.mean().item(), kl=kl, beta=beta,
+            length=rollout.actions.sum(-1).double().mean().item(),
+            ended=rollout.ended.double().mean().item(), **noted,
+        )  # fmt: skip
+        # Steer the penalty
+        if config.kl_target:
+            beta = next_beta(beta, kl, config.kl_target, config.batch_size, config.kl_horizon)

@@ -1,0 +1,224 @@
+"""Reward modelling: a transformer that scores answers, learned from pairs of them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posttrain import store
+from posttrain.chat import render_prompt
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
+from posttrain.gpt import GPT
+from posttrain.logprobs import masked_mean, pack
+from posttrain.optim import adamw
+from posttrain.sft import SFTConfig, epochs, sft_model
+from posttrain.tokenizer import CharTokenizer
+
+HEAD_STD = 1e-3  # of the head's first weights
+log = logging.getLogger("posttrain")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """One run of reward modelling."""
+
+    steps: int = 40  # optimiser steps
+    batch_size: int = 18  # pairs per step
+    lr: float = 1e-3  # AdamW's, falling in a straight line to 0
+    token_weight: float = 4.0  # of the comparison token by token; 0 for the last tokens alone
+    centring: float = 0.01  # weight of (r_chosen + r_rejected)^2; 0 for none
+    seed: int = 0
+
+
+class RewardModel(nn.Module):
+    """A language model's transformer with one number per token instead of logits.
+
+    The number at a response's last token is its score. `shift` and `scale` fix the scores' zero
+    and unit (`normalise`).
+    """
+
+    def __init__(self, body: GPT, generator: torch.Generator | None = None):
+        super().__init__()
+        self.body = copy.deepcopy(body)
+        self.body.head = None  # the logits are gone
+        width = body.config.width
+        self.head = nn.Linear(width, 1)
+        # Start near 0: the body learns what to look at before the head commits to a direction
+        nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.to(body.embedding.weight.dtype)
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def token_scores(self, tokens: Tensor) -> Tensor:
+        """What the score would be if the text ended at each token: tokens (B, T) to (B, T)."""
+        raw = self.head(self.body.hidden(tokens)).squeeze(-1)  # (B, T)
+        return (raw - self.shift) / self.scale
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The score (B,) of each response: read at its last token.
+
+        tokens and mask (B, T) as from `pack`: the mask is True on the response.
+        """
+        return last_of(self.token_scores(tokens), mask)  # (B,)
+
+
+def last_of(values: Tensor, mask: Tensor) -> Tensor:
+    """Each row's value where its mask is True for the last time: (B, T) to (B,)."""
+    positions = torch.arange(mask.size(1)).expand_as(mask)  # (B, T)
+    last = positions.masked_fill(~mask, -1).amax(-1, keepdim=True)  # (B, 1)
+    if (last < 0).any():
+        raise ValueError("a row's mask is False everywhere: it has no response to read")
+    return values.gather(1, last).squeeze(1)  # (B,)
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) -> Tensor:
+    r"""Mean surprise at the preferences, in nats: $-\log\sigma(r_{chosen} - r_{rejected})$.
+
+    chosen, rejected: scores (B,) of the two answers of each pair. centring adds the mean of
+    $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources: Bradley & Terry 1952;
+    Ouyang et al. 2022, equation 1; for the centring Eisenstein et al. 2023, section 2. Raises
+    ValueError for a score that is not a number.
+    """
+    if not (torch.isfinite(chosen).all() and torch.isfinite(rejected).all()):
+        raise ValueError("a score is NaN or infinite: lower the learning rate")
+    # logsigmoid keeps its digits where sigmoid rounds to 0 or 1
+    loss = -F.logsigmoid(chosen - rejected).mean()
+    return loss + centring * (chosen + rejected).square().mean()
+
+
+Pair = tuple[list[int], list[int], list[int]]  # token ids: prompt, chosen, rejected
+
+
+def encode_response(text: str, tokenizer: CharTokenizer) -> list[int]:
+    """An answer's token ids with <|end|>: in training and in use the same.
+
+    Texts that lack their end, such as a broken-off answer, get it too: a score is asked for
+    what is there.
+    """
+    return [*tokenizer.encode(text), tokenizer.end]
+
+
+def encode_pairs(pairs: list[dict], tokenizer: CharTokenizer, context: int) -> list[Pair]:
+    """The token ids of each pair, answers cut to what fits into the context.
+
+    Pairs whose answers are the same after the cut are dropped, with a warning. Raises
+    ValueError for a prompt that leaves no room for an answer, and where no pair is left.
+    """
+    encoded = []
+    for pair in pairs:
+        prompt = render_prompt([dict(role="user", content=pair["prompt"])], tokenizer)
+        room = context - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"the prompt of pair {pair['id']} has {len(prompt)} tokens and the context "
+                f"{context}: shorten it"
+            )
+        chosen, rejected = (
+            encode_response(pair[side], tokenizer)[:room] for side in ("chosen", "rejected")
+        )
+        if chosen == rejected:
+            log.warning("pair %s is left out: its answers are the same", pair["id"])
+            continue
+        encoded.append((prompt, chosen, rejected))
+    if not encoded:
+        raise ValueError("there are no pairs to compare: give at least one")
+    return encoded
+
+
+def token_level_loss(
+    scores: Tensor, tokens: Tensor, mask: Tensor
+) -> Tensor:
+    r"""Bradley-Terry at every token from where the two answers part, in nats.
+
+    scores, tokens, mask: (2B, T), the chosen answers above the rejected ones. An answer that
+    is worse in the end should look worse on the way there: the model has to carry what it has
+    seen along, and cannot live on the last word alone. Source: the reward model of
+    DeepSpeed-Chat (Yao et al. 2023); Cobbe et al. 2021, section 4.2, for verifiers.
+    """
+    (chosen, rejected), (a, b) = scores.chunk(2), tokens.chunk(2)
+    both = mask.chunk(2)[0] & mask.chunk(2)[1]  # (B, T)
+    parted = (a != b).cumsum(1) > 0  # (B, T), True from the first difference on
+    return -masked_mean(F.logsigmoid(chosen - rejected), both & parted)
+
+
+def pack_pairs(pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
+    """All chosen answers, then all rejected ones, after their prompts: tokens, mask (2B, T)."""
+    prompts = [prompt for prompt, _, _ in pairs]
+    responses = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
+    return pack(prompts * 2, responses, pad)
+
+
+def score_pairs(model: RewardModel, pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
+    """The scores (B,) of the chosen and of the rejected answers, from one forward pass."""
+    return model(*pack_pairs(pairs, pad)).chunk(2)
+
+
+@torch.no_grad()
+def pair_accuracy(model: RewardModel, pairs: list[Pair], pad: int) -> float:
+    """The share of pairs whose chosen answer has the higher score."""
+    chosen, rejected = score_pairs(model, pairs, pad)
+    return (chosen > rejected).double().mean().item()
+
+
+def reward_steps(
+    model: RewardModel, pairs: list[Pair], config: RewardConfig, pad: int
+) -> Iterator[Tensor]:
+    """Train the model in place; after each step, yield that batch's loss (before the step)."""
+    torch.set_flush_denormal(True)  # as in pre-training
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = adamw([dict(params=list(model.parameters()))], lr=config.lr, weight_decay=0.0)
+    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+        # Raise the chosen answers' scores over the rejected ones'
+        tokens, mask = pack_pairs([pairs[i] for i in next(batches)], pad)  # (2B, T)
+        scores = model.token_scores(tokens)  # (2B, T)
+        loss = bradley_terry_loss(*last_of(scores, mask).chunk(2), config.centring)
+        if config.token_weight:
+            loss = loss + config.token_weight * token_level_loss(scores, tokens, mask)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield loss.detach()
+
+
+def train_reward_model(
+    body: GPT, pairs: list[dict], config: RewardConfig,
+    progress: Callable = lambda steps, total: steps,
+) -> tuple[RewardModel, dict]:
+    """Train a reward model that starts as a copy of a language model; return it, its history.
+
+    The history has the lists `train` (each step's loss, in nats per pair) and the numbers
+    `train_accuracy` and `seconds` (of training).
+    """
+    tokenizer, started = CharTokenizer(), time.perf_counter()
+    encoded = encode_pairs(pairs, tokenizer, body.config.context)
+    model = RewardModel(body, torch.Generator().manual_seed(config.seed))
+    steps = reward_steps(model, encoded, config, tokenizer.pad)
+    losses = [loss.item() for loss in progress(steps, total=config.steps)]
+    seconds = time.perf_counter() - started
+    accuracy = pair_accuracy(model, encoded, tokenizer.pad)
+    return model, dict(train=losses, train_accuracy=accuracy, seconds=seconds)
+
+
+@torch.no_grad()
+def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
+    """Set the scores' zero and unit so that these responses have mean 0 and deviation 1.
+
+    tokens and mask (B, T) as from `pack`: answers of the policy that PPO will start from
+    (Ziegler et al. 2019, section 2.1). Raises ValueError where all scores are the same.
+    """
+    scores = model(tokens, mask)  # (B,)
+    if not scores.std() > 0:
+        raise ValueError("all responses have the same score: there is no unit to set")
+    model.shift += scores.mean() * model.scale
+    model.scale *= scores.std()
