@@ -190,6 +190,45 @@ class TokenView:
         return "".join(f"[{text}]" if mark else text for mark, text in zip(graded, texts))
 
 
+class ScoreView:
+    """A text whose tokens are shaded by a number each: blue above zero, orange below.
+
+    The underline says it without colour: solid above zero, dashed below; a screen reader hears
+    the number after each word.
+    """
+
+    def __init__(self, tokens: Sequence[str], scores: Sequence[float]):
+        self.tokens, self.scores = list(tokens), [float(score) for score in scores]
+
+    def words(self) -> list[tuple[str, list[tuple[str, float]]]]:
+        """Tokens up to and including each space: (text, [(token, score), ...])."""
+        words: list[list[tuple[str, float]]] = [[]]
+        for pair in zip(self.tokens, self.scores):
+            words[-1].append(pair)
+            if pair[0] == " ":
+                words.append([])
+        return [("".join(token for token, _ in word), word) for word in words if word]
+
+    def _repr_html_(self) -> str:
+        largest = max(map(abs, self.scores), default=0) or 1.0
+        parts = []
+        for _, word in self.words():
+            for token, score in word:
+                colour, line = ("0, 114, 178", "solid") if score > 0 else ("213, 94, 0", "dashed")
+                style = (
+                    f"background: rgba({colour}, {0.55 * abs(score) / largest:.2f}); "
+                    f"border-bottom: 2px {line} rgb({colour}); padding: 0.15em 0"
+                )
+                parts.append(
+                    f'<span style="{style}" title="{score:+.2f}">{html.escape(token)}</span>'
+                )
+            parts.append(f'<span style="{SPOKEN_STYLE}">({word[-1][1]:+.1f}) </span>')
+        return f'<p class="token-view" style="{VIEW_STYLE}">{"".join(parts)}</p>'
+
+    def __repr__(self) -> str:
+        return "".join(f"{text}[{word[-1][1]:+.2f}]" for text, word in self.words())
+
+
 class CheckFailed(AssertionError):
     """A claim of the chapter did not hold in this run."""
 

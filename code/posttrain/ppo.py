@@ -139,6 +139,12 @@ def collect_rollout(
     Raises ValueError for a score that is not a number.
     """
     tokenizer = CharTokenizer()
+    longest, context = max(map(len, prompts)), models.policy.config.context
+    if longest + config.max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {config.max_new_tokens} new ones do not fit into "
+            f"the context of {context}: shorten the prompt or lower max_new_tokens"
+        )
     # Answer, and note how likely each token was
     samples = generate(
         models.policy, prompts, config.max_new_tokens,
@@ -380,6 +386,11 @@ def check_config(config: PPOConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} is {getattr(config, name)!r}: use one of {allowed}")
+    for name in ("iterations", "batch_size", "group", "epochs", "minibatches", "kl_horizon"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}: use at least 1")
+    if config.temperature <= 0:
+        raise ValueError(f"temperature is {config.temperature}: PPO needs one above 0")
     if config.batch_size % config.group:
         raise ValueError(
             f"batch_size {config.batch_size} does not split into groups of {config.group}"

@@ -6,19 +6,21 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain import store
-from posttrain.chat import render_prompt
+from posttrain.chat import grow_vocabulary, render_prompt
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import masked_mean, pack
 from posttrain.optim import adamw
+from posttrain.pretrain import PretrainConfig, base_model
+from posttrain.sampling import generate
 from posttrain.sft import SFTConfig, epochs, sft_model
 from posttrain.tokenizer import CharTokenizer
 
@@ -222,3 +224,55 @@ def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
         raise ValueError("all responses have the same score: there is no unit to set")
     model.shift += scores.mean() * model.scale
     model.scale *= scores.std()
+
+
+def starting_point(corpus: Corpus, start: str) -> GPT:
+    """The language model that a reward model starts from: "sft", or "base"."""
+    if start == "sft":
+        return sft_model(corpus)[0]
+    if start == "base":
+        return grow_vocabulary(base_model(corpus)[0], CharTokenizer().vocab_size)
+    raise ValueError(f"{start!r} is no start for a reward model: use 'sft' or 'base'")
+
+
+def sample_answers(
+    model: GPT, prompts: list[str], seed: int, temperature: float = 0.8
+) -> tuple[list[list[int]], list[list[int]]]:
+    """A model's answers to prompts: token ids of the prompts in chat format, of the answers."""
+    tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(seed)
+    asked = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    samples = generate(
+        model, asked, 96, generator=generator, temperature=temperature, stop=tokenizer.end
+    )
+    return asked, samples.responses()
+
+
+def reward_model(
+    corpus: Corpus, config: RewardConfig | None = None, progress: Callable | None = None
+) -> tuple[RewardModel, dict]:
+    """The stored reward model of the book's 18 pairs, and its history.
+
+    It starts from the SFT model, and its scores are normalised on that model's answers to the
+    96 training prompts. Trained if there is none, and the models before it.
+    """
+    config, pairs = config or RewardConfig(), datasets.preferences()
+    options = dict(progress=progress) if progress else {}
+    prompts = datasets.training_prompts()
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        sft, _ = sft_model(corpus, **options)
+        model, history = train_reward_model(sft, pairs, config, **options)
+        answers = sample_answers(sft, prompts, config.seed)
+        normalise(model, *pack(*answers, CharTokenizer().pad))
+        return model.state_dict(), history
+
+    inputs = dict(
+        config=asdict(config), sft=asdict(SFTConfig()), base=asdict(PretrainConfig()),
+        pairs=pairs, prompts=prompts, conversations=datasets.conversations(),
+        corpus=corpus.sha256,
+    )  # fmt: skip
+    stage = store.obtain("reward", inputs, train, source=__name__)
+    shape = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)
+    model = RewardModel(GPT(shape))
+    model.load_state_dict(stage.weights)
+    return model, stage.history

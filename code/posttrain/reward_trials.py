@@ -1,0 +1,127 @@
+"""Reward modelling under trial: one setting over several seeds, judged on held-out pairs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from posttrain import store, workers
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
+from posttrain.evaluate import gold_score, lexicon
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import (
+    RewardConfig,
+    encode_pairs,
+    sample_answers,
+    score_pairs,
+    starting_point,
+    train_reward_model,
+)
+from posttrain.sft import SFTConfig, sft_model
+from posttrain.tokenizer import CharTokenizer
+
+
+@torch.no_grad()
+def judge_pairs(model, pairs: list[dict]) -> dict[str, list[float]]:
+    """The scores that a reward model gives to the `chosen` and the `rejected` of each pair."""
+    tokenizer = CharTokenizer()
+    encoded = encode_pairs(pairs, tokenizer, model.body.config.context)
+    chosen, rejected = score_pairs(model, encoded, tokenizer.pad)
+    return dict(chosen=chosen.tolist(), rejected=rejected.tolist())
+
+
+def accuracy(scores: dict[str, list[float]]) -> float:
+    """The share of pairs whose chosen answer has the higher score."""
+    ranked = [a > b for a, b in zip(scores["chosen"], scores["rejected"])]
+    return sum(ranked) / len(ranked)
+
+
+def reward_trial(corpus: Corpus, config: RewardConfig, start: str, pairs: list[dict]) -> dict:
+    """The history of one run, with the scores of the 72 held-out pairs; stored.
+
+    start: the language model to start from, "sft" or "base".
+    """
+    heldout = datasets.heldout_preferences()
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        body = starting_point(corpus, start)
+        model, history = train_reward_model(body, pairs, config)
+        scores = judge_pairs(model, heldout)
+        return {}, history | scores | dict(heldout_accuracy=accuracy(scores))
+
+    inputs = dict(
+        config=asdict(config), start=start, pairs=pairs, sft=asdict(SFTConfig()),
+        base=asdict(PretrainConfig()), conversations=datasets.conversations(),
+        corpus=corpus.sha256, judged_on=heldout,
+    )  # fmt: skip
+    return store.obtain("reward-trial", inputs, train, source=__name__).history
+
+
+Run = tuple[RewardConfig, str, list[dict]]  # configuration, start, pairs
+
+
+def reward_trials(
+    corpus: Corpus, settings: dict[str, list[Run]],
+    progress: Callable = lambda done, total: done,
+) -> dict[str, list[dict]]:
+    """The histories of every setting's runs, side by side; the i-th runs with seed i."""
+    sft_model(corpus)  # once, before the workers all want it
+    jobs = [
+        (corpus, replace(config, seed=seed), start, pairs)
+        for runs in settings.values()
+        for seed, (config, start, pairs) in enumerate(runs)
+    ]
+    histories = iter(workers.run_all(reward_trial, jobs, progress))
+    return {name: [next(histories) for _ in runs] for name, runs in settings.items()}
+
+
+def some_pairs(pairs: list[dict], n: int, seed: int) -> list[dict]:
+    """n of the pairs, drawn without replacement."""
+    return random.Random(seed).sample(pairs, n)
+
+
+def with_flipped_labels(pairs: list[dict], n: int, seed: int) -> list[dict]:
+    """The pairs, n of them with chosen and rejected exchanged: a labeller's slips."""
+    flipped = {pair["id"] for pair in some_pairs(pairs, n, seed)}
+    return [
+        dict(pair, chosen=pair["rejected"], rejected=pair["chosen"])
+        if pair["id"] in flipped
+        else pair
+        for pair in pairs
+    ]
+
+
+def gold_pairs(corpus: Corpus, n: int, seed: int) -> list[dict]:
+    """n pairs of the SFT model's own answers, the one preferred that the gold rubric prefers.
+
+    Two answers to each training prompt, again and again; where the rubric sees no difference,
+    there is no pair. The end token of each answer is part of the judgement.
+    """
+    model, _ = sft_model(corpus)
+    prompts, real_words = datasets.training_prompts(), lexicon(corpus)
+    tokenizer, pairs, round_ = CharTokenizer(), [], 0
+    while len(pairs) < n:
+        texts = [
+            [tokenizer.decode(answer) for answer in sample_answers(model, prompts, draw)[1]]
+            for draw in (1000 * seed + 2 * round_, 1000 * seed + 2 * round_ + 1)
+        ]
+        round_ += 1
+        for prompt, one, other in zip(prompts, *texts):
+            better, worse = sorted((one, other), key=lambda t: -gold_score(t, real_words))
+            if gold_score(better, real_words) == gold_score(worse, real_words):
+                continue
+            answers = [plain_text(text) for text in (better, worse)]
+            if all(answers) and answers[0] != answers[1]:
+                pairs.append(dict(id=f"g{len(pairs)}", prompt=prompt,
+                                  chosen=answers[0], rejected=answers[1]))  # fmt: skip
+    return pairs[:n]
+
+
+def plain_text(answer: str) -> str:
+    """An answer up to its first special token."""
+    return answer.split("<|")[0].strip()
