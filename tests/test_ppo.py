@@ -660,6 +660,11 @@ def test_betas_by_hand():
         (dict(group=3), "batch_size 4 does not split into groups of 3"),
         (dict(estimator="rloo"), "rloo compares answers"),
         (dict(estimator="grpo"), "grpo compares answers"),
+        (dict(minibatches=0), "minibatches is 0"),
+        (dict(group=0), "group is 0"),
+        (dict(epochs=0), "epochs is 0"),
+        (dict(temperature=0.0), "temperature is 0.0"),
+        (dict(temperature=-1.0), "temperature is -1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
@@ -669,6 +674,13 @@ def test_settings_that_cannot_work_are_refused_by_name(changes, message):
         next(ppo_steps(models(torch.float32), QUESTIONS, replace(TINY, **changes)))
     check_config(TINY)
     check_config(replace(TINY, estimator="rloo", group=2))
+
+
+def test_an_answer_that_could_outgrow_the_context_is_refused_before_it_is_drawn():
+    some, longest = models(torch.float32), max(map(len, PROMPTS))
+    collect_rollout(some, PROMPTS[:2], replace(TINY, max_new_tokens=CONFIG.context - longest), seeded())
+    with pytest.raises(ValueError, match="do not fit into the context of 64"):
+        collect_rollout(some, PROMPTS, replace(TINY, max_new_tokens=CONFIG.context - longest + 1), seeded())
 
 
 # The loop
