@@ -7,15 +7,22 @@ drifts while a ratio of neighbours does not. Close other programs first.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import platform
+import random
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 
 import torch
 
+from posttrain.chat import render_prompt
 from posttrain.data import corpus
 from posttrain.gpt import GPT, GPTConfig, count_parameters
+from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.pretrain import (
     PretrainConfig,
     encode_split,
@@ -24,7 +31,9 @@ from posttrain.pretrain import (
     sprint,
     training_steps,
 )
+from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
+from posttrain.tokenizer import CharTokenizer
 
 TARGET = 1.88  # nats per character, from nanoGPT's README
 
@@ -43,10 +52,17 @@ def in_turn(ours, theirs, pairs: int) -> tuple[list[float], list[float]]:
     return [a for a, _ in times], [b for _, b in times]
 
 
-def report(title: str, ours: list[float], theirs: list[float], peer: str) -> None:
-    """Print one comparison as a table row: medians, and the ratio's median, least and greatest over the pairs."""
+def report(title: str, ours: list[float], theirs: list[float], peer: str, responses: int = 0) -> None:
+    """Print one comparison as a table row: medians, and the ratio's median, least and greatest over the pairs.
+
+    responses: how many each run produces; given, the row says their number per second too.
+    """
     ratios = sorted(b / a for a, b in zip(ours, theirs))
-    print(f"| {title} | {statistics.median(ours):.2f} s | {peer} {statistics.median(theirs):.2f} s | "
+    mine, other = (
+        f"{middle:.2f} s" + (f" ({responses / middle:.0f} responses/s)" if responses else "")
+        for middle in (statistics.median(ours), statistics.median(theirs))
+    )
+    print(f"| {title} | {mine} | {peer} {other} | "
           f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |", flush=True)  # fmt: skip
 
 
@@ -84,6 +100,84 @@ def sampling_speed(pairs: int) -> None:
     report("sampling 64 x 96 tokens", ours, theirs, "transformers generate")
 
 
+def trl_trainer(prompts: list[list[int]], shape: GPTConfig, config: PPOConfig, folder: str):
+    """TRL's PPOTrainer on GPT-2s of our size, with our settings: float32, no checkpoints, reports or samples to show.
+
+    A round is one device batch, so that every minibatch of it is a step of the optimiser, as it is with us.
+    """
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    import transformers
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from trl.experimental import ppo
+
+    # Four models: the reference is the trainer's own copy of the policy
+    sizes = dict(n_embd=shape.width, n_layer=shape.n_layer, n_head=shape.n_head, n_positions=shape.context)
+    special = dict(eos_token_id=None, bos_token_id=None)
+    peer = transformers.GPT2Config(vocab_size=shape.vocab_size, num_labels=1, **special, **sizes)
+    policy = transformers.GPT2LMHeadModel(peer)
+    judge, critic = transformers.GPT2ForSequenceClassification(peer), transformers.GPT2ForSequenceClassification(peer)
+    arguments = ppo.PPOConfig(
+        output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        report_to="none", save_strategy="no", disable_tqdm=True, num_sample_generations=0,
+        total_episodes=config.iterations * config.batch_size, per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=1, local_rollout_forward_batch_size=config.batch_size,
+        num_ppo_epochs=config.epochs, num_mini_batches=config.minibatches,
+        response_length=config.max_new_tokens, stop_token=None, missing_eos_penalty=None,
+        temperature=config.temperature, learning_rate=config.lr, kl_coef=config.beta,
+    )  # fmt: skip
+    words = Tokenizer(models.WordLevel(CharTokenizer().ids, unk_token="<|pad|>"))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|end|>", pad_token="<|pad|>"
+    )  # fmt: skip
+    return ppo.PPOTrainer(
+        args=arguments, processing_class=tokenizer, model=policy, ref_model=None, reward_model=judge,
+        value_model=critic, train_dataset=Dataset.from_dict({"input_ids": prompts}),
+    )  # fmt: skip
+
+
+def ppo_step(pairs: int) -> None:
+    """One round of PPO, 32 prompts of 32 tokens and 64 new tokens for each: ours against TRL's PPOTrainer.
+
+    A callback of TRL's train() takes the time at the end of each of its rounds, and runs one of ours before the next;
+    the first round of each, with its set-up, is not counted. The vocabulary of all models stops short of <|end|> and
+    <|pad|>, so that neither can be drawn: every response has 64 tokens.
+    """
+    from transformers import TrainerCallback
+
+    tokenizer, draws = CharTokenizer(), random.Random(0)
+    config = PPOConfig(iterations=pairs + 1, max_new_tokens=64)
+    shape = GPTConfig(vocab_size=tokenizer.end, zero_init=False)
+    texts = ["".join(draws.choices(tokenizer.alphabet, k=30)) for _ in range(config.batch_size)]
+    prompts = [render_prompt([dict(role="user", content=text)], tokenizer) for text in texts]
+    rounds = ppo_steps(assemble(GPT(shape), RewardModel(GPT(shape)), config), texts, config)
+    ours, theirs, our_lengths, their_lengths = [], [], [], []
+
+    class InTurn(TrainerCallback):
+        """Note how long TRL's round took, and run one of ours before its next."""
+
+        def on_train_begin(self, *_, **__):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            theirs.append(time.perf_counter() - self.start)
+            ours.append(seconds(lambda: our_lengths.append(next(rounds)["length"])))
+            self.start = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer = trl_trainer(prompts, shape, config, folder)
+        trainer.add_callback(InTurn())
+        # Note how many tokens each row has that TRL's reward model reads
+        trainer.reward_model.base_model.register_forward_pre_hook(
+            lambda _, __, inputs: their_lengths.extend(inputs["attention_mask"].sum(-1).tolist()), with_kwargs=True
+        )
+        trainer.train()
+    # Compare equal work only
+    assert our_lengths == [64] * (pairs + 1), our_lengths
+    assert their_lengths == [32 + 64] * config.batch_size * (pairs + 1), their_lengths
+    report("PPO, a round of 32 x 64 tokens", ours[1:], theirs[1:], "TRL PPOTrainer", config.batch_size)
+
+
 def share_of_peak(pairs: int) -> None:
     """Training arithmetic (6 x parameters x tokens) per second, as a share of one large matrix product's."""
     training, _ = encode_split(corpus.load())
@@ -114,7 +208,7 @@ def main() -> None:
         BENCHMARKS[name](arguments.pairs)
 
 
-BENCHMARKS = {"sampling": sampling_speed, "peak": share_of_peak, "time-to-loss": time_to_loss}
+BENCHMARKS = {"sampling": sampling_speed, "peak": share_of_peak, "time-to-loss": time_to_loss, "ppo": ppo_step}
 
 if __name__ == "__main__":
     main()

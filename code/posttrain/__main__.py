@@ -6,12 +6,16 @@ import argparse
 import sys
 
 from posttrain.data import corpus
+from posttrain.evaluate import gold_parts, lexicon
 from posttrain.notebook import progress
+from posttrain.ppo import ppo_model
 from posttrain.pretrain import base_model
+from posttrain.reward_model import reward_model, score_answer
 from posttrain.sft import sft_model
 from posttrain.terminal import HELP, Chat, converse
+from posttrain.tokenizer import END, CharTokenizer
 
-STAGES = {"base": base_model, "sft": sft_model}
+STAGES = {"base": base_model, "sft": sft_model, "ppo": ppo_model}
 
 
 def temperature(text: str) -> float:
@@ -44,6 +48,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     chat.add_argument("--stage", choices=STAGES, default="sft", help="which model")
     chat.add_argument("--temperature", type=temperature, default=0.8)
     chat.add_argument("--seed", type=seed, help="the same answers every time")
+    score = commands.add_parser(
+        "score",
+        help="judge an answer",
+        description="Judge an answer, by the reward model and by the gold rubric.",
+    )
+    score.add_argument("prompt", help="what was asked, in quotation marks")
+    score.add_argument("response", help="what was answered, in quotation marks")
     return parser.parse_args(arguments)
 
 
@@ -51,14 +62,44 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = parse(arguments)
     try:
-        # Train the model, or find it
-        model, _ = STAGES[options.stage](corpus.load(), progress=progress)
+        return score(options) if options.command == "score" else chat(options)
     except KeyboardInterrupt:
         print("\nStopped. Stages that were finished are kept.", file=sys.stderr)
         return 130
-    chat = Chat(model, options.stage != "base", options.temperature, options.seed)
+
+
+def score(options: argparse.Namespace) -> int:
+    """Print what the reward model and the gold rubric say of an answer."""
+    tokenizer = CharTokenizer()
+    texts = [tokenizer.clean(text) for text in (options.prompt, options.response)]
+    for text, given in zip(texts, (options.prompt, options.response)):
+        if text != given:
+            print(f"(read as: {text})")
+    if not texts[1].strip():
+        print("The response is empty: there is nothing to judge.", file=sys.stderr)
+        return 2
+    # Train the model, or find it
+    text = corpus.load()
+    judge, _ = reward_model(text, progress=progress)
+    try:
+        value = score_answer(judge, *texts)
+    except ValueError as error:
+        print(f"This cannot be judged: {error}.", file=sys.stderr)
+        return 2
+    print(f"reward model  {value:+.2f}   (0: the SFT model's average; 1: its standard deviation)")
+    parts = gold_parts(texts[1] + END, lexicon(text))
+    said = ", ".join(f"{name} {part:+.2f}" for name, part in parts.items() if part)
+    print(f"gold rubric   {sum(parts.values()):+.2f}   ({said or 'nothing to say'})")
+    return 0
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Talk to a model."""
+    # Train the model, or find it
+    model, _ = STAGES[options.stage](corpus.load(), progress=progress)
+    conversation = Chat(model, options.stage != "base", options.temperature, options.seed)
     print(f"The {options.stage} model. /help lists the commands; Ctrl-C leaves.")
-    converse(chat)
+    converse(conversation)
     return 0
 
 

@@ -190,6 +190,15 @@ class TokenView:
         return "".join(f"[{text}]" if mark else text for mark, text in zip(graded, texts))
 
 
+def shade(value: float, largest: float) -> str:
+    """The style of a place with a number: blue and solid above zero, orange and dashed below."""
+    colour, line = ("0, 114, 178", "solid") if value > 0 else ("213, 94, 0", "dashed")
+    return (
+        f"background: rgba({colour}, {0.55 * abs(value) / largest:.2f}); "
+        f"border-bottom: 2px {line} rgb({colour})"
+    )
+
+
 class ScoreView:
     """A text whose tokens are shaded by a number each: blue above zero, orange below.
 
@@ -214,11 +223,7 @@ class ScoreView:
         parts = []
         for _, word in self.words():
             for token, score in word:
-                colour, line = ("0, 114, 178", "solid") if score > 0 else ("213, 94, 0", "dashed")
-                style = (
-                    f"background: rgba({colour}, {0.55 * abs(score) / largest:.2f}); "
-                    f"border-bottom: 2px {line} rgb({colour}); padding: 0.15em 0"
-                )
+                style = f"{shade(score, largest)}; padding: 0.15em 0"
                 parts.append(
                     f'<span style="{style}" title="{score:+.2f}">{html.escape(token)}</span>'
                 )
@@ -227,6 +232,62 @@ class ScoreView:
 
     def __repr__(self) -> str:
         return "".join(f"{text}[{word[-1][1]:+.2f}]" for text, word in self.words())
+
+
+class TokenTable:
+    """One row per token, one column per quantity, each column shaded by its own largest number.
+
+    columns: name to numbers, one per token. It scrolls within a frame of its own.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str], columns: dict[str, Sequence[float]], caption: str
+    ):
+        self.tokens, self.caption = list(tokens), caption
+        self.columns = {
+            name: [float(value) for value in values] for name, values in columns.items()
+        }
+        for name, values in self.columns.items():
+            if len(values) != len(self.tokens):
+                raise ValueError(f"{name} has {len(values)} values, for {len(tokens)} tokens")
+
+    def rows(self) -> list[list[str]]:
+        """Position, token (a space spelt out) and numbers, as text."""
+        return [
+            [str(i), "(space)" if token == " " else token]
+            + [f"{values[i]:+.3f}" for values in self.columns.values()]
+            for i, token in enumerate(self.tokens)
+        ]
+
+    def _repr_html_(self) -> str:
+        caption, sticky = html.escape(self.caption), "position: sticky; top: 0"
+        names = ["position", "token", *self.columns]
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+        largest = {
+            name: max(map(abs, values), default=0) or 1.0
+            for name, values in self.columns.items()
+        }
+        body = ""
+        for i, (position, token, *numbers) in enumerate(self.rows()):
+            cells = "".join(
+                f'<td style="{shade(values[i], largest[name])}">{number}</td>'
+                for (name, values), number in zip(self.columns.items(), numbers)
+            )
+            body += (
+                f"<tr><td>{position}</td>"
+                f'<th scope="row" class="sample">{html.escape(token)}</th>{cells}</tr>'
+            )
+        return (
+            f'<div role="region" aria-label="{caption}" tabindex="0" '
+            'style="max-height: 26em; overflow: auto">'
+            f'<table class="table token-table"><caption>{caption}</caption>'
+            f'<thead style="{sticky}">'
+            f"<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def __repr__(self) -> str:
+        header = ["position", "token", *self.columns]
+        return "\n".join(" | ".join(row) for row in [header, *self.rows()])
 
 
 class CheckFailed(AssertionError):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from posttrain import store
 from posttrain.chat import render_prompt
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
-from posttrain.reward_model import RewardModel
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig, RewardModel, reward_model
 from posttrain.sampling import generate
-from posttrain.sft import epochs
+from posttrain.sft import SFTConfig, epochs, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -27,6 +32,7 @@ class PPOConfig:
     max_new_tokens: int = 96  # a response that has not ended by then is cut
     temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
     no_end_score: float = -2.0  # the score of a response without <|end|>
+    normalised: bool = True  # scores as `normalise` left them; or with the zero and unit of training
     # Advantages
     estimator: str = "gae"  # or, without a value model, "reinforce", "rloo", "grpo"
     group: int = 1  # responses per prompt; "rloo" and "grpo" compare within a group
@@ -37,17 +43,17 @@ class PPOConfig:
     returns_after_whitening: bool = False  # the famous bug
     value_start: str = "reward_model"  # or "zero", its head at zero; or "shared", the policy's
     # Updates
-    epochs: int = 2  # passes over a round's responses
-    minibatches: int = 2  # gradient steps per pass
+    epochs: int = 1  # passes over a round's responses
+    minibatches: int = 4  # gradient steps per pass
     clip_eps: float = 0.2  # the ratio's room around 1
     value_clip: float = 0.2  # a value's room around the old one; 0 for no clipping
     value_coef: float = 0.1  # weight of the value loss where the transformer is shared
     lr: float = 3e-4  # Adam's, falling in a straight line to 0
     value_lr: float = 3e-4
     # KL to the reference
-    beta: float = 0.1  # the penalty's weight at the start
-    kl_target: float = 0.0  # nats per response that beta is steered to; 0 keeps beta as it is
-    kl_horizon: int = 300  # responses over which a beta that is off by 20% is corrected by 20%
+    beta: float = 0.05  # the penalty's weight at the start
+    kl_target: float = 8.0  # nats per response that beta is steered to; 0 keeps beta as it is
+    kl_horizon: int = 100  # responses over which a beta that is off by 20% is corrected by 20%
     kl_in: str = "reward"  # or "loss"
     kl_estimator: str = "k1"  # or "k2", "k3"
     seed: int = 0
@@ -101,6 +107,10 @@ def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
     model starts as a copy of the reward model's transformer, or stands on the policy's own.
     """
     policy, value_model = copy.deepcopy(sft), None
+    if not config.normalised:
+        reward_model = copy.deepcopy(reward_model)
+        reward_model.shift.zero_()
+        reward_model.scale.fill_(1.0)
     if config.estimator == "gae":
         value_model = dict(
             reward_model=lambda: ValueModel.from_reward_model(reward_model),
@@ -429,3 +439,41 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
         # Steer the penalty
         if config.kl_target:
             beta = next_beta(beta, kl, config.kl_target, config.batch_size, config.kl_horizon)
+
+
+def ppo_inputs(corpus: Corpus, config: PPOConfig) -> dict:
+    """What a stored run of PPO depends on, the models before it included."""
+    return dict(
+        config=asdict(config), reward=asdict(RewardConfig(seed=config.seed)),
+        sft=asdict(SFTConfig()), base=asdict(PretrainConfig()), pairs=datasets.preferences(),
+        prompts=datasets.training_prompts(), conversations=datasets.conversations(),
+        corpus=corpus.sha256,
+    )  # fmt: skip
+
+
+def ppo_model(
+    corpus: Corpus, config: PPOConfig | None = None, progress: Callable | None = None
+) -> tuple[GPT, dict]:
+    """The stored policy that PPO makes of the SFT model, and its history.
+
+    It practises on the 96 training prompts, paid by the stored reward model. The history has
+    `rounds`, what each round noted, and `seconds`. Trained if there is none, and the models
+    before it.
+    """
+    config = config or PPOConfig()
+    options = dict(progress=progress) if progress else {}
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        sft, _ = sft_model(corpus, **options)
+        judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), **options)
+        models, started = assemble(sft, judge, config), time.perf_counter()
+        steps = ppo_steps(models, datasets.training_prompts(), config)
+        rounds = list(progress(steps, total=config.iterations) if progress else steps)
+        seconds = time.perf_counter() - started
+        return models.policy.state_dict(), dict(rounds=rounds, seconds=seconds)
+
+    stage = store.obtain("ppo", ppo_inputs(corpus, config), train, source=__name__)
+    shape = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)
+    policy = GPT(shape)
+    policy.load_state_dict(stage.weights)
+    return policy, stage.history

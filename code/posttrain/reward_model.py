@@ -56,9 +56,9 @@ class RewardModel(nn.Module):
         # Start near 0: the body learns what to look at before the head commits to a direction
         nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)
         nn.init.zeros_(self.head.bias)
-        self.to(body.embedding.weight.dtype)
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+        self.to(body.embedding.weight.dtype)
 
     def token_scores(self, tokens: Tensor) -> Tensor:
         """What the score would be if the text ended at each token: tokens (B, T) to (B, T)."""
@@ -220,10 +220,29 @@ def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
     (Ziegler et al. 2019, section 2.1). Raises ValueError where all scores are the same.
     """
     scores = model(tokens, mask)  # (B,)
-    if not scores.std() > 0:
+    if (scores == scores[0]).all():
         raise ValueError("all responses have the same score: there is no unit to set")
     model.shift += scores.mean() * model.scale
     model.scale *= scores.std()
+
+
+@torch.no_grad()
+def score_answer(model: RewardModel, prompt: str, response: str) -> float:
+    """The score of one answer to one prompt, both as text.
+
+    Raises ValueError for an empty response, and for texts that do not fit into the context.
+    """
+    tokenizer, context = CharTokenizer(), model.body.config.context
+    asked = render_prompt([dict(role="user", content=prompt)], tokenizer)
+    if not response:
+        raise ValueError("the response is empty: give at least one character")
+    answer = encode_response(response, tokenizer)
+    if len(asked) + len(answer) > context:
+        raise ValueError(
+            f"prompt and response have {len(asked) + len(answer)} tokens together and the "
+            f"context {context}: shorten them"
+        )
+    return model(*pack([asked], [answer], tokenizer.pad)).item()
 
 
 def starting_point(corpus: Corpus, start: str) -> GPT:
