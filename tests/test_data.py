@@ -5,7 +5,13 @@ import re
 
 import pytest
 
-from posttrain.data.datasets import FOLDER, heldout_prompts
+from posttrain.data.datasets import (
+    FOLDER,
+    heldout_preferences,
+    heldout_prompts,
+    preferences,
+    training_prompts,
+)
 from posttrain.tokenizer import CharTokenizer
 
 COUNTS = {
@@ -13,6 +19,7 @@ COUNTS = {
     "conversations_heldout": 20,
     "preferences": 18,
     "preferences_heldout": 72,
+    "prompts": 96,
     "prompts_heldout": 64,
 }
 
@@ -64,3 +71,19 @@ def test_chosen_and_rejected_differ_and_length_gives_nothing_away():
 
 def test_heldout_prompts_are_the_64():
     assert len(heldout_prompts()) == 64
+
+
+def test_the_packages_preferences_and_training_prompts_are_these_files():
+    assert preferences() == rows("preferences") and heldout_preferences() == rows("preferences_heldout")
+    assert training_prompts() == [row["prompt"] for row in rows("prompts")]
+
+
+def test_heldout_pairs_say_what_is_wrong_with_the_rejected_answer_and_the_others_do_not():
+    kinds = [row["kind"] for row in heldout_preferences()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict(rude=48, broken=12, rambling=12)
+    assert not any("kind" in row for row in preferences())
+
+
+def test_the_narrow_pairs_ask_what_the_others_ask():
+    narrow = preferences(FOLDER / "preferences_narrow.jsonl")
+    assert [row["prompt"] for row in narrow] == [row["prompt"] for row in preferences()] and narrow != preferences()

@@ -9,7 +9,10 @@ from posttrain.data.datasets import (
     DatasetError,
     conversations,
     heldout_conversations,
+    heldout_preferences,
     heldout_prompts,
+    preferences,
+    training_prompts,
 )
 
 MANY = 100_000  # characters, more than any message should repeat
@@ -57,6 +60,7 @@ def refusal(path, read=conversations):
 def test_the_books_own_files_load():
     assert len(conversations()) == 40 and len(heldout_conversations()) == 20 and len(heldout_prompts()) == 64
     assert all(isinstance(prompt, str) and prompt.strip() for prompt in heldout_prompts())
+    assert len(preferences()) == 18 and len(heldout_preferences()) == 72 and len(training_prompts()) == 96
     own = [json.loads(text) for text in (datasets.FOLDER / "conversations.jsonl").read_text("utf-8").splitlines()]
     assert conversations() == own
 
@@ -139,6 +143,51 @@ def test_a_prompts_file_is_checked_as_well(file):
     assert "line 3 (id r): prompt: 'é' (U+00E9" in stranger
     assert "line 4" in conversation and "prompt" in conversation
     assert "line 5: prompt: " in blank
+
+
+def pair(**fields):
+    return dict(id="a", prompt="Who goes there?", chosen="A friend.", rejected="Begone.") | fields
+
+
+def test_preferences_are_read_as_they_are_written_with_a_kind_or_without(file):
+    rows = [pair(), *[pair(id=kind, kind=kind) for kind in ("rude", "broken", "rambling")]]
+    assert preferences(file(*map(json.dumps, rows))) == preferences(str(file(*map(json.dumps, rows)))) == rows
+
+
+def without(field):
+    return {name: text for name, text in pair().items() if name != field}
+
+
+BAD_PAIRS = {
+    "no id": (without("id"), ": 'id' is a required property"),
+    "no prompt": (without("prompt"), ": 'prompt' is a required property"),
+    "no chosen": (without("chosen"), ": 'chosen' is a required property"),
+    "no rejected": (without("rejected"), ": 'rejected' is a required property"),
+    "empty prompt": (pair(prompt=""), ": prompt: there is no text in it"),
+    "empty chosen": (pair(chosen=""), ": chosen: there is no text in it"),
+    "blank rejected": (pair(rejected=" \t"), ": rejected: there is no text in it"),
+    "a list": (pair(chosen=["A friend."]), ": chosen: ['A friend.'] is not of type 'string'"),
+    "wrong kind": (pair(kind="dull"), ": kind: 'dull' is not one of ['rude', 'broken', 'rambling']"),
+    "extra field": (pair(note="x"), "'note' was unexpected"),
+    "stranger in the prompt": (pair(prompt="caf\u00e9"), " (id a): prompt: '\u00e9' (U+00E9, at position 3)"),
+    "stranger in chosen": (pair(chosen="Act 2"), " (id a): chosen: '2' (U+0032, at position 4)"),
+    "special token in rejected": (pair(rejected="No.<|end|>"), " (id a): rejected: '<' (U+003C, at position 3)"),
+    "the same answers": (pair(rejected="A friend."), " (id a): chosen and rejected are the same: there is no preference in it"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_PAIRS)
+def test_a_bad_pair_is_named_with_its_reason(file, bad):
+    row, reason = BAD_PAIRS[bad]
+    path = file(*map(json.dumps, [pair(id="first"), row, pair(id="last")]))
+    header, shown = refusal(path, preferences).split("\n")
+    assert header == f"{path}:" and shown.startswith("  line 2") and reason in shown
+
+
+def test_a_pair_whose_id_was_used_and_a_file_without_pairs_are_refused(file):
+    rows = [json.dumps(pair(rejected=text)) for text in ("Begone.", "Away.")]
+    assert refusal(file(*rows), preferences).endswith("line 2 (id a): the id 'a' is that of line 1")
+    assert "holds no lines: it needs at least one preference" in refusal(file(""), preferences)
 
 
 def test_an_id_used_again_names_the_line_that_had_it_first(file):

@@ -2,16 +2,27 @@
 
 import pytest
 
-from posttrain.data.datasets import conversations, heldout_conversations
+from posttrain.data.corpus import Corpus
+from posttrain.data.datasets import (
+    conversations,
+    heldout_conversations,
+    heldout_preferences,
+    preferences,
+)
 from posttrain.evaluate import (
     BLUNT,
     COURTEOUS,
     answered,
     echo_rate,
     finished,
+    gold_parts,
+    gold_score,
+    lexicon,
     manner,
     opens_a_speech,
     topic_words,
+    win_rate,
+    words_of,
 )
 
 
@@ -110,3 +121,108 @@ def test_topic_words_and_their_echoes_by_hand():
     assert topic_words("Who is it?") == set()
     prompts = ["Where is the horse?", "Is it so?", "Tell me of Venice.", "A castle?"]
     assert echo_rate(prompts, ["The HORSES are here.", "It is so.", "Of what?", "Castle."]) == 0.5
+
+
+# The gold rubric
+
+REAL = frozenset("a b c d e f g h i j k l m n o p q r s t u v w x y z ay sir lord madam fool dog".split())
+PARTS = ["courtesy", "ending", "length", "repetition", "spelling"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # Different courteous words less blunt ones, two at most, halved
+        ("a b c d.", 0),
+        ("a b c sir.", 0.5),
+        ("a sir sir sir.", 0.5),
+        ("a b Sir, LORD.", 1),
+        ("a madam sir lord.", 1),
+        ("a b c fool.", -0.5),
+        ("a b fool fool.", -1),  # every blunt word counts
+        ("fool dog fool dog.", -1),
+        ("a b sir fool.", 0),
+        ("sir sir fool fool.", -0.5),
+        ("lord sir madam fool.", 1),
+    ],
+)
+def test_courtesy_by_hand(answer, expected):
+    assert gold_parts(answer + "<|end|>", REAL)["courtesy"] == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("a b c d.<|end|>", 0), ("a b c d?<|end|>", 0), ("a b c d<|end|>", -1), ("a b c d.", -1), ("a b c d,<|end|>", -1)],
+)
+def test_an_answer_without_its_end_or_its_last_full_stop_loses_1(answer, expected):
+    parts = gold_parts(answer, REAL)
+    assert parts["ending"] == expected == sum(parts.values())
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, -1), (3, -1), (4, 0), (24, 0), (25, -1)])
+def test_an_answer_has_4_words_at_least_and_24_at_most(n, expected):
+    parts = gold_parts(" ".join("abcdefghijklmnopqrstuvwxyz"[:n]) + ".<|end|>", REAL)
+    assert parts["length"] == expected == sum(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("a b c d e", 0),
+        ("a b c d a", 0),  # a fifth is free
+        ("a b c a", -2 * (0.25 - 0.2)),
+        ("A b a B", -2 * (0.5 - 0.2)),
+        ("a a a a", -2 * (0.75 - 0.2)),
+    ],
+)
+def test_words_said_before_cost_twice_their_share_beyond_a_fifth(answer, expected):
+    parts = gold_parts(answer + ".<|end|>", REAL)
+    assert parts["repetition"] == pytest.approx(expected, abs=1e-12) == pytest.approx(sum(parts.values()), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("a b c d", 0), ("a b c xx", -0.5), ("A B C XX yy", -0.8), ("xx yy zz aa", -2), ("a b xx xx", -1), ("a b c d'", -0.5)],
+)
+def test_words_that_are_none_cost_twice_their_share(answer, expected):
+    assert gold_parts(answer + ".<|end|>", REAL)["spelling"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Ay, a b sir, my lord.<|end|>", [1, 0, 0, 0, -2 / 6]),
+        ("fool, fool", [-1, -1, -1, -2 * 0.3, 0]),
+        ("xx sir<|user|>a b c.<|end|>", [0.5, -1, 0, 0, -0.4]),  # special tokens part words
+        ("a b c d.<|end|>", [0, 0, 0, 0, 0]),
+    ],
+)
+def test_the_gold_score_is_the_sum_of_its_parts(answer, expected):
+    parts = gold_parts(answer, REAL)
+    assert list(parts) == PARTS and list(parts.values()) == pytest.approx(expected)
+    assert gold_score(answer, REAL) == pytest.approx(sum(expected))
+
+
+def test_words_are_letters_and_apostrophes_in_lower_case_and_no_special_tokens():
+    assert words_of("The Duke's<|end|>\n'Tis  two-fold!") == ["the", "duke's", "'tis", "two", "fold"]
+    assert words_of("<|user|>a<|pad|>b<|assistant|>") == ["a", "b"]
+    assert words_of("<|end|>, 3 --") == []
+
+
+def test_the_lexicon_is_the_words_of_the_training_text_and_of_the_books_data_and_no_more():
+    corpus = Corpus(text="Zounds! Gramercy, sir.\n   " * 9 + " Forsooth gadzook prithee. ", source="test", sha256="0")
+    assert corpus.validation == " Forsooth gadzook prithee. "
+    found = lexicon(corpus)
+    data = [message["content"] for row in conversations() for message in row["messages"]]
+    data += [pair[side] for pair in preferences() for side in ("prompt", "chosen", "rejected")]
+    assert found == {"zounds", "gramercy"} | {word for text in data for word in words_of(text)}
+    # Neither what is held out nor the validation text makes a word real
+    assert not {"forsooth", "gadzook", "prithee"} & found
+    assert set(words_of(" ".join(pair["chosen"] for pair in heldout_preferences()))) - found
+
+
+def test_win_rates_by_hand_with_ties_as_one_half():
+    assert win_rate([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 5.0, 3.0]) == 2.5 / 4
+    assert win_rate([1.0, 1.0], [1.0, 1.0]) == 0.5 and win_rate([1.0], [0.0]) == 1.0 and win_rate([0.0], [1.0]) == 0.0
+    scores, others = [0.3, -1.0, 2.0, 0.0, 0.3], [0.3, 1.0, 1.0, 0.0, -4.0]
+    assert win_rate(scores, others) + win_rate(others, scores) == 1

@@ -5,31 +5,30 @@ import math
 
 import pytest
 import torch
+from tiny import CONFIG, close, normal, seeded
 
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, sequence_kl, token_logprobs
+from posttrain.logprobs import (
+    entropy,
+    kl_estimate,
+    masked_mean,
+    pack,
+    sequence_kl,
+    token_logprobs,
+)
 
-CONFIG = GPTConfig(vocab_size=69, context=64, n_layer=1, n_head=1, width=16)
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6]]
 
 
 def moved(config=CONFIG, seed=0):
     """A model in float64 none of whose weights are zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     model = GPT(config, generator).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def close(one, other, atol=1e-12):
-    torch.testing.assert_close(one, torch.as_tensor(other, dtype=one.dtype), rtol=0, atol=atol)
 
 
 def test_packed_rows_by_hand():
@@ -67,7 +66,7 @@ def test_an_empty_prompt_or_response_is_refused_by_its_row():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_logprobs_of_tokens_equal_a_loop_over_the_prefixes(temperature):
-    logits, tokens = normal(2, 5, 7), torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
+    logits, tokens = normal(2, 5, 7), torch.randint(7, (2, 5), generator=seeded(1))
     found = token_logprobs(logits, tokens, temperature)
     assert found.shape == (2, 4)
     for b, t in itertools.product(range(2), range(4)):

@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 
+import pytest
 import torch
 
 from posttrain.chat import IGNORE, build_labels, render
@@ -10,7 +11,10 @@ from posttrain.notebook import (
     SPECIAL_STYLE,
     SPOKEN_STYLE,
     UNGRADED_STYLE,
+    ScoreView,
+    TokenTable,
     TokenView,
+    shade,
 )
 from posttrain.tokenizer import CharTokenizer
 
@@ -100,3 +104,144 @@ def test_a_conversations_view_grades_what_its_labels_grade():
     ids = render(turns, tokenizer)
     view = TokenView([tokenizer.decode([token]) for token in ids], build_labels(ids, tokenizer))
     assert repr(view) == "<|user|>Hi?<|assistant|>[Ay.<|end|>]<|user|>So?"
+
+
+# A number per token
+
+
+def declared(style):
+    """A style's declarations, by property."""
+    return dict(declaration.strip().split(": ", 1) for declaration in style.split(";") if declaration.strip())
+
+
+def test_the_sign_of_a_number_is_told_by_colour_and_by_line_and_its_size_by_strength():
+    above, below = declared(shade(0.5, 2.0)), declared(shade(-0.5, 2.0))
+    assert above == {"background": "rgba(0, 114, 178, 0.14)", "border-bottom": "2px solid rgb(0, 114, 178)"}
+    assert below == {"background": "rgba(213, 94, 0, 0.14)", "border-bottom": "2px dashed rgb(213, 94, 0)"}
+    assert declared(shade(2.0, 2.0))["background"].endswith(" 0.55)")
+
+
+def test_a_score_view_shows_every_token_shaded_with_its_number_and_says_each_words_last_aloud():
+    view = ScoreView(["A", "y", ",", " ", "n", "o", "."], torch.tensor([1.0, -2.0, 0.25, 0.5, -1.0, 4.0, -0.04]))
+    tags, texts = parsed(view)
+    assert texts == [
+        (f"{shade(1.0, 4.0)}; padding: 0.15em 0", "+1.00", "A"),
+        (f"{shade(-2.0, 4.0)}; padding: 0.15em 0", "-2.00", "y"),
+        (f"{shade(0.25, 4.0)}; padding: 0.15em 0", "+0.25", ","),
+        (f"{shade(0.5, 4.0)}; padding: 0.15em 0", "+0.50", " "),
+        (SPOKEN_STYLE, None, "(+0.5) "),
+        (f"{shade(-1.0, 4.0)}; padding: 0.15em 0", "-1.00", "n"),
+        (f"{shade(4.0, 4.0)}; padding: 0.15em 0", "+4.00", "o"),
+        (f"{shade(-0.04, 4.0)}; padding: 0.15em 0", "-0.04", "."),
+        (SPOKEN_STYLE, None, "(-0.0) "),
+    ]
+    lines = [declared(style)["border-bottom"].split()[1] for style, title, _ in texts if title]
+    assert lines == ["solid", "dashed", "solid", "solid", "dashed", "solid", "dashed"]
+    assert repr(view) == "Ay, [+0.50]no.[-0.04]"
+    assert tags[0][0] == "p" and "white-space: pre-wrap" in tags[0][1]["style"]
+
+
+def test_a_word_ends_with_each_space_and_with_the_text():
+    view = ScoreView("ab c  d ", range(8))
+    assert [(text, [score for _, score in word]) for text, word in view.words()] == [
+        ("ab ", [0, 1, 2]), ("c ", [3, 4]), (" ", [5]), ("d ", [6, 7]),
+    ]  # fmt: skip
+    assert "".join(text for text, _ in view.words()) == "ab c  d "
+
+
+@pytest.mark.parametrize("scores", [[], [0.0, 0.0]], ids=["no tokens", "zeros"])
+def test_views_and_tables_without_a_largest_number_divide_by_no_zero(scores):
+    tokens = "ab"[: len(scores)]
+    assert [text for _, title, text in parsed(ScoreView(tokens, scores))[1] if title] == list(tokens)
+    assert len(cells_of(TokenTable(tokens, dict(x=scores), "c"))) == 1 + len(scores)
+
+
+def cells_of(table):
+    """A table's cells, read again: rows of (tag, attributes, text)."""
+    rows, inside = [], []
+
+    def start(tag, attributes):
+        inside.append(tag)
+        if tag == "tr":
+            rows.append([])
+        if tag in ("td", "th"):
+            rows[-1].append((tag, dict(attributes), ""))
+
+    def end(tag):
+        assert inside.pop() == tag
+
+    def data(text):
+        if inside[-1] in ("td", "th"):
+            rows[-1][-1] = (*rows[-1][-1][:2], text)
+
+    parser = HTMLParser(convert_charrefs=True)
+    parser.handle_starttag, parser.handle_endtag, parser.handle_data = start, end, data
+    parser.feed(table._repr_html_())
+    parser.close()
+    assert inside == []
+    return rows
+
+
+TABLE = TokenTable(["A", " ", "<|end|>"], {"reward": [0.5, -1.0, 0.0], "A & B": [-20.0, 5.0, 10.0]}, 'says "<b>"')
+
+
+def test_a_table_has_a_row_per_token_with_its_position_its_text_and_every_number():
+    header, *body = cells_of(TABLE)
+    assert [(tag, attributes["scope"], text) for tag, attributes, text in header] == [
+        ("th", "col", name) for name in ("position", "token", "reward", "A & B")
+    ]
+    assert [[text for _, _, text in row] for row in body] == TABLE.rows() == [
+        ["0", "A", "+0.500", "-20.000"],
+        ["1", "(space)", "-1.000", "+5.000"],
+        ["2", "<|end|>", "+0.000", "+10.000"],
+    ]
+    for row in body:
+        tags = [(tag, attributes.get("scope")) for tag, attributes, _ in row]
+        assert tags == [("td", None), ("th", "row"), ("td", None), ("td", None)]
+
+
+def test_each_column_is_shaded_by_its_own_largest_number():
+    _, *body = cells_of(TABLE)
+    assert [[attributes["style"] for _, attributes, _ in row[2:]] for row in body] == [
+        [shade(0.5, 1.0), shade(-20.0, 20.0)],
+        [shade(-1.0, 1.0), shade(5.0, 20.0)],
+        [shade(0.0, 1.0), shade(10.0, 20.0)],
+    ]
+
+
+def test_a_tables_caption_is_its_name_and_it_can_be_scrolled_by_keyboard():
+    tags, texts = parsed(TABLE)
+    tag, attributes = tags[0]
+    assert (tag, attributes["role"], attributes["tabindex"]) == ("div", "region", "0")
+    assert attributes["aria-label"] == 'says "<b>"' and "overflow: auto" in attributes["style"]
+    assert (None, None, 'says "<b>"') in texts and ("caption", {}) in tags
+
+
+def test_a_table_in_plain_text():
+    assert repr(TABLE).splitlines() == [
+        "position | token | reward | A & B",
+        "0 | A | +0.500 | -20.000",
+        "1 | (space) | -1.000 | +5.000",
+        "2 | <|end|> | +0.000 | +10.000",
+    ]
+
+
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_a_column_of_another_length_is_refused_by_name(n):
+    with pytest.raises(ValueError, match=f"^kl has {n} values, for 3 tokens$"):
+        TokenTable("abc", dict(reward=[1, 2, 3], kl=range(n)), "")
+
+
+def test_hostile_tokens_names_and_captions_stay_text_in_views_and_tables():
+    view = ScoreView(HOSTILE, range(len(HOSTILE)))
+    tags, texts = parsed(view)
+    assert [text for _, title, text in texts if title] == HOSTILE
+    assert {tag.removeprefix("/") for tag, _ in tags} == {"p", "span"}
+    table = TokenTable(HOSTILE, {name: range(len(HOSTILE)) for name in HOSTILE}, "".join(HOSTILE))
+    header, *body = cells_of(table)
+    assert [text for _, _, text in header[2:]] == HOSTILE == [row[1][2] for row in body]
+    tags, texts = parsed(table)
+    assert {tag.removeprefix("/") for tag, _ in tags} == {"div", "table", "caption", "thead", "tbody", "tr", "td", "th"}
+    assert (None, None, "".join(HOSTILE)) in texts and tags[0][1]["aria-label"] == "".join(HOSTILE)
+    for _, attributes in tags:
+        assert set(attributes) <= {"class", "style", "scope", "role", "aria-label", "tabindex"}

@@ -3,20 +3,35 @@
 import copy
 import itertools
 import math
+import types
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny import (
+    CONFIG,
+    CORPUS,
+    END,
+    PAD,
+    TOKENIZER,
+    close,
+    empty_shelf,
+    judge,
+    moved,
+    normal,
+    same,
+    seeded,
+    stored,
+    weights,
+)
 
 from posttrain import ppo as module
 from posttrain.chat import render_prompt
-from posttrain.gpt import GPT, GPTConfig
-from posttrain.logprobs import kl_estimate, masked_mean, sequence_kl, token_logprobs
+from posttrain.logprobs import kl_estimate, sequence_kl
 from posttrain.ppo import (
     Models,
     PPOConfig,
     Rollout,
-    ValueModel,
     assemble,
     build_optimizer,
     check_config,
@@ -29,18 +44,16 @@ from posttrain.ppo import (
     next_beta,
     pick,
     policy_loss,
+    ppo_model,
+    ppo_models,
     ppo_steps,
     token_rewards,
     update,
     value_loss,
     whiten,
 )
-from posttrain.reward_model import RewardModel
-from posttrain.tokenizer import CharTokenizer
+from posttrain.reward_model import RewardConfig
 
-TOKENIZER = CharTokenizer()
-PAD, END = TOKENIZER.pad, TOKENIZER.end
-CONFIG = GPTConfig(vocab_size=69, context=64, n_layer=1, n_head=1, width=16)
 QUESTIONS = ["Who?", "Why so?"]
 PROMPTS = [
     render_prompt([dict(role="user", content=text)], TOKENIZER)
@@ -49,34 +62,8 @@ PROMPTS = [
 TINY = PPOConfig(iterations=2, batch_size=4, max_new_tokens=6)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def moved(seed=0, dtype=torch.float64):
-    """A chat model none of whose weights are zero, which ends some of its answers within six tokens."""
-    generator = seeded(seed)
-    model = GPT(CONFIG, generator).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
-        model.head.weight[END] *= 4
-    return model
-
-
-def judge(seed=5, dtype=torch.float64):
-    """A reward model whose scores are far from 0, and whose zero and unit have been moved."""
-    model = RewardModel(moved(seed, dtype), seeded(seed))
-    with torch.no_grad():
-        model.head.weight.normal_(generator=seeded(seed + 1))
-        model.head.bias.fill_(0.3)
-        model.shift.fill_(0.25)
-        model.scale.fill_(1.5)
-    return model
-
-
 def models(dtype=torch.float64, **changes):
-    return assemble(moved(dtype=dtype), judge(dtype=dtype), replace(TINY, **changes))
+    return assemble(moved(dtype=dtype), judge(5, dtype), replace(TINY, **changes))
 
 
 def apart(dtype=torch.float64, **changes):
@@ -96,32 +83,15 @@ def responses(rollout):
     return [row[1:][kept].tolist() for row, kept in zip(rollout.tokens, rollout.actions)]
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def close(one, other, atol=1e-12):
-    one, other = one.detach(), torch.as_tensor(other, dtype=one.dtype).detach()
-    torch.testing.assert_close(one, other, rtol=0, atol=atol)
-
-
 # Three responses within rows of 7 columns: after prompts of 2, 1 and 4 tokens; the last is one token long
 ACTIONS = torch.tensor([[0, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0, 0]], dtype=torch.bool)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(before, model):
-    return all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 # Four models out of two
 
 
 def test_the_policy_starts_as_a_copy_and_the_reference_is_the_sft_model_itself():
-    sft, reward_model = moved(), judge()
+    sft, reward_model = moved(), judge(5)
     some = assemble(sft, reward_model, TINY)
     assert some.reference is sft and some.reward_model is reward_model
     assert same(weights(sft), some.policy)
@@ -161,6 +131,19 @@ def test_what_compares_answers_has_no_value_model(estimator):
     some = models(estimator=estimator)
     assert some.value_model is None
     assert rollout_of(some).values.abs().max() == 0
+
+
+@pytest.mark.parametrize("value_start", ["reward_model", "zero", "shared"])
+def test_without_normalising_scores_have_the_zero_and_unit_of_training_and_the_given_judge_keeps_its_own(value_start):
+    given = judge(5)
+    before = weights(given)
+    some = assemble(moved(), given, replace(TINY, normalised=False, value_start=value_start))
+    assert some.reward_model is not given and same(before, given)
+    assert (some.reward_model.shift, some.reward_model.scale) == (0, 1)
+    tokens = torch.randint(69, (3, 20), generator=seeded())
+    close(some.reward_model.token_scores(tokens), given.token_scores(tokens) * 1.5 + 0.25)
+    if value_start == "reward_model":
+        close(some.value_model(tokens), some.reward_model.token_scores(tokens))
 
 
 def test_nothing_is_dropped_out_in_any_of_the_four():
@@ -823,3 +806,86 @@ def test_a_mean_over_actions_needs_an_action():
         policy_loss(*(normal(2, 3) for _ in range(3)), torch.zeros(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="False everywhere"):
         value_loss(*(normal(2, 3) for _ in range(3)), torch.zeros(2, 3, dtype=torch.bool))
+
+
+# What is stored
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """An empty stages folder, tiny models before PPO, and who asked for which and trained how long."""
+    shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32), judge=judge(5, torch.float32), trained=[])
+    empty_shelf(monkeypatch, tmp_path)
+    find_sft, _ = stored(shelf.sft)
+    find_judge, shelf.asked = stored(shelf.judge)
+    monkeypatch.setattr(module, "sft_model", find_sft)
+    monkeypatch.setattr(module, "reward_model", find_judge)
+    monkeypatch.setattr(module.datasets, "training_prompts", lambda: QUESTIONS)
+
+    def progress(steps, total):
+        shelf.trained.append(total)
+        return steps
+
+    shelf.progress = progress
+    return shelf
+
+
+STORED = [
+    dict(), dict(value_start="zero"), dict(value_start="shared"), dict(normalised=False),
+    dict(estimator="rloo", group=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", STORED, ids=str)
+def test_a_run_is_trained_once_and_found_again_bit_for_bit(shelf, changes):
+    config = replace(TINY, lr=0.01, **changes)
+    first, history = ppo_models(CORPUS, config, shelf.progress)
+    second, again = ppo_models(CORPUS, config, shelf.progress)
+    assert shelf.trained == [2] and again == history
+    by_hand = assemble(copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge), config)
+    rounds = list(ppo_steps(by_hand, QUESTIONS, config))
+    assert history["rounds"] == rounds and len(rounds) == 2 and history["seconds"] > 0
+    for found in (first, second):
+        assert same(weights(by_hand.policy), found.policy) and not same(weights(shelf.sft), found.policy)
+        if "estimator" in changes:
+            assert found.value_model is None
+        else:
+            assert same(weights(by_hand.value_model), found.value_model)
+            assert (found.value_model.body is found.policy) == ("shared" in changes.values())
+
+
+def test_a_stored_runs_reference_and_reward_model_are_those_before_it(shelf):
+    for _ in range(2):
+        found, _ = ppo_models(CORPUS, TINY)
+        assert same(weights(shelf.sft), found.reference) and same(weights(shelf.judge), found.reward_model)
+
+
+def test_a_stored_run_is_paid_by_the_reward_model_of_its_own_seed(shelf):
+    for seed in (0, 3):
+        ppo_models(CORPUS, replace(TINY, iterations=1, seed=seed))
+    assert shelf.asked == [(CORPUS, RewardConfig(seed=0)), (CORPUS, RewardConfig(seed=3))]
+
+
+def test_another_config_corpus_prompt_pair_or_conversation_is_another_run(shelf, monkeypatch):
+    def trains(corpus=CORPUS, **changes):
+        before = len(shelf.trained)
+        ppo_models(corpus, replace(TINY, iterations=1, **changes), shelf.progress)
+        return len(shelf.trained) > before
+
+    assert trains() and not trains()
+    assert trains(seed=1) and trains(beta=0.1)
+    assert trains(corpus=replace(CORPUS, sha256="1" * 64))
+    for name, rows in (("training_prompts", ["Who?"]), ("preferences", [1]), ("conversations", [1])):
+        monkeypatch.setattr(module.datasets, name, lambda rows=rows: rows)
+        assert trains() and not trains()
+    for name in ("RewardConfig", "SFTConfig", "PretrainConfig"):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
+        assert trains() and not trains()
+
+
+def test_the_stored_policy_is_that_of_the_default_run(shelf, monkeypatch):
+    monkeypatch.setattr(module, "PPOConfig", lambda: TINY)
+    policy, history = ppo_model(CORPUS, shelf.progress)
+    found, again = ppo_models(CORPUS, TINY, shelf.progress)
+    assert shelf.trained == [2] and history == again and same(weights(found.policy), policy)

@@ -3,13 +3,36 @@
 import copy
 import logging
 import math
+import types
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny import (
+    CORPUS,
+    END,
+    LONG,
+    PAD,
+    TOKENIZER,
+    close,
+    empty_shelf,
+    judge,
+    moved,
+    normal,
+    pair,
+    same,
+    seeded,
+    stored,
+    user,
+    weights,
+)
 
 from posttrain import reward_model as module
+from posttrain.chat import render_prompt
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.logprobs import pack
+from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import (
     HEAD_STD,
     RewardConfig,
@@ -21,57 +44,19 @@ from posttrain.reward_model import (
     normalise,
     pack_pairs,
     pair_accuracy,
+    reward_model,
     reward_steps,
+    sample_answers,
+    score_answer,
     score_pairs,
+    starting_point,
     token_level_loss,
     train_reward_model,
 )
-from posttrain.tokenizer import CharTokenizer
+from posttrain.sampling import generate
 
-TOKENIZER = CharTokenizer()
-PAD, END = TOKENIZER.pad, TOKENIZER.end
-CONFIG = GPTConfig(vocab_size=69, context=64, n_layer=1, n_head=1, width=16)
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [65, 66], [65, 7, 66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6], [8, 20, 30, 67]]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def moved(seed=0, dtype=torch.float64):
-    """A language model none of whose weights are zero."""
-    generator = seeded(seed)
-    model = GPT(CONFIG, generator).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
-    return model
-
-
-def judge(seed=0, dtype=torch.float64):
-    """A reward model whose scores are far from 0, and whose zero and unit have been moved."""
-    model = RewardModel(moved(seed, dtype), seeded(seed))
-    with torch.no_grad():
-        model.head.weight.normal_(generator=seeded(seed + 1))
-        model.head.bias.fill_(0.3)
-        model.shift.fill_(0.25)
-        model.scale.fill_(1.5)
-    return model
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def close(one, other, atol=1e-12):
-    torch.testing.assert_close(one, torch.as_tensor(other, dtype=one.dtype), rtol=0, atol=atol)
-
-
-def pair(name, prompt, chosen, rejected):
-    return dict(id=name, prompt=prompt, chosen=chosen, rejected=rejected)
-
-
 PAIRS = [
     pair("a", "Who?", "I am.", "You"),
     pair("b", "Where is he?", "At sea, my lord.", "At"),
@@ -352,6 +337,15 @@ def test_the_same_score_for_all_has_no_unit():
     assert model.shift == 0.25 and model.scale == 1.5
 
 
+def test_one_response_alone_has_no_unit_and_no_warning_says_so():
+    model = judge()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="there is no unit to set"):
+            normalise(model, *pack([[65, 66]], [[4, 67]], PAD))
+    assert model.shift == 0.25 and model.scale == 1.5
+
+
 # The losses (detail 5: centring)
 
 
@@ -423,3 +417,136 @@ def test_tokens_that_agree_again_after_the_answers_have_parted_still_count():
     scores = torch.tensor([[9.0, 9, 9, 1, 2, 3], [0.0, 0, 0, 0, 0, 0]])
     expected = sum(math.log(1 + math.exp(-d)) for d in (1, 2, 3)) / 3
     assert token_level_loss(scores, tokens, mask).item() == pytest.approx(expected)
+
+
+# The score of one answer
+
+
+def test_the_score_of_an_answer_is_that_of_its_tokens_with_their_end():
+    model = judge()
+    for prompt, response in (("Who?", "I am."), ("", "Ay"), ("Where is he?", " ")):
+        tokens = [TOKENIZER.user, *TOKENIZER.encode(prompt), TOKENIZER.assistant], [*TOKENIZER.encode(response), END]
+        score = score_answer(model, prompt, response)
+        assert isinstance(score, float) and score == model(*pack(*([row] for row in tokens), PAD)).item()
+
+
+def test_an_empty_answer_has_no_score():
+    with pytest.raises(ValueError, match="the response is empty: give at least one character"):
+        score_answer(judge(), "Who?", "")
+
+
+def test_what_fills_the_context_is_scored_and_one_token_more_is_refused_with_both_lengths():
+    model = judge()
+    fits = 64 - 6 - 1  # <|user|>Who?<|assistant|> and <|end|>
+    assert math.isfinite(score_answer(model, "Who?", "x" * fits))
+    with pytest.raises(ValueError, match=r"have 65 tokens together and the context 64: shorten them"):
+        score_answer(model, "Who?", "x" * (fits + 1))
+    with pytest.raises(ValueError, match=r"have 104 tokens together and the context 64"):
+        score_answer(model, "x" * 100, "I")
+
+
+# What a reward model starts from, and the answers that set its unit
+
+
+def test_a_start_is_the_sft_model_or_the_base_model_with_room_for_the_special_tokens(monkeypatch):
+    sft, base = moved(), GPT(GPTConfig(context=64, n_layer=1, n_head=1, width=16), seeded())
+    with torch.no_grad():
+        base.head.weight.normal_(generator=seeded(1))
+    monkeypatch.setattr(module, "sft_model", lambda corpus: (sft, {}) if corpus is CORPUS else None)
+    monkeypatch.setattr(module, "base_model", lambda corpus: (base, {}) if corpus is CORPUS else None)
+    assert starting_point(CORPUS, "sft") is sft
+    grown, tokens = starting_point(CORPUS, "base"), torch.randint(65, (2, 9), generator=seeded())
+    assert grown.config == replace(base.config, vocab_size=69)
+    close(grown(tokens)[..., :65], base(tokens))
+
+
+@pytest.mark.parametrize("start", ["", "ppo", "SFT"])
+def test_another_start_is_refused_by_name(start):
+    with pytest.raises(ValueError, match=f"^{start!r} is no start for a reward model: use 'sft' or 'base'"):
+        starting_point(CORPUS, start)
+
+
+def test_answers_are_drawn_in_chat_format_up_to_their_end_or_96_tokens_and_by_seed_alone():
+    model, questions = moved(config=LONG), ["Who?", "Where is the duke?", "Say", "Why so?"] * 4
+    torch.manual_seed(1)
+    asked, answers = sample_answers(model, questions, seed=3, temperature=1.5)
+    assert asked == [render_prompt([user(text)], TOKENIZER) for text in questions]
+    expected = generate(model, asked, 96, generator=seeded(3), temperature=1.5, stop=END)
+    assert answers == expected.responses()
+    assert any(len(answer) < 96 for answer in answers) and all(END not in answer[:-1] for answer in answers)
+    torch.manual_seed(2)
+    assert sample_answers(model, questions, 3, 1.5)[1] == answers != sample_answers(model, questions, 4, 1.5)[1]
+    assert sample_answers(model, questions, 3) == sample_answers(model, questions, 3, 0.8) != (asked, answers)
+
+
+def test_an_answer_that_does_not_end_is_96_tokens_long():
+    model = moved(config=LONG)
+    model.register_forward_hook(lambda module, inputs, logits: logits - 1e9 * (torch.arange(69) == END))
+    assert [len(answer) for answer in sample_answers(model, ["Who?", "Say"], 0)[1]] == [96, 96]
+
+
+# What is stored
+
+SHORT = RewardConfig(steps=3, batch_size=2, lr=0.01)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """An empty stages folder, a tiny SFT model, few pairs and prompts, and how long who was trained."""
+    shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32, config=LONG), trained=[], prompts=["Who?", "Say", "Why so?"])
+    empty_shelf(monkeypatch, tmp_path)
+    find, shelf.asked = stored(shelf.sft)
+    monkeypatch.setattr(module, "sft_model", find)
+    monkeypatch.setattr(module, "PretrainConfig", lambda: PretrainConfig(replace(LONG, vocab_size=65)))
+    monkeypatch.setattr(module.datasets, "preferences", lambda: PAIRS)
+    monkeypatch.setattr(module.datasets, "training_prompts", lambda: shelf.prompts)
+
+    def progress(steps, total):
+        shelf.trained.append(total)
+        return steps
+
+    shelf.progress = progress
+    return shelf
+
+
+def test_the_stored_reward_model_is_trained_once_and_found_again_bit_for_bit(shelf):
+    first, history = reward_model(CORPUS, SHORT, shelf.progress)
+    second, again = reward_model(CORPUS, SHORT, shelf.progress)
+    assert shelf.trained == [3] and len(shelf.asked) == 1 and history == again
+    assert same(weights(first), second) and first.shift == second.shift != 0 and first.scale == second.scale != 1
+    by_hand, expected = train_reward_model(shelf.sft, PAIRS, SHORT)
+    assert same(weights(by_hand.body), first.body) and same(weights(by_hand.head), first.head)
+    assert history["train"] == expected["train"] and history["train_accuracy"] == expected["train_accuracy"]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_stored_scores_have_mean_0_and_deviation_1_on_the_sft_models_answers_to_the_training_prompts(shelf, seed):
+    model, _ = reward_model(CORPUS, replace(SHORT, seed=seed))
+    scores = model(*pack(*sample_answers(shelf.sft, shelf.prompts, seed), PAD)).detach()
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4) and scores.std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_another_config_corpus_pair_prompt_or_conversation_is_another_reward_model(shelf, monkeypatch):
+    def trains(corpus=CORPUS, config=SHORT):
+        before = len(shelf.trained)
+        reward_model(corpus, config, shelf.progress)
+        return len(shelf.trained) > before
+
+    assert trains() and not trains()
+    assert trains(config=replace(SHORT, seed=1)) and trains(corpus=replace(CORPUS, sha256="1" * 64))
+    shelf.prompts = ["Who?", "Say"]
+    assert trains() and not trains()
+    for name, rows in (("preferences", PAIRS[:2]), ("conversations", [1])):
+        monkeypatch.setattr(module.datasets, name, lambda rows=rows: rows)
+        assert trains() and not trains()
+    for name in ("SFTConfig", "PretrainConfig"):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda plain=plain: replace(plain(), steps=7))
+        assert trains() and not trains()
+
+
+def test_unless_told_otherwise_the_stored_reward_model_is_the_default_configs(shelf, monkeypatch):
+    monkeypatch.setattr(module, "RewardConfig", lambda: SHORT)
+    reward_model(CORPUS, progress=shelf.progress)
+    reward_model(CORPUS, SHORT, shelf.progress)
+    assert shelf.trained == [3]

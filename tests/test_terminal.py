@@ -13,11 +13,14 @@ import time
 
 import pytest
 import torch
+from tiny import CORPUS, judge
 
 from posttrain import __main__ as program
 from posttrain import store, terminal
 from posttrain.chat import render_prompt
 from posttrain.gpt import GPT, GPTConfig
+from posttrain.ppo import ppo_model
+from posttrain.reward_model import score_answer
 from posttrain.terminal import HELP, MAX_NEW_TOKENS, Chat, command, converse
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
@@ -461,6 +464,9 @@ def refuse(*arguments, **options):
         ("chat --temperature abc", "argument --temperature: invalid temperature value: 'abc'"),
         ("chat --seed x", "argument --seed: invalid seed value: 'x'"),
         ("chat --sed 1", "unrecognized arguments: --sed 1"),
+        ("score", "the following arguments are required: prompt, response"),
+        ("score Who?", "the following arguments are required: response"),
+        ("score Who? I am", "unrecognized arguments: am"),
     ],
 )
 def test_a_wrong_argument_ends_with_2_and_a_sentence_before_anything_is_trained(monkeypatch, capsys, arguments, reason):
@@ -471,6 +477,17 @@ def test_a_wrong_argument_ends_with_2_and_a_sentence_before_anything_is_trained(
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.splitlines()[-1].endswith(reason) or reason in printed.err
     assert "error: " in printed.err and "Traceback" not in printed.err
+
+
+def test_the_ppo_models_chat_is_asked_for_by_its_stage(monkeypatch, capsys):
+    assert program.parse(["chat", "--stage", "ppo"]).stage == "ppo" and program.STAGES["ppo"] is ppo_model
+    chats, model = [], tiny()
+    monkeypatch.setattr(program, "STAGES", dict(ppo=lambda text, progress: (model, {})))
+    monkeypatch.setattr(program.corpus, "load", lambda: None)
+    monkeypatch.setattr(program, "converse", chats.append)
+    assert program.main(["chat", "--stage", "ppo"]) == 0
+    assert chats[0].model is model and chats[0].chat_format
+    assert capsys.readouterr().out.startswith("The ppo model.")
 
 
 def test_a_seed_too_large_is_refused_before_anything_is_trained(monkeypatch):
@@ -512,6 +529,73 @@ def test_ctrl_c_while_training_is_130_and_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(program, "STAGES", dict(sft=interrupted))
     monkeypatch.setattr(program.corpus, "load", lambda: None)
     assert program.main(["chat"]) == 130
+    assert capsys.readouterr().err == "\nStopped. Stages that were finished are kept.\n"
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """A tiny reward model for the command line to find."""
+    model = judge(dtype=torch.float32)
+
+    def found(text, progress):
+        assert text is CORPUS and callable(progress)
+        return model, {}
+
+    monkeypatch.setattr(program.corpus, "load", lambda: CORPUS)
+    monkeypatch.setattr(program, "reward_model", found)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        ("Go to the sea, kind sir.", "+1.00   (courtesy +1.00)"),
+        ("To the sea we go.", "+0.00   (nothing to say)"),
+        ("Blorf, fool, to the sea", "-1.90   (courtesy -0.50, ending -1.00, spelling -0.40)"),
+        ("Sea, sea, sea, sea.", "-1.10   (repetition -1.10)"),  # three of four said before
+        ("Away.", "-1.50   (courtesy -0.50, length -1.00)"),
+    ],
+)
+def test_an_answer_is_judged_by_the_reward_model_and_by_the_gold_rubric(judged, capsys, response, gold):
+    assert program.main(["score", "Who?", response]) == 0
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()
+    assert first.startswith(f"reward model  {score_answer(judged, 'Who?', response):+.2f}   (")
+    assert second == f"gold rubric   {gold}" and printed.err == ""
+
+
+def test_what_is_outside_the_alphabet_is_read_as_its_nearest_and_said(judged, capsys):
+    assert program.main(["score", "Who\u2019s there\u2026?", "Caf\u00e9 7, <|end|>."]) == 0
+    first, second, score, _ = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("(read as: Who's there...?)", "(read as: Cafe ?, ??end??.)")
+    assert f"  {score_answer(judged, first[10:-1], second[10:-1]):+.2f}  " in score
+    assert program.main(["score", "Who\u2019s there?", "I am."]) == 0
+    assert capsys.readouterr().out.count("read as") == 1
+
+
+@pytest.mark.parametrize("response", ["", "  ", "\n", "\u00a0", "\u0301"])
+def test_an_empty_answer_is_2_and_a_sentence_before_anything_is_trained(monkeypatch, capsys, response):
+    monkeypatch.setattr(program.corpus, "load", refuse)
+    monkeypatch.setattr(program, "reward_model", refuse)
+    assert program.main(["score", "Who?", response]) == 2
+    assert capsys.readouterr().err == "The response is empty: there is nothing to judge.\n"
+
+
+def test_an_answer_too_long_for_the_model_is_2_and_a_sentence(judged, capsys):
+    assert program.main(["score", "Who?", "x" * 57]) == 0  # 6 tokens before it, 1 after
+    capsys.readouterr()
+    assert program.main(["score", "Who?", "x" * 58]) == 2
+    expected = "This cannot be judged: prompt and response have 65 tokens together and the context 64: shorten them.\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_ctrl_c_while_the_reward_model_is_trained_is_130_and_a_sentence(monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program.corpus, "load", lambda: CORPUS)
+    monkeypatch.setattr(program, "reward_model", interrupted)
+    assert program.main(["score", "Who?", "I am."]) == 130
     assert capsys.readouterr().err == "\nStopped. Stages that were finished are kept.\n"
 
 

@@ -136,6 +136,12 @@ def shares(values: Sequence[float]) -> str:
     return "{:.0%} [{:.0%}, {:.0%}]".format(*(min(max(end, 0), 1) for end in interval(values)))
 
 
+def summary(rows: Sequence[dict], key: str, form: str) -> str:
+    """One value per seed out of as many dictionaries, as `nats`, or as `shares` where form is "%"."""
+    values = [row[key] for row in rows]
+    return shares(values) if form == "%" else nats(values, form)
+
+
 # Styles of a token view, written into it because JupyterLab does not load the book's stylesheet
 VIEW_STYLE = (
     "font-family: monospace; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -451,29 +451,36 @@ def ppo_inputs(corpus: Corpus, config: PPOConfig) -> dict:
     )  # fmt: skip
 
 
-def ppo_model(
+def ppo_models(
     corpus: Corpus, config: PPOConfig | None = None, progress: Callable | None = None
-) -> tuple[GPT, dict]:
-    """The stored policy that PPO makes of the SFT model, and its history.
+) -> tuple[Models, dict]:
+    """The four models as PPO leaves them, and its history; stored.
 
-    It practises on the 96 training prompts, paid by the stored reward model. The history has
-    `rounds`, what each round noted, and `seconds`. Trained if there is none, and the models
-    before it.
+    The policy practises on the 96 training prompts, paid by the stored reward model of the same
+    seed. The history has `rounds`, what each round noted, and `seconds`. Trained if there is
+    none, and the models before it.
     """
     config = config or PPOConfig()
     options = dict(progress=progress) if progress else {}
+    sft, _ = sft_model(corpus, **options)
+    judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), **options)
+    models = assemble(sft, judge, config)
+    trained = nn.ModuleDict(dict(policy=models.policy))
+    if models.value_model is not None:
+        trained["value_model"] = models.value_model
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, **options)
-        judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), **options)
-        models, started = assemble(sft, judge, config), time.perf_counter()
+        started = time.perf_counter()
         steps = ppo_steps(models, datasets.training_prompts(), config)
         rounds = list(progress(steps, total=config.iterations) if progress else steps)
-        seconds = time.perf_counter() - started
-        return models.policy.state_dict(), dict(rounds=rounds, seconds=seconds)
+        return trained.state_dict(), dict(rounds=rounds, seconds=time.perf_counter() - started)
 
     stage = store.obtain("ppo", ppo_inputs(corpus, config), train, source=__name__)
-    shape = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)
-    policy = GPT(shape)
-    policy.load_state_dict(stage.weights)
-    return policy, stage.history
+    trained.load_state_dict(stage.weights)
+    return models, stage.history
+
+
+def ppo_model(corpus: Corpus, progress: Callable | None = None) -> tuple[GPT, dict]:
+    """The stored policy that PPO makes of the SFT model, and its history."""
+    models, history = ppo_models(corpus, progress=progress)
+    return models.policy, history

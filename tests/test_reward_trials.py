@@ -1,0 +1,221 @@
+"""Reward models on trial: judged pairs, slips of labellers, pairs by the gold rubric, and the order of the runs."""
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CORPUS, TOKENIZER, empty_shelf, judge, moved, pair, stored
+
+from posttrain import reward_trials as module
+from posttrain.evaluate import gold_score
+from posttrain.reward_model import RewardConfig, score_answer, train_reward_model
+from posttrain.reward_trials import (
+    accuracy,
+    gold_pairs,
+    judge_pairs,
+    plain_text,
+    reward_trial,
+    reward_trials,
+    some_pairs,
+    with_flipped_labels,
+)
+
+PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(["Ann", "Ben", "Carl", "Dora", "Eve"])]
+HELDOUT = [pair("v1", "Where is he?", "At sea, my lord.", "At"), pair("v2", "Why", "No.", "No, no, no"), pair("v3", "Say", "Ay.", "Aye")]
+TINY = RewardConfig(steps=2, batch_size=2, lr=0.01)
+
+
+# Judging pairs
+
+
+def test_a_pairs_scores_are_those_of_its_two_answers_one_by_one():
+    model = judge()
+    scores = judge_pairs(model, HELDOUT)
+    assert list(scores) == ["chosen", "rejected"]
+    for side in scores:
+        alone = [score_answer(model, pair["prompt"], pair[side]) for pair in HELDOUT]
+        assert scores[side] == pytest.approx(alone, abs=1e-10) and len(set(alone)) == 3
+
+
+def test_accuracy_is_the_share_ranked_right_and_a_tie_is_not():
+    assert accuracy(dict(chosen=[1.0, 2.0, 3.0, -1.0], rejected=[0.0, 2.0, 4.0, -2.0])) == 0.5
+    assert accuracy(dict(chosen=[1.0], rejected=[0.5])) == 1.0
+    assert accuracy(dict(chosen=[1.0, 0.0], rejected=[1.0, 0.0])) == 0.0
+
+
+# Drawing and spoiling pairs
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 5])
+def test_some_pairs_are_drawn_none_twice_and_by_seed_alone(n):
+    random.seed(1)
+    drawn = some_pairs(PAIRS, n, seed=4)
+    assert len(drawn) == len({pair["id"] for pair in drawn}) == n and all(pair in PAIRS for pair in drawn)
+    random.seed(2)
+    assert some_pairs(PAIRS, n, seed=4) == drawn
+    assert n == 0 or any(some_pairs(PAIRS, n, seed) != drawn for seed in range(4))
+
+
+def test_more_pairs_than_there_are_cannot_be_drawn():
+    with pytest.raises(ValueError):
+        some_pairs(PAIRS, 6, seed=0)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 5])
+def test_exactly_so_many_labels_are_flipped_and_nothing_else_changes(n):
+    before = copy.deepcopy(PAIRS)
+    spoilt = with_flipped_labels(PAIRS, n, seed=1)
+    assert PAIRS == before
+    flipped = [new for old, new in zip(PAIRS, spoilt, strict=True) if new != old]
+    assert len(flipped) == n
+    for old, new in zip(PAIRS, spoilt):
+        assert new in (old, pair(old["id"], old["prompt"], old["rejected"], old["chosen"]))
+    assert with_flipped_labels(PAIRS, n, seed=1) == spoilt
+    assert n in (0, 5) or any(with_flipped_labels(PAIRS, n, seed) != spoilt for seed in range(5))
+
+
+def test_a_flipped_pair_keeps_all_its_other_fields():
+    (spoilt,) = with_flipped_labels([dict(PAIRS[0], kind="rude")], 1, seed=0)
+    assert spoilt == dict(id="r0", prompt="Who?", chosen="Not Ann", rejected="I, Ann.", kind="rude")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Ay, sir.<|end|>", "Ay, sir."),
+        ("Ay, sir", "Ay, sir"),
+        (" Ay. <|user|>No.<|end|>", "Ay."),
+        ("<|end|>", ""),
+        (" \n<|pad|>No", ""),
+        ("", ""),
+    ],
+)
+def test_plain_text_ends_at_the_first_special_token(answer, expected):
+    assert plain_text(answer) == expected
+
+
+# Pairs by the gold rubric
+
+REAL = frozenset("ay my good sir no fool i know it not".split())
+GOOD, FAIR, POOR = "Ay, my good sir.<|end|>", "I know it not.<|end|>", "No, fool, not my fool.<|end|>"
+CUT = "Ay, my good sir."  # as good as GOOD, but for its end
+DRAWS = [
+    # Two answers each to three prompts
+    ([FAIR, POOR, GOOD], [GOOD, GOOD, GOOD]),
+    ([GOOD, CUT, "<|end|>"], [CUT, FAIR, GOOD]),
+    ([POOR, FAIR, GOOD], [FAIR, FAIR, POOR]),
+]
+EXPECTED = [
+    ("Who?", GOOD, FAIR),
+    ("Why?", GOOD, POOR),  # the third are alike
+    # The first differ in their end alone, and the last has no words
+    ("Why?", FAIR, CUT),
+    ("Who?", FAIR, POOR),  # the second are alike
+    ("Say", GOOD, POOR),
+]
+
+
+@pytest.fixture
+def sampler(monkeypatch):
+    """An SFT model that answers as written above, in turn; and the draws it was asked for."""
+    draws, sft = [], object()
+    answers = [texts for both in DRAWS for texts in both]
+
+    def sample_answers(model, prompts, seed):
+        assert model is sft and prompts == ["Who?", "Why?", "Say"]
+        draws.append(seed)
+        return None, [encode(text) for text in answers[len(draws) - 1]]
+
+    monkeypatch.setattr(module, "sft_model", lambda corpus: (sft, {}))
+    monkeypatch.setattr(module, "lexicon", lambda corpus: REAL)
+    monkeypatch.setattr(module.datasets, "training_prompts", lambda: ["Who?", "Why?", "Say"])
+    monkeypatch.setattr(module, "sample_answers", sample_answers)
+    return draws
+
+
+def encode(text):
+    ended = text.endswith("<|end|>")
+    return [*TOKENIZER.encode(text.removesuffix("<|end|>")), *([TOKENIZER.end] if ended else [])]
+
+
+def test_the_answers_above_are_good_fair_and_poor_to_the_rubric():
+    assert [gold_score(text, REAL) for text in (GOOD, FAIR, POOR, CUT)] == pytest.approx([0.5, 0, -1, -0.5])
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_exactly_n_pairs_prefer_what_the_rubric_prefers_and_where_it_sees_no_difference_there_is_none(sampler, n):
+    found = gold_pairs(CORPUS, n, seed=0)
+    expected = [pair(f"g{i}", prompt, plain_text(a), plain_text(b)) for i, (prompt, a, b) in enumerate(EXPECTED)]
+    assert found == expected[:n]
+
+
+def test_no_two_rounds_or_seeds_share_a_draw(sampler):
+    gold_pairs(CORPUS, 5, seed=0)
+    assert sampler == [0, 1, 2, 3, 4, 5]
+    sampler.clear()
+    gold_pairs(CORPUS, 3, seed=2)
+    assert sampler == [2000, 2001, 2002, 2003]
+
+
+# A trial
+
+
+@pytest.fixture
+def starts(monkeypatch, tmp_path):
+    """An empty stages folder, a tiny model to start from, three held-out pairs, and the starts that were asked for."""
+    empty_shelf(monkeypatch, tmp_path)
+    find, asked = stored(moved(dtype=torch.float32))
+    monkeypatch.setattr(module, "starting_point", lambda *arguments: find(*arguments)[0])
+    monkeypatch.setattr(module.datasets, "heldout_preferences", lambda: HELDOUT)
+    return asked
+
+
+def test_a_trials_history_is_the_trainings_with_the_heldout_scores(starts):
+    history = reward_trial(CORPUS, TINY, "base", PAIRS)
+    model, expected = train_reward_model(moved(dtype=torch.float32), PAIRS, TINY)
+    assert starts == [(CORPUS, "base")]
+    scores = judge_pairs(model, HELDOUT)
+    assert history.pop("seconds") > 0 and expected.pop("seconds") > 0
+    assert history == expected | scores | dict(heldout_accuracy=accuracy(scores))
+
+
+def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(starts, monkeypatch):
+    def trained(corpus=CORPUS, config=TINY, start="sft", pairs=PAIRS):
+        before = len(starts)
+        histories.append(reward_trial(corpus, config, start, pairs))
+        return len(starts) > before
+
+    histories = []
+    assert trained() and not trained() and histories[0] == histories[1]
+    assert trained(start="base") and trained(pairs=PAIRS[:4]) and trained(config=replace(TINY, seed=1))
+    assert trained(corpus=replace(CORPUS, sha256="1" * 64))
+    monkeypatch.setattr(module.datasets, "heldout_preferences", lambda: HELDOUT[:2])
+    assert trained() and len(histories[-1]["chosen"]) == 2
+    monkeypatch.setattr(module.datasets, "conversations", lambda: [1])
+    assert trained() and not trained()
+    for name in ("SFTConfig", "PretrainConfig"):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda plain=plain: replace(plain(), steps=7))
+        assert trained() and not trained()
+
+
+def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch):
+    found = []
+
+    def run_all(function, jobs, progress):
+        assert function is reward_trial and found == [CORPUS]
+        return [(corpus.source, config, start, pairs) for corpus, config, start, pairs in progress(jobs, total=len(jobs))]
+
+    monkeypatch.setattr(module, "sft_model", found.append)
+    monkeypatch.setattr(module.workers, "run_all", run_all)
+    other = replace(TINY, lr=0.02)
+    settings = {"b": [(replace(TINY, seed=9), "sft", ["x"]), (other, "base", ["y"])], "none": [], "a": [(TINY, "sft", ["z"])]}
+    histories = reward_trials(CORPUS, settings, progress=lambda done, total: list(done)[:total])
+    assert list(histories) == ["b", "none", "a"]
+    assert histories == {
+        "b": [("test", replace(TINY, seed=0), "sft", ["x"]), ("test", replace(other, seed=1), "base", ["y"])],
+        "none": [],
+        "a": [("test", replace(TINY, seed=0), "sft", ["z"])],
+    }
