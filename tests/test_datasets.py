@@ -172,7 +172,7 @@ BAD_PAIRS = {
     "stranger in the prompt": (pair(prompt="caf\u00e9"), " (id a): prompt: '\u00e9' (U+00E9, at position 3)"),
     "stranger in chosen": (pair(chosen="Act 2"), " (id a): chosen: '2' (U+0032, at position 4)"),
     "special token in rejected": (pair(rejected="No.<|end|>"), " (id a): rejected: '<' (U+003C, at position 3)"),
-    "the same answers": (pair(rejected="A friend."), " (id a): chosen and rejected are the same: there is no preference in it"),
+    "the same answers": (pair(rejected="A friend."), " (id a): chosen and rejected are the same: there is no preference"),
 }
 
 

@@ -226,3 +226,7 @@ def test_win_rates_by_hand_with_ties_as_one_half():
     assert win_rate([1.0, 1.0], [1.0, 1.0]) == 0.5 and win_rate([1.0], [0.0]) == 1.0 and win_rate([0.0], [1.0]) == 0.0
     scores, others = [0.3, -1.0, 2.0, 0.0, 0.3], [0.3, 1.0, 1.0, 0.0, -4.0]
     assert win_rate(scores, others) + win_rate(others, scores) == 1
+
+
+def test_an_answer_without_words_is_not_charged_for_repetition():
+    assert gold_parts("<|end|>", frozenset()) == dict(courtesy=0, ending=-1, length=-1, repetition=0, spelling=0)

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from posttrain import notebook
 from posttrain.chat import IGNORE, build_labels, render
 from posttrain.notebook import (
     GRADED_STYLE,
@@ -122,20 +123,13 @@ def test_the_sign_of_a_number_is_told_by_colour_and_by_line_and_its_size_by_stre
 
 
 def test_a_score_view_shows_every_token_shaded_with_its_number_and_says_each_words_last_aloud():
-    view = ScoreView(["A", "y", ",", " ", "n", "o", "."], torch.tensor([1.0, -2.0, 0.25, 0.5, -1.0, 4.0, -0.04]))
+    tokens, scores = ["A", "y", ",", " ", "n", "o", "."], [1.0, -4.0, 0.25, 0.5, -1.0, 2.0, -0.04]
+    view = ScoreView(tokens, torch.tensor(scores))
     tags, texts = parsed(view)
-    assert texts == [
-        (f"{shade(1.0, 4.0)}; padding: 0.15em 0", "+1.00", "A"),
-        (f"{shade(-2.0, 4.0)}; padding: 0.15em 0", "-2.00", "y"),
-        (f"{shade(0.25, 4.0)}; padding: 0.15em 0", "+0.25", ","),
-        (f"{shade(0.5, 4.0)}; padding: 0.15em 0", "+0.50", " "),
-        (SPOKEN_STYLE, None, "(+0.5) "),
-        (f"{shade(-1.0, 4.0)}; padding: 0.15em 0", "-1.00", "n"),
-        (f"{shade(4.0, 4.0)}; padding: 0.15em 0", "+4.00", "o"),
-        (f"{shade(-0.04, 4.0)}; padding: 0.15em 0", "-0.04", "."),
-        (SPOKEN_STYLE, None, "(-0.0) "),
-    ]
-    lines = [declared(style)["border-bottom"].split()[1] for style, title, _ in texts if title]
+    titles = ["+1.00", "-4.00", "+0.25", "+0.50", "-1.00", "+2.00", "-0.04"]
+    shown = [(f"{shade(x, 4.0)}; padding: 0.15em 0", title, token) for x, title, token in zip(view.scores, titles, tokens)]
+    assert texts == [*shown[:4], (SPOKEN_STYLE, None, "(+0.5) "), *shown[4:], (SPOKEN_STYLE, None, "(-0.0) ")]
+    lines = [declared(style)["border-bottom"].split()[1] for style, _, _ in shown]
     assert lines == ["solid", "dashed", "solid", "solid", "dashed", "solid", "dashed"]
     assert repr(view) == "Ay, [+0.50]no.[-0.04]"
     assert tags[0][0] == "p" and "white-space: pre-wrap" in tags[0][1]["style"]
@@ -245,3 +239,19 @@ def test_hostile_tokens_names_and_captions_stay_text_in_views_and_tables():
     assert (None, None, "".join(HOSTILE)) in texts and tags[0][1]["aria-label"] == "".join(HOSTILE)
     for _, attributes in tags:
         assert set(attributes) <= {"class", "style", "scope", "role", "aria-label", "tabindex"}
+
+
+def test_a_summary_takes_one_value_from_each_dictionary_and_knows_shares():
+    rows = [dict(kl=1.0, win=0.5), dict(kl=3.0, win=1.0)]
+    assert notebook.summary(rows, "kl", ".1f") == notebook.nats([1.0, 3.0], ".1f")
+    assert notebook.summary(rows, "win", "%") == notebook.shares([0.5, 1.0])
+
+
+def test_zero_is_shaded_neither_way():
+    style = notebook.shade(0.0, 1.0)
+    assert "background" not in style and "solid" not in style and "dashed" not in style
+
+
+def test_a_score_view_refuses_another_number_of_scores_than_tokens():
+    with pytest.raises(ValueError, match="2 scores do not fit 3 tokens"):
+        ScoreView(["a", "b", "c"], [0.1, 0.2])

@@ -138,7 +138,7 @@ def noted_cards(monkeypatch, golds):
     ("iterations", "every", "expected"),
     [(5, 2, [0, 2, 4, 5]), (4, 2, [0, 2, 4]), (3, 5, [0, 3]), (2, 1, [0, 1, 2]), (1, 1, [0, 1])],
 )
-def test_cards_are_taken_before_after_every_so_many_rounds_and_at_the_end_once(monkeypatch, paid, iterations, every, expected):
+def test_cards_are_taken_before_every_so_many_rounds_and_at_the_end_once(monkeypatch, paid, iterations, every, expected):
     noted_cards(monkeypatch, [[1.0]])
     monkeypatch.setattr(module, "ppo_steps", lambda *arguments: (dict(score=i) for i in range(iterations)))
     history = ppo_trial(CORPUS, replace(TINY, iterations=iterations), every)

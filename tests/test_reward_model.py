@@ -493,7 +493,8 @@ SHORT = RewardConfig(steps=3, batch_size=2, lr=0.01)
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """An empty stages folder, a tiny SFT model, few pairs and prompts, and how long who was trained."""
-    shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32, config=LONG), trained=[], prompts=["Who?", "Say", "Why so?"])
+    shelf = types.SimpleNamespace(trained=[], prompts=["Who?", "Say", "Why so?"])
+    shelf.sft = moved(dtype=torch.float32, config=LONG)
     empty_shelf(monkeypatch, tmp_path)
     find, shelf.asked = stored(shelf.sft)
     monkeypatch.setattr(module, "sft_model", find)

@@ -22,8 +22,13 @@ from posttrain.reward_trials import (
     with_flipped_labels,
 )
 
-PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(["Ann", "Ben", "Carl", "Dora", "Eve"])]
-HELDOUT = [pair("v1", "Where is he?", "At sea, my lord.", "At"), pair("v2", "Why", "No.", "No, no, no"), pair("v3", "Say", "Ay.", "Aye")]
+NAMES = ["Ann", "Ben", "Carl", "Dora", "Eve"]
+PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(NAMES)]
+HELDOUT = [
+    pair("v1", "Where is he?", "At sea, my lord.", "At"),
+    pair("v2", "Why", "No.", "No, no, no"),
+    pair("v3", "Say", "Ay.", "Aye"),
+]
 TINY = RewardConfig(steps=2, batch_size=2, lr=0.01)
 
 
@@ -101,15 +106,16 @@ def test_plain_text_ends_at_the_first_special_token(answer, expected):
 REAL = frozenset("ay my good sir no fool i know it not".split())
 GOOD, FAIR, POOR = "Ay, my good sir.<|end|>", "I know it not.<|end|>", "No, fool, not my fool.<|end|>"
 CUT = "Ay, my good sir."  # as good as GOOD, but for its end
+ALSO = "I know my sir.<|end|>"  # as good as GOOD
 DRAWS = [
     # Two answers each to three prompts
-    ([FAIR, POOR, GOOD], [GOOD, GOOD, GOOD]),
+    ([FAIR, POOR, GOOD], [GOOD, GOOD, ALSO]),
     ([GOOD, CUT, "<|end|>"], [CUT, FAIR, GOOD]),
     ([POOR, FAIR, GOOD], [FAIR, FAIR, POOR]),
 ]
 EXPECTED = [
     ("Who?", GOOD, FAIR),
-    ("Why?", GOOD, POOR),  # the third are alike
+    ("Why?", GOOD, POOR),  # the third are as good
     # The first differ in their end alone, and the last has no words
     ("Why?", FAIR, CUT),
     ("Who?", FAIR, POOR),  # the second are alike
@@ -141,7 +147,7 @@ def encode(text):
 
 
 def test_the_answers_above_are_good_fair_and_poor_to_the_rubric():
-    assert [gold_score(text, REAL) for text in (GOOD, FAIR, POOR, CUT)] == pytest.approx([0.5, 0, -1, -0.5])
+    assert [gold_score(text, REAL) for text in (GOOD, ALSO, FAIR, POOR, CUT)] == pytest.approx([0.5, 0.5, 0, -1, -0.5])
 
 
 @pytest.mark.parametrize("n", range(6))
@@ -211,7 +217,11 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
     monkeypatch.setattr(module, "sft_model", found.append)
     monkeypatch.setattr(module.workers, "run_all", run_all)
     other = replace(TINY, lr=0.02)
-    settings = {"b": [(replace(TINY, seed=9), "sft", ["x"]), (other, "base", ["y"])], "none": [], "a": [(TINY, "sft", ["z"])]}
+    settings = {
+        "b": [(replace(TINY, seed=9), "sft", ["x"]), (other, "base", ["y"])],
+        "none": [],
+        "a": [(TINY, "sft", ["z"])],
+    }
     histories = reward_trials(CORPUS, settings, progress=lambda done, total: list(done)[:total])
     assert list(histories) == ["b", "none", "a"]
     assert histories == {

@@ -86,7 +86,7 @@ def score(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"This cannot be judged: {error}.", file=sys.stderr)
         return 2
-    print(f"reward model  {value:+.2f}   (0: the SFT model's average; 1: its standard deviation)")
+    print(f"reward model  {value:+.2f}   (the SFT model: mean 0, deviation 1)")
     parts = gold_parts(texts[1] + END, lexicon(text))
     said = ", ".join(f"{name} {part:+.2f}" for name, part in parts.items() if part)
     print(f"gold rubric   {sum(parts.values()):+.2f}   ({said or 'nothing to say'})")

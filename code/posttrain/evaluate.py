@@ -87,7 +87,7 @@ def gold_parts(answer: str, real_words: frozenset[str]) -> dict[str, float]:
     words = words_of(answer)
     courteous = len({word for word in words if word in COURTEOUS})
     balance = courteous - sum(word in BLUNT for word in words)
-    repeated = 1 - len(set(words)) / max(1, len(words))
+    repeated = 1 - len(set(words)) / len(words) if words else 0.0
     unreal = sum(word not in real_words for word in words) / max(1, len(words))
     return dict(
         courtesy=min(2, max(-2, balance)) / 2,

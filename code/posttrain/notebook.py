@@ -137,7 +137,7 @@ def shares(values: Sequence[float]) -> str:
 
 
 def summary(rows: Sequence[dict], key: str, form: str) -> str:
-    """One value per seed out of as many dictionaries, as `nats`, or as `shares` where form is "%"."""
+    """One value per seed, each from a dictionary: as `nats`, or as `shares` if form is "%"."""
     values = [row[key] for row in rows]
     return shares(values) if form == "%" else nats(values, form)
 
@@ -197,7 +197,9 @@ class TokenView:
 
 
 def shade(value: float, largest: float) -> str:
-    """The style of a place with a number: blue and solid above zero, orange and dashed below."""
+    """The style of a number's place: blue and solid above zero, orange and dashed below."""
+    if value == 0:
+        return "border-bottom: 2px dotted currentColor"
     colour, line = ("0, 114, 178", "solid") if value > 0 else ("213, 94, 0", "dashed")
     return (
         f"background: rgba({colour}, {0.55 * abs(value) / largest:.2f}); "
@@ -214,6 +216,8 @@ class ScoreView:
 
     def __init__(self, tokens: Sequence[str], scores: Sequence[float]):
         self.tokens, self.scores = list(tokens), [float(score) for score in scores]
+        if len(self.scores) != len(self.tokens):
+            raise ValueError(f"{len(self.scores)} scores do not fit {len(self.tokens)} tokens")
 
     def words(self) -> list[tuple[str, list[tuple[str, float]]]]:
         """Tokens up to and including each space: (text, [(token, score), ...])."""
@@ -258,9 +262,9 @@ class TokenTable:
                 raise ValueError(f"{name} has {len(values)} values, for {len(tokens)} tokens")
 
     def rows(self) -> list[list[str]]:
-        """Position, token (a space spelt out) and numbers, as text."""
+        """Position, token (white space spelt out) and numbers, as text."""
         return [
-            [str(i), "(space)" if token == " " else token]
+            [str(i), {" ": "(space)", "\n": "(new line)"}.get(token, token)]
             + [f"{values[i]:+.3f}" for values in self.columns.values()]
             for i, token in enumerate(self.tokens)
         ]

@@ -32,7 +32,7 @@ class PPOConfig:
     max_new_tokens: int = 96  # a response that has not ended by then is cut
     temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
     no_end_score: float = -2.0  # the score of a response without <|end|>
-    normalised: bool = True  # scores as `normalise` left them; or with the zero and unit of training
+    normalised: bool = True  # scores as `normalise` left them; or as they came from training
     # Advantages
     estimator: str = "gae"  # or, without a value model, "reinforce", "rloo", "grpo"
     group: int = 1  # responses per prompt; "rloo" and "grpo" compare within a group
@@ -151,8 +151,8 @@ def collect_rollout(
     longest, context = max(map(len, prompts)), models.policy.config.context
     if longest + config.max_new_tokens > context:
         raise ValueError(
-            f"a prompt of {longest} tokens and {config.max_new_tokens} new ones do not fit into "
-            f"the context of {context}: shorten the prompt or lower max_new_tokens"
+            f"a prompt of {longest} tokens and {config.max_new_tokens} new ones do not fit "
+            f"into the context of {context}: shorten the prompt or lower max_new_tokens"
         )
     # Answer, and note how likely each token was
     samples = generate(
@@ -295,8 +295,8 @@ def value_loss(
 ) -> Tensor:
     r"""Half the squared error of the values, or of the values kept near the old ones.
 
-    $\frac12\max((V - R)^2, (V_{clip} - R)^2)$ with $V_{clip}$ at most `clip` from the old value,
-    averaged over the actions; clip 0 for the plain error. All (B, A). Source: OpenAI's
+    $\frac12\max((V - R)^2, (V_{clip} - R)^2)$ with $V_{clip}$ at most `clip` from the old
+    value, averaged over the actions; clip 0 for the plain error. All (B, A). Source: OpenAI's
     baselines; Huang et al. 2022, detail 9.
     """
     error = (values - returns).square()
@@ -351,7 +351,7 @@ def minibatch_losses(
     models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor,
     config: PPOConfig, beta: float,
 ) -> dict[str, Tensor]:
-    """The losses of some responses under the models as they are now; `total` is to be followed."""
+    """The losses of some responses under the models as they are; `total` is to be lowered."""
     actions = rollout.actions
     logits = models.policy(rollout.tokens)  # (B, T, V)
     logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def ppo_trial(corpus: Corpus, config: PPOConfig, every: int) -> dict:
             each["win_rate"] = win_rate(each["gold"], cards[0]["gold"])
         return {}, dict(rounds=rounds, cards=cards)
 
-    inputs = ppo_inputs(corpus, config) | dict(judged_on=datasets.heldout_prompts(), every=every)
+    judged = dict(judged_on=datasets.heldout_prompts(), every=every)
+    inputs = ppo_inputs(corpus, config) | judged
     return store.obtain("ppo-trial", inputs, train, source=__name__).history
 
 
@@ -83,6 +84,8 @@ def ppo_trials(
     progress: Callable = lambda done, total: done,
 ) -> dict[str, list[dict]]:
     """The histories of every setting's runs, side by side, one per seed."""
+    if every < 1:
+        raise ValueError(f"every is {every}: use at least 1 round")
     # Train once what the workers all want
     for seed in range(seeds):
         reward_model(corpus, RewardConfig(seed=seed))

@@ -86,8 +86,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) 
     r"""Mean surprise at the preferences, in nats: $-\log\sigma(r_{chosen} - r_{rejected})$.
 
     chosen, rejected: scores (B,) of the two answers of each pair. centring adds the mean of
-    $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources: Bradley & Terry 1952;
-    Ouyang et al. 2022, equation 1; for the centring Eisenstein et al. 2023, section 2. Raises
+    $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources: Bradley & Terry
+    1952; Ouyang et al. 2022, equation 1; for the centring Eisenstein et al. 2023, section 2. Raises
     ValueError for a score that is not a number.
     """
     if not (torch.isfinite(chosen).all() and torch.isfinite(rejected).all()):

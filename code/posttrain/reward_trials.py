@@ -100,12 +100,15 @@ def gold_pairs(corpus: Corpus, n: int, seed: int) -> list[dict]:
     """n pairs of the SFT model's own answers, the one preferred that the gold rubric prefers.
 
     Two answers to each training prompt, again and again; where the rubric sees no difference,
-    there is no pair. The end token of each answer is part of the judgement.
+    there is no pair. The end token of each answer is part of the judgement. Raises ValueError
+    where a hundred rounds are not enough.
     """
     model, _ = sft_model(corpus)
     prompts, real_words = datasets.training_prompts(), lexicon(corpus)
     tokenizer, pairs, round_ = CharTokenizer(), [], 0
     while len(pairs) < n:
+        if round_ == 100:
+            raise ValueError(f"the rubric tells only {len(pairs)} pairs apart, not {n}")
         texts = [
             [tokenizer.decode(answer) for answer in sample_answers(model, prompts, draw)[1]]
             for draw in (1000 * seed + 2 * round_, 1000 * seed + 2 * round_ + 1)
