@@ -290,7 +290,7 @@ class TokenTable:
         return (
             f'<div role="region" aria-label="{caption}" tabindex="0" '
             'style="max-height: 26em; overflow: auto">'
-            f'<table class="table token-table"><caption>{caption}</caption>'
+            f'<table class="table samples token-table"><caption>{caption}</caption>'
             f'<thead style="{sticky}">'
             f"<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )

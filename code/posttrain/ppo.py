@@ -76,7 +76,7 @@ class ValueModel(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_reward_model(cls, model: RewardModel) -> ValueModel:
-        """A copy of a reward model: at each token, the score if the text ended there."""
+        """A copy of a reward model, its scores' zero and unit included."""
         value_model = cls(copy.deepcopy(model.body))
         value_model.head.weight.copy_(model.head.weight / model.scale)
         value_model.head.bias.copy_((model.head.bias - model.shift) / model.scale)

@@ -53,7 +53,7 @@ class RewardModel(nn.Module):
         self.body.head = None  # the logits are gone
         width = body.config.width
         self.head = nn.Linear(width, 1)
-        # Start near 0: the body learns what to look at before the head commits to a direction
+        # Start near 0, so that the first steps outweigh the random direction
         nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("shift", torch.zeros(()))
@@ -61,7 +61,7 @@ class RewardModel(nn.Module):
         self.to(body.embedding.weight.dtype)
 
     def token_scores(self, tokens: Tensor) -> Tensor:
-        """What the score would be if the text ended at each token: tokens (B, T) to (B, T)."""
+        """The head's number at each token: tokens (B, T) to (B, T)."""
         raw = self.head(self.body.hidden(tokens)).squeeze(-1)  # (B, T)
         return (raw - self.shift) / self.scale
 
@@ -87,8 +87,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) 
 
     chosen, rejected: scores (B,) of the two answers of each pair. centring adds the mean of
     $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources: Bradley & Terry
-    1952; Ouyang et al. 2022, equation 1; for the centring Eisenstein et al. 2023, section 2. Raises
-    ValueError for a score that is not a number.
+    1952; Ouyang et al. 2022, equation 1; for the centring Eisenstein et al. 2023, section 2.
+    Raises ValueError for a score that is not a number.
     """
     if not (torch.isfinite(chosen).all() and torch.isfinite(rejected).all()):
         raise ValueError("a score is NaN or infinite: lower the learning rate")
