@@ -312,6 +312,15 @@ def test_one_pass_scores_pairs_as_one_pass_each_would():
 # Detail 4: zero and unit
 
 
+def test_normalise_refuses_a_score_that_is_not_a_number_and_changes_nothing():
+    model = judge()
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        normalise(model, *pack(PROMPTS, RESPONSES, PAD))
+    assert (model.shift.item(), model.scale.item()) == (0.25, 1.5)
+
+
 def test_normalised_scores_have_mean_0_and_deviation_1_on_these_responses_however_often():
     model, inputs = judge(dtype=torch.float32).double(), pack(PROMPTS, RESPONSES, PAD)
     before = model(*inputs).detach()

@@ -217,9 +217,12 @@ def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
     """Set the scores' zero and unit so that these responses have mean 0 and deviation 1.
 
     tokens and mask (B, T) as from `pack`: answers of the policy that PPO will start from
-    (Ziegler et al. 2019, section 2.1). Raises ValueError where all scores are the same.
+    (Ziegler et al. 2019, section 2.1). Raises ValueError where all scores are the same, and for
+    one that is not a number.
     """
     scores = model(tokens, mask)  # (B,)
+    if not torch.isfinite(scores).all():
+        raise ValueError("a response's score is NaN or infinite: there is no unit to set")
     if (scores == scores[0]).all():
         raise ValueError("all responses have the same score: there is no unit to set")
     model.shift += scores.mean() * model.scale
