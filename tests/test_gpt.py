@@ -55,6 +55,27 @@ def test_reading_token_by_token_through_the_cache_equals_reading_all_at_once(cha
     torch.testing.assert_close(torch.cat(steps, dim=1), model(tokens), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("kept", [[True, False, False, True, True], [0, 3, 4], [4, 0], [False, False, True, False, False]], ids=str)
+@pytest.mark.parametrize("changes", CONFIGS)
+def test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows(changes, kept):
+    model, kept = small(**changes), torch.tensor(kept)
+    tokens = torch.randint(65, (5, 12), generator=torch.Generator().manual_seed(2))
+    cache = KVCache(model.config, 5, 12, torch.float64)
+    model(tokens[:, :5], cache=cache)
+    model(tokens[:, 5:6], cache=cache)
+    cache.keep(kept)
+    assert cache.length == 6
+    mine = tokens[kept]
+    steps = [model(mine[:, t : t + 1], cache=cache) for t in range(6, 9)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), model(mine[:, :9])[:, 6:], rtol=0, atol=1e-10)
+    # And once more: of these, the last
+    cache.keep(torch.tensor([len(mine) - 1]))
+    last = model(mine[-1:, 9:10], cache=cache)
+    torch.testing.assert_close(last, model(mine[-1:, :10])[:, 9:], rtol=0, atol=1e-10)
+    # The memory of the others is given back
+    assert cache.keys_values.shape == (2, 2, 1, 2, 12, 8)
+
+
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_attention_is_the_textbook_formula(qk_norm):
     config = GPTConfig(context=8, n_head=2, width=8, qk_norm=qk_norm)

@@ -10,6 +10,7 @@ from tiny import CONFIG, close, normal, seeded
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.logprobs import (
     entropy,
+    get_response_log_probs,
     kl_estimate,
     masked_mean,
     pack,
@@ -79,6 +80,74 @@ def test_the_logprobs_of_a_model_are_those_of_the_text_so_far():
     found = token_logprobs(model(tokens), tokens, 0.7)
     for t in range(1, 6):
         close(found[0, t - 1], (model(tokens[:, :t])[0, -1] / 0.7).log_softmax(-1)[tokens[0, t]], atol=1e-10)
+
+
+def walked(model, prompt, response, temperature=1.0):
+    """The log-probability of a response: one forward pass per token, over the text before it."""
+    total = 0.0
+    for t, token in enumerate(response):
+        total = total + (model(torch.tensor([prompt + response[:t]]))[0, -1] / temperature).log_softmax(-1)[token]
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_responses_log_prob_is_the_sum_over_its_tokens_and_its_end_read_one_by_one(temperature):
+    model = moved()
+    found = get_response_log_probs(model, *pack(PROMPTS, RESPONSES, 68), temperature)
+    assert found.shape == (3,)
+    for value, prompt, response in zip(found, PROMPTS, RESPONSES):
+        close(value, walked(model, prompt, response, temperature), 1e-10)
+    if temperature == 1.0:
+        close(get_response_log_probs(model, *pack(PROMPTS, RESPONSES, 68)), found)
+
+
+def test_without_its_end_a_response_is_more_likely_by_just_the_end():
+    model = moved()
+    whole, open_ended = (get_response_log_probs(model, *pack([[65, 3, 66]], [r], 68)) for r in ([1, 2, 67], [1, 2]))
+    end = model(torch.tensor([[65, 3, 66, 1, 2]]))[0, -1].log_softmax(-1)[67]
+    close(whole - open_ended, end[None], 1e-10)
+
+
+def test_a_responses_log_prob_does_not_count_its_prompt_however_unlikely():
+    model = moved()
+    tokens, mask = pack([[65, 3, 66], [66]], [[1, 67], [1, 67]], 68)
+    logits = model(tokens).detach()
+    logits[0, :2] = 50 * normal(2, 69)  # what is said of the prompt's own tokens
+    close(
+        get_response_log_probs(lambda _: logits, tokens, mask), get_response_log_probs(model, tokens, mask).detach(), 1e-12
+    )
+
+
+@pytest.mark.parametrize("pad", [68, 0, 67])
+def test_neither_padding_nor_neighbours_change_a_responses_log_prob(pad):
+    model = moved()
+    tokens, mask = pack(PROMPTS, RESPONSES, pad)
+    wide = torch.cat([tokens, torch.full((3, 9), pad)], 1), torch.cat([mask, mask.new_zeros(3, 9)], 1)
+    alone = torch.cat([get_response_log_probs(model, *pack([p], [r], 68)) for p, r in zip(PROMPTS, RESPONSES)])
+    close(get_response_log_probs(model, tokens, mask), alone, 1e-10)
+    close(get_response_log_probs(model, *wide), alone, 1e-10)
+
+
+def test_padding_that_the_model_holds_impossible_makes_no_nan_of_sums_or_gradients():
+    logits, (tokens, mask) = normal(3, 8, 69), pack(PROMPTS, RESPONSES, 68)
+    logits[..., 68] = -torch.inf
+    logits.requires_grad_()
+    found = get_response_log_probs(lambda _: logits, tokens, mask)
+    found.sum().backward()
+    assert torch.isfinite(found).all() and torch.isfinite(logits.grad).all()
+    # The gradient is that of the response's tokens: what came, less what was expected
+    expected = torch.zeros_like(logits)
+    for row, t in mask.nonzero().tolist():
+        expected[row, t - 1] = -logits[row, t - 1].detach().softmax(-1)
+        expected[row, t - 1, tokens[row, t]] += 1
+    close(logits.grad, expected)
+
+
+def test_the_probabilities_of_all_responses_of_three_tokens_add_up_to_1():
+    model = moved(GPTConfig(vocab_size=4, context=8, n_layer=1, n_head=1, width=16))
+    responses = [list(r) for r in itertools.product(range(4), repeat=3)]
+    found = get_response_log_probs(model, *pack([[1, 2]] * len(responses), responses, 0))
+    close(found.exp().sum(), 1.0, 1e-10)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -24,6 +24,7 @@ from tiny import (
     stored,
     weights,
 )
+from torch import nn
 
 from posttrain import ppo as module
 from posttrain.chat import render_prompt
@@ -530,6 +531,15 @@ def test_the_gradient_reaches_policy_and_value_model_and_no_one_else():
 # The update
 
 
+def cut(rollout, rows, A):
+    """Some rows of a rollout and its first A actions, written out."""
+    return Rollout(
+        tokens=rollout.tokens[rows][:, : A + 1], actions=rollout.actions[rows][:, :A],
+        logprobs=rollout.logprobs[rows][:, :A], reference_logprobs=rollout.reference_logprobs[rows][:, :A],
+        values=rollout.values[rows][:, :A], scores=rollout.scores[rows], ended=rollout.ended[rows],
+    )  # fmt: skip
+
+
 def watched(monkeypatch, some, rollout, config):
     """Run one update; return what each minibatch was given and noted, in order, and the result."""
     seen, plain = [], module.minibatch_losses
@@ -566,22 +576,60 @@ def test_each_epoch_goes_over_every_response_once_in_an_order_of_its_own(monkeyp
     for epoch in range(3):
         order = []
         for part, some_advantages, some_returns, _ in seen[3 * epoch : 3 * epoch + 3]:
+            A = part.actions.size(1)
             for i in range(len(part.tokens)):
-                row = next(r for r in range(8) if torch.equal(rollout.values[r], part.values[i]))
+                row = next(r for r in range(8) if torch.equal(rollout.values[r, :A], part.values[i]))
                 order.append(row)
-                for name, value in vars(part).items():
-                    assert torch.equal(value[i], getattr(rollout, name)[row])
-                assert torch.equal(some_advantages[i], advantages[row]) and torch.equal(some_returns[i], returns[row])
+                for name, value in vars(cut(rollout, torch.tensor([row]), A)).items():
+                    assert torch.equal(getattr(part, name)[i], value[0])
+                assert not rollout.actions[row, A:].any()
+                assert torch.equal(some_advantages[i], advantages[row, :A])
+                assert torch.equal(some_returns[i], returns[row, :A])
         orders.append(tuple(order))
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len({*orders, tuple(range(8))}) == 4
 
 
-def test_picked_rows_are_those_of_every_field():
+@pytest.mark.parametrize(("rows", "A"), [([2, 0], 5), ([2], 4), ([0], 5), ([1, 2], 7), ([3, 0, 2], 7), ([2, 2], 4)], ids=str)
+def test_picked_are_all_fields_of_the_rows_up_to_the_last_action_of_any_of_them(rows, A):
+    rollout, rows = made_up(), torch.tensor(rows)
+    some = pick(rollout, rows)
+    for name, value in vars(cut(rollout, rows, A)).items():
+        assert torch.equal(getattr(some, name), value), name
+    assert some.tokens.shape == (len(rows), A + 1) and some.actions[:, -1].any()
+    assert some.actions.sum() == rollout.actions[rows].sum()
+
+
+def test_nothing_is_cut_where_a_row_acts_to_the_end_and_the_prompts_columns_stay():
     rollout = made_up()
-    some = pick(rollout, torch.tensor([2, 0]))
-    for name, value in vars(rollout).items():
-        assert torch.equal(getattr(some, name), value[[2, 0]])
+    for name, value in vars(pick(rollout, torch.arange(4))).items():
+        assert torch.equal(value, getattr(rollout, name))
+    assert not pick(rollout, torch.tensor([2])).actions[:, :3].any()  # the text before a row's actions is read
+
+
+@pytest.mark.parametrize("value_start", ["reward_model", "shared"])
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_a_minibatchs_losses_and_gradients_are_those_of_the_same_rows_uncut(value_start, kl_in):
+    config = replace(TINY, value_start=value_start, kl_in=kl_in)
+    some = apart(value_start=value_start)
+    rollout = rollout_of(some)
+    with torch.no_grad():
+        for parameter in some.policy.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=seeded(4), dtype=torch.float64)
+    advantages, returns = estimate_advantages(rollout, config, 0.1)
+    parameters = list(nn.ModuleList([some.policy, some.value_model]).parameters())
+    whole, trimmed = rollout.actions.size(1), []
+    for rows in torch.randperm(8, generator=seeded(3)).split(2):
+        part = pick(rollout, rows)
+        A = part.actions.size(1)
+        trimmed.append(whole - A)
+        one = minibatch_losses(some, part, advantages[rows, :A], returns[rows, :A], config, 0.1)
+        other = minibatch_losses(some, cut(rollout, rows, whole), advantages[rows], returns[rows], config, 0.1)
+        for name in one.keys() | other.keys():
+            close(one[name], other[name])
+        for a, b in zip(*(torch.autograd.grad(found["total"], parameters) for found in (one, other))):
+            close(a, b)
+    assert sum(n > 0 for n in trimmed) >= 3  # most parts are cut
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
@@ -598,7 +646,8 @@ def test_each_minibatch_is_one_step_of_adam_down_its_own_gradient(minibatches):
         for group in groups:
             for parameter in group["params"]:
                 parameter.grad = None
-        minibatch_losses(twin, pick(rollout, rows), advantages[rows], returns[rows], config, 0.1)["total"].backward()
+        part = cut(rollout, rows, rollout.actions.size(1))
+        minibatch_losses(twin, part, advantages[rows], returns[rows], config, 0.1)["total"].backward()
         optimizer.step()
     for one, other in ((some.policy, twin.policy), (some.value_model, twin.value_model)):
         for a, b in zip(one.parameters(), other.parameters()):

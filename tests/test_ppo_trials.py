@@ -1,7 +1,7 @@
-"""PPO's trials: a policy's scorecard, when it is taken, what a run is paid by, and the order of the runs."""
+"""PPO's trials: where they start, when cards are taken, what a run is paid by, and the order of the runs."""
 
 import copy
-import json
+import types
 from dataclasses import replace
 
 import pytest
@@ -9,29 +9,31 @@ import torch
 from tiny import (
     CORPUS,
     LONG,
-    PAD,
-    TOKENIZER,
     empty_shelf,
     judge,
     moved,
     same,
+    seeded,
     stored,
-    user,
     weights,
 )
 
 from posttrain import ppo_trials as module
-from posttrain.chat import render_prompt
-from posttrain.evaluate import gold_score, lexicon, words_of
-from posttrain.logprobs import pack
+from posttrain import scorecard as scorecards
+from posttrain.data.corpus import ALPHABET
+from posttrain.evaluate import lexicon, win_rate
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
-from posttrain.ppo_trials import ppo_trial, ppo_trials, scorecard
-from posttrain.reward_model import RewardConfig, sample_answers
+from posttrain.ppo_trials import ppo_trial, ppo_trials
+from posttrain.pretrain import encode_split, validation_loss
+from posttrain.reward_model import RewardConfig
+from posttrain.scorecard import scorecard, sft_scorecard
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 PRACTICE = ["What now?", "Is it so?"]
-WORDS = frozenset("ay my lord sir".split())
 TINY = PPOConfig(iterations=5, batch_size=4, max_new_tokens=6, lr=0.01, seed=3)
+# Validation text of more than 32 windows, no two of them alike
+LETTERS = torch.randint(len(ALPHABET), (60_000,), generator=seeded()).tolist()
+PLAY = replace(CORPUS, text="".join(ALPHABET[i] for i in LETTERS))
 
 
 @pytest.fixture(autouse=True)
@@ -41,85 +43,28 @@ def few_prompts(monkeypatch, tmp_path):
     monkeypatch.setattr(module.datasets, "training_prompts", lambda: PRACTICE)
 
 
-# The scorecard
-
-
-SAID = ["Ay, my lord.<|end|>", "No", "Ay, my lord.<|end|>", "Ay, ay, sir!<|end|>", "Ay sir<|end|>", "<|end|>"]
-
-
-def answering(monkeypatch, texts):
-    """Let every policy give these answers."""
-    asked = [render_prompt([user(text)], TOKENIZER) for text in PROMPTS]
-    responses = [[TOKENIZER.ids[token] for token in tokens_of(text)] for text in texts]
-    monkeypatch.setattr(module, "sample_answers", lambda *arguments: (asked, responses))
-    return asked, responses
-
-
-def tokens_of(text):
-    return [*text.removesuffix("<|end|>"), *(["<|end|>"] if text.endswith("<|end|>") else [])]
-
-
-def test_a_card_has_one_entry_per_prompt_and_means_of_them(monkeypatch):
-    asked, responses = answering(monkeypatch, SAID)
-    reward_model = judge(config=LONG)
-    card = scorecard(moved(config=LONG), moved(1, config=LONG), reward_model, WORDS, seed=0)
-    assert card["answers"] == SAID
-    alone = [reward_model(*pack([prompt], [response], PAD)).item() for prompt, response in zip(asked, responses)]
-    assert card["scores"] == pytest.approx(alone, abs=1e-10)
-    assert card["gold"] == [gold_score(text, WORDS) for text in SAID]
-    assert card["score"] == pytest.approx(sum(alone) / 6) and card["gold_score"] == pytest.approx(sum(card["gold"]) / 6)
-    assert card["finished"] == 3 / 6 and card["different"] == 5 / 6
-    assert json.loads(json.dumps(card)) == card
-
-
-def test_the_kl_is_the_mean_over_responses_of_whole_distributions_at_the_temperature(monkeypatch):
-    asked, responses = answering(monkeypatch, SAID)
-    policy, reference = moved(config=LONG), moved(1, config=LONG)
-    for temperature in (0.8, 0.5):
-        total = 0.0
-        for prompt, response in zip(asked, responses):
-            tokens = torch.tensor([prompt + response])
-            p, q = ((model(tokens)[0] / temperature).softmax(-1) for model in (policy, reference))
-            steps = range(len(prompt) - 1, len(prompt) + len(response) - 1)
-            total += sum((p[t] * (p[t] / q[t]).log()).sum().item() for t in steps)
-        card = scorecard(policy, reference, judge(config=LONG), WORDS, 0, temperature)
-        assert card["kl"] == pytest.approx(total / 6, rel=1e-9) and card["kl"] > 1
-    assert scorecard(policy, reference, judge(config=LONG), WORDS, 0)["kl"] != card["kl"]  # 0.8 unless told otherwise
-
-
-def test_a_policy_is_no_nats_away_from_itself():
-    policy = moved(config=LONG)
-    assert scorecard(policy, moved(config=LONG), judge(config=LONG), WORDS, seed=0)["kl"] == 0
-
-
-def test_the_answers_are_the_policys_own_and_depend_on_seed_and_temperature_alone():
-    policy, reference, reward_model = moved(config=LONG), moved(1, config=LONG), judge(config=LONG)
-
-    def card(seed, temperature=0.8, words=WORDS):
-        torch.manual_seed(seed + 100)
-        return scorecard(policy, reference, reward_model, words, seed, temperature)
-
-    first = card(0)
-    _, responses = sample_answers(policy, PROMPTS, 0, 0.8)
-    assert first["answers"] == [TOKENIZER.decode(response) for response in responses]
-    torch.manual_seed(7)
-    assert scorecard(policy, reference, reward_model, WORDS, 0) == first
-    assert card(1)["answers"] != first["answers"] != card(0, 0.5)["answers"]
-    assert card(0, words=frozenset(words_of(" ".join(first["answers"]))))["gold"] != first["gold"]
-
-
 # A trial
 
 
 @pytest.fixture
 def paid(monkeypatch):
-    """Tiny models before PPO, and which reward models were asked for."""
-    sft, reward_model = moved(dtype=torch.float32, config=LONG), judge(5, torch.float32, LONG)
-    find_sft, _ = stored(sft)
-    find_judge, asked = stored(reward_model)
+    """Tiny models before PPO, their shared card, who asked for which, and what was read at the end."""
+    paid = types.SimpleNamespace(
+        sft=moved(dtype=torch.float32, config=LONG), judge=judge(5, torch.float32, LONG), start=dict(gold=[1.0]),
+        started=[], read=[],
+    )  # fmt: skip
+    find_sft, _ = stored(paid.sft)
+    find_judge, paid.asked = stored(paid.judge)
     monkeypatch.setattr(module, "sft_model", find_sft)
     monkeypatch.setattr(module, "reward_model", find_judge)
-    return sft, reward_model, asked
+    monkeypatch.setattr(module, "sft_scorecard", lambda *arguments: paid.started.append(arguments) or paid.start)
+
+    def read(model, data, **options):
+        paid.read.append((weights(model), data, options))
+        return 2.5
+
+    monkeypatch.setattr(module, "validation_loss", read)
+    return paid
 
 
 def noted_cards(monkeypatch, golds):
@@ -147,14 +92,35 @@ def test_cards_are_taken_before_every_so_many_rounds_and_at_the_end_once(monkeyp
 
 
 def test_win_rates_are_against_the_first_card_which_draws_with_itself(monkeypatch, paid):
-    noted_cards(monkeypatch, [[0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0], [4.0, 4.0, 4.0, 4.0]])
+    paid.start["gold"] = [0.0, 1.0, 2.0, 3.0]
+    noted_cards(monkeypatch, [[1.0, 1.0, 1.0, 1.0], [4.0, 4.0, 4.0, 4.0]])
     monkeypatch.setattr(module, "ppo_steps", lambda *arguments: iter([{}] * 2))
     history = ppo_trial(CORPUS, replace(TINY, iterations=2), 1)
     assert [card["win_rate"] for card in history["cards"]] == [0.5, 1.5 / 4, 1.0]
 
 
+def test_the_first_card_is_the_shared_one_of_the_seed_and_the_temperature(monkeypatch, paid):
+    cards = noted_cards(monkeypatch, [[2.0]])
+    paid.start |= dict(answers=["Ay."], kl=0.0, entropy=0.75)
+    shared = copy.deepcopy(paid.start)
+    history = ppo_trial(CORPUS, replace(TINY, iterations=2, temperature=0.6), 1)
+    assert history["cards"][0] == shared | dict(round=0, win_rate=0.5)
+    assert paid.started == [(CORPUS, 3, 0.6)] and len(cards) == 2  # no second look at the SFT model
+    assert paid.start == shared
+
+
+def test_the_loss_on_shakespeare_is_that_of_the_trained_policy(monkeypatch, paid):
+    noted_cards(monkeypatch, [[1.0]])
+    history = ppo_trial(PLAY, TINY, 5)
+    by_hand = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge), TINY)
+    list(ppo_steps(by_hand, PRACTICE, TINY))
+    ((policy, data, options),) = paid.read
+    assert history["shakespeare_loss"] == 2.5 and same(policy, by_hand.policy) and not same(policy, paid.sft)
+    assert torch.equal(data, encode_split(PLAY)[1]) and options == dict(windows=32)
+
+
 def test_each_card_is_about_the_policy_as_it_then_is(monkeypatch, paid):
-    sft, reward_model, _ = paid
+    sft, reward_model = paid.sft, paid.judge
     cards = noted_cards(monkeypatch, [[1.0]])
     config = replace(TINY, temperature=0.6, normalised=False)
     history = ppo_trial(CORPUS, config, 2)
@@ -163,7 +129,7 @@ def test_each_card_is_about_the_policy_as_it_then_is(monkeypatch, paid):
         rounds.append(noted)
         states.append(weights(by_hand.policy))
     assert history["rounds"] == rounds and len(rounds) == 5
-    expected = [weights(sft), states[1], states[3], states[4]]
+    expected = [states[1], states[3], states[4]]
     for (policy, reference, judged_by, words, seed, temperature), then in zip(cards, expected, strict=True):
         assert all(torch.equal(policy[name], value) for name, value in then.items())
         # The judge keeps its zero and unit, whatever the training is paid in
@@ -176,7 +142,8 @@ def test_a_run_is_paid_by_the_reward_model_of_its_own_seed(monkeypatch, paid):
     noted_cards(monkeypatch, [[1.0]])
     for seed in (3, 0):
         ppo_trial(CORPUS, replace(TINY, iterations=1, seed=seed), 1)
-    assert paid[2] == [(CORPUS, RewardConfig(seed=3)), (CORPUS, RewardConfig(seed=0))]
+    assert paid.asked == [(CORPUS, RewardConfig(seed=3)), (CORPUS, RewardConfig(seed=0))]
+    assert paid.started == [(CORPUS, 3, 0.8), (CORPUS, 0, 0.8)]
 
 
 def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(monkeypatch, paid):
@@ -198,24 +165,35 @@ def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(mon
     assert not trained(CORPUS, config, 1)
 
 
-def test_a_whole_trial_runs_on_tiny_models(paid):
-    history = ppo_trial(CORPUS, replace(TINY, iterations=2), 1)
+def test_a_whole_trial_runs_on_tiny_models(monkeypatch, paid):
+    for name in ("sft_model", "reward_model"):
+        monkeypatch.setattr(scorecards, name, getattr(module, name))
+    monkeypatch.setattr(module, "sft_scorecard", sft_scorecard)
+    monkeypatch.setattr(module, "validation_loss", validation_loss)
+    config = replace(TINY, iterations=2)
+    history = ppo_trial(PLAY, config, 1)
+    assert set(history) == {"rounds", "cards", "shakespeare_loss"} and len(history["rounds"]) == 2
     first, *later = history["cards"]
-    sft, reward_model, _ = paid
-    before = scorecard(sft, sft, reward_model, lexicon(CORPUS), TINY.seed, TINY.temperature)
+    before = scorecard(paid.sft, paid.sft, paid.judge, lexicon(PLAY), TINY.seed, TINY.temperature)
     assert first == before | dict(round=0, win_rate=0.5) and first["kl"] == 0
     assert len(later) == 2 and all(card["kl"] > 0 and len(card["answers"]) == 6 for card in later)
+    assert all(card["win_rate"] == win_rate(card["gold"], before["gold"]) for card in later)
+    by_hand = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge), config)
+    list(ppo_steps(by_hand, PRACTICE, config))
+    validation = encode_split(PLAY)[1]
+    assert history["shakespeare_loss"] == validation_loss(by_hand.policy, validation, windows=32)
+    assert history["shakespeare_loss"] != validation_loss(by_hand.policy, validation)
 
 
 # Trials side by side
 
 
 def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch, paid):
-    ran, asked = [], paid[2]
+    ran = []
 
     def run_all(function, jobs, progress):
         # What the workers all want is there before the first of them starts
-        assert function is ppo_trial and asked == [(CORPUS, RewardConfig(seed=seed)) for seed in range(3)]
+        assert function is ppo_trial and paid.started == [(CORPUS, seed) for seed in range(3)]
         ran.extend(jobs)
         return [dict(lr=config.lr, seed=config.seed, every=every) for _, config, every in progress(jobs, total=len(jobs))]
 
@@ -227,3 +205,11 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
         name: [dict(lr=config.lr, seed=seed, every=7) for seed in range(3)] for name, config in settings.items()
     }
     assert ran == [(CORPUS, replace(config, seed=seed), 7) for config in settings.values() for seed in range(3)]
+
+
+@pytest.mark.parametrize("every", [0, -2])
+def test_cards_every_less_than_one_round_are_refused_before_anything_is_trained(monkeypatch, paid, every):
+    monkeypatch.setattr(module.workers, "run_all", lambda *arguments: paid.started.append(arguments))
+    with pytest.raises(ValueError, match=f"^every is {every}: use at least 1 round"):
+        ppo_trials(CORPUS, dict(a=TINY), 2, every)
+    assert paid.started == paid.asked == []

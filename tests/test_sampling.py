@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.sampling import draw, generate, left_pad, visible
+from posttrain.sampling import draw, generate, left_pad, sample_steps, visible
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["rope", "learned positions"])
@@ -76,6 +76,107 @@ def test_the_stop_token_ends_a_row_and_is_kept_and_scored(model):
 def test_sampling_ends_early_when_every_row_has(model):
     first = int(generate(model, [[5]], 1, temperature=0).tokens[0, 0])
     assert generate(model, [[5], [5]], 30, temperature=0, stop=first).tokens.shape == (2, 1)
+
+
+# Rows that end at very different times
+
+STOP = 3
+ROWS = {
+    "padded": [[5, 6, 7, 8, 9, 10, 11], [1], [2, 4, 5], [4] * 5, [0, 1], [7], [8, 8], [9, 1, 2, 4], [5], [6, 7, 8], [10, 11], [2]],
+    "equal lengths": [[i, (5 * i + 1) % 12] for i in range(12)],
+}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["rope", "learned positions"])
+def few_words(request):
+    """A model of 12 tokens, of which one in some ten is the stop token."""
+    model = GPT(GPTConfig(vocab_size=12, context=48, n_layer=2, n_head=2, width=16, rope=request.param), seeded()).double()
+    generator = seeded(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def plain_sampling(model, prompts, new, generator, temperature, stop):
+    """Responses and their log-probs: every text read afresh, alone and whole, for each of its tokens.
+
+    At each step clocks ring for every row, also for those that have ended.
+    """
+    responses, logprobs, ended = [[] for _ in prompts], [[] for _ in prompts], [False] * len(prompts)
+    for _ in range(new):
+        if all(ended):
+            break
+        clocks = None
+        if temperature:
+            clocks = torch.empty(len(prompts), 12, dtype=torch.float64).exponential_(generator=generator).log()
+        for row, (prompt, response) in enumerate(zip(prompts, responses)):
+            if ended[row]:
+                continue
+            odds = (model(torch.tensor([prompt + response]))[0, -1] / (temperature or 1.0)).log_softmax(-1)
+            token = int((odds - clocks[row] if temperature else odds).argmax())
+            response.append(token)
+            logprobs[row].append(odds[token].item())
+            ended[row] = token == stop
+    return responses, logprobs
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0])
+@pytest.mark.parametrize("prompts", ROWS.values(), ids=ROWS)
+def test_rows_that_end_early_change_nothing_of_what_is_drawn(few_words, prompts, temperature):
+    one, other = seeded(4), seeded(4)
+    expected, logprobs = plain_sampling(few_words, prompts, 40, one, temperature, STOP)
+    samples = generate(few_words, prompts, 40, generator=other, temperature=temperature, stop=STOP)
+    assert samples.responses() == expected
+    for row, kept, own in zip(samples.logprobs, samples.mask, logprobs):
+        torch.testing.assert_close(row[kept], torch.tensor(own, dtype=torch.float64), rtol=0, atol=1e-10)
+        assert (row[~kept] == 0).all()
+    # As many clocks were wound up as if no row had been dropped
+    assert torch.equal(one.get_state(), other.get_state())
+    if temperature:
+        assert len({len(response) for response in expected}) >= 6
+
+
+def rows_read(model, prompts, new, **options):
+    """How many rows the model reads at each step, and what was sampled."""
+    read = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    samples = generate(model, prompts, new, **options)
+    hook.remove()
+    return read, samples
+
+
+@pytest.mark.parametrize("prompts", ROWS.values(), ids=ROWS)
+def test_rows_that_have_ended_are_read_no_longer_once_they_are_half_of_those_read(few_words, prompts):
+    read, samples = rows_read(few_words, prompts, 40, generator=seeded(4), stop=STOP)
+    going_on = (samples.mask & (samples.tokens != STOP)).sum(0).tolist()  # rows that go on after each step
+    expected = [12]
+    for n in going_on[:-1]:
+        expected.append(n if n <= expected[-1] / 2 else expected[-1])
+    assert read == expected
+    assert len(set(read)) >= 3 and read[-1] <= 3  # dropped again and again
+
+
+def test_without_a_stop_token_no_row_is_dropped_and_the_last_token_is_not_read(few_words):
+    read, samples = rows_read(few_words, ROWS["padded"], 10, generator=seeded(4))
+    assert read == [12] * 10 and samples.mask.all() and samples.tokens.shape == (12, 10)
+
+
+def test_no_token_is_read_after_every_row_has_ended(few_words):
+    first = int(generate(few_words, [[5]], 1, temperature=0).tokens[0, 0])
+    read, samples = rows_read(few_words, [[5], [5]], 30, temperature=0, stop=first)
+    assert read == [2] and samples.tokens.tolist() == [[first]] * 2
+
+
+def test_each_step_has_a_token_for_every_row_and_says_which_rows_had_not_ended_before(few_words):
+    prompts = ROWS["padded"]
+    steps = list(sample_steps(few_words, prompts, 40, generator=seeded(4), stop=STOP))
+    samples = generate(few_words, prompts, 40, generator=seeded(4), stop=STOP)
+    for t, (tokens, logprobs, alive) in enumerate(steps):
+        assert tokens.shape == logprobs.shape == alive.shape == (12,)
+        assert torch.equal(alive, samples.mask[:, t]) and torch.equal(tokens, samples.tokens[:, t])
+        ended = [STOP in row[:t] for row in samples.tokens.tolist()]
+        assert alive.tolist() == [not each for each in ended]
 
 
 def test_left_pad_and_visible_by_hand():

@@ -13,16 +13,19 @@ import time
 
 import pytest
 import torch
-from tiny import CORPUS, judge
+from tiny import CORPUS, judge, moved
+from tiny import LONG as ROOMY
 
 from posttrain import __main__ as program
 from posttrain import store, terminal
 from posttrain.chat import render_prompt
+from posttrain.dpo import dpo_model
+from posttrain.evaluate import gold_score, lexicon
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.ppo import ppo_model
 from posttrain.reward_model import score_answer
 from posttrain.terminal import HELP, MAX_NEW_TOKENS, Chat, command, converse
-from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
+from posttrain.tokenizer import END, SPECIAL_TOKENS, CharTokenizer
 
 TOKENIZER = CharTokenizer()
 LONGEST = 256 - MAX_NEW_TOKENS  # tokens of prompt that leave room for an answer
@@ -464,6 +467,9 @@ def refuse(*arguments, **options):
         ("chat --temperature abc", "argument --temperature: invalid temperature value: 'abc'"),
         ("chat --seed x", "argument --seed: invalid seed value: 'x'"),
         ("chat --sed 1", "unrecognized arguments: --sed 1"),
+        ("compare", "the following arguments are required: prompt"),
+        ("compare Who? --temperature nan", "argument --temperature: nan is not a number from 0 to 100"),
+        ("compare Who? are you", "unrecognized arguments: are you"),
         ("score", "the following arguments are required: prompt, response"),
         ("score Who?", "the following arguments are required: response"),
         ("score Who? I am", "unrecognized arguments: am"),
@@ -479,15 +485,16 @@ def test_a_wrong_argument_ends_with_2_and_a_sentence_before_anything_is_trained(
     assert "error: " in printed.err and "Traceback" not in printed.err
 
 
-def test_the_ppo_models_chat_is_asked_for_by_its_stage(monkeypatch, capsys):
-    assert program.parse(["chat", "--stage", "ppo"]).stage == "ppo" and program.STAGES["ppo"] is ppo_model
+@pytest.mark.parametrize(("stage", "train"), [("ppo", ppo_model), ("dpo", dpo_model)])
+def test_a_later_models_chat_is_asked_for_by_its_stage(monkeypatch, capsys, stage, train):
+    assert program.parse(["chat", "--stage", stage]).stage == stage and program.STAGES[stage] is train
     chats, model = [], tiny()
-    monkeypatch.setattr(program, "STAGES", dict(ppo=lambda text, progress: (model, {})))
+    monkeypatch.setattr(program, "STAGES", {stage: lambda text, progress: (model, {})})
     monkeypatch.setattr(program.corpus, "load", lambda: None)
     monkeypatch.setattr(program, "converse", chats.append)
-    assert program.main(["chat", "--stage", "ppo"]) == 0
+    assert program.main(["chat", "--stage", stage]) == 0
     assert chats[0].model is model and chats[0].chat_format
-    assert capsys.readouterr().out.startswith("The ppo model.")
+    assert capsys.readouterr().out.startswith(f"The {stage} model.")
 
 
 def test_a_seed_too_large_is_refused_before_anything_is_trained(monkeypatch):
@@ -607,3 +614,38 @@ def test_help_works_from_the_shell_and_lists_the_commands(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main(["chat", "--help"])
     assert ended.value.code == 0 and HELP in capsys.readouterr().out
+
+
+@pytest.fixture
+def asked(judged, monkeypatch):
+    """A base and a chat model, beside the judge, for the command line to compare."""
+    models = dict(base=tiny(65), sft=moved(3, torch.float32, ROOMY))
+    monkeypatch.setattr(program, "STAGES", {name: lambda text, progress, m=m: (m, {}) for name, m in models.items()})
+    return models
+
+
+def test_every_models_answer_is_compared_with_what_both_judges_say(judged, asked, capsys):
+    assert program.main(["compare", "Who?", "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    for name, model in asked.items():
+        chat = Chat(model, name != "base", 0.8, 1)
+        chat.add("Who?")
+        answer = "".join(chat.answer())
+        block = first[first.index(f"{name:5} ") :]
+        assert block.startswith(f"{name:5} {answer}{'' if chat.ended else ' ...'}\n")
+        verdict = block[len(f"{name:5} {answer}{'' if chat.ended else ' ...'}\n") :].splitlines()[0]
+        try:
+            score = score_answer(judged, "Who?", answer)
+        except ValueError as error:
+            assert verdict == f"      (not judged: {error})"
+            continue
+        gold = gold_score(answer + END * chat.ended, lexicon(CORPUS))
+        assert verdict == f"      reward model {score:+.2f}, gold rubric {gold:+.2f}"
+    assert program.main(["compare", "Who?", "--seed", "1"]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("prompt, reason", [(" ", "there is nothing to ask"), ("x" * 500, "say it shorter")])
+def test_a_prompt_that_cannot_be_asked_is_2_and_a_sentence(judged, asked, capsys, prompt, reason):
+    assert program.main(["compare", prompt]) == 2
+    assert reason in capsys.readouterr().err

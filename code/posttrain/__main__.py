@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from posttrain.data import corpus
+from posttrain.dpo import dpo_model
 from posttrain.evaluate import gold_parts, lexicon
 from posttrain.notebook import progress
 from posttrain.ppo import ppo_model
@@ -15,7 +16,7 @@ from posttrain.sft import sft_model
 from posttrain.terminal import HELP, Chat, converse
 from posttrain.tokenizer import END, CharTokenizer
 
-STAGES = {"base": base_model, "sft": sft_model, "ppo": ppo_model}
+STAGES = {"base": base_model, "sft": sft_model, "ppo": ppo_model, "dpo": dpo_model}
 
 
 def temperature(text: str) -> float:
@@ -46,8 +47,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     chat.add_argument("--stage", choices=STAGES, default="sft", help="which model")
-    chat.add_argument("--temperature", type=temperature, default=0.8)
-    chat.add_argument("--seed", type=seed, help="the same answers every time")
+    compare = commands.add_parser(
+        "compare",
+        help="ask all models the same",
+        description="Ask every model the same, and have its answer judged.",
+    )
+    compare.add_argument("prompt", help="what to ask, in quotation marks")
+    for command in (chat, compare):
+        command.add_argument("--temperature", type=temperature, default=0.8)
+        command.add_argument("--seed", type=seed, help="the same answers every time")
     score = commands.add_parser(
         "score",
         help="judge an answer",
@@ -62,19 +70,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = parse(arguments)
     try:
-        return score(options) if options.command == "score" else chat(options)
+        return dict(chat=chat, compare=compare, score=score)[options.command](options)
     except KeyboardInterrupt:
         print("\nStopped. Stages that were finished are kept.", file=sys.stderr)
         return 130
 
 
+def cleaned(*given: str) -> list[str]:
+    """Texts in the models' alphabet; where that changes one, it is printed."""
+    texts = [CharTokenizer().clean(text) for text in given]
+    for text, before in zip(texts, given):
+        if text != before:
+            print(f"(read as: {text})")
+    return texts
+
+
 def score(options: argparse.Namespace) -> int:
     """Print what the reward model and the gold rubric say of an answer."""
-    tokenizer = CharTokenizer()
-    texts = [tokenizer.clean(text) for text in (options.prompt, options.response)]
-    for text, given in zip(texts, (options.prompt, options.response)):
-        if text != given:
-            print(f"(read as: {text})")
+    texts = cleaned(options.prompt, options.response)
     if not texts[1].strip():
         print("The response is empty: there is nothing to judge.", file=sys.stderr)
         return 2
@@ -90,6 +103,36 @@ def score(options: argparse.Namespace) -> int:
     parts = gold_parts(texts[1] + END, lexicon(text))
     said = ", ".join(f"{name} {part:+.2f}" for name, part in parts.items() if part)
     print(f"gold rubric   {sum(parts.values()):+.2f}   ({said or 'nothing to say'})")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print every model's answer to one prompt, and what the two judges say of it."""
+    (prompt,) = cleaned(options.prompt)
+    if not prompt.strip():
+        print("The prompt is empty: there is nothing to ask.", file=sys.stderr)
+        return 2
+    # Train the judge, or find it; then, one after the other, the models
+    text = corpus.load()
+    judge, _ = reward_model(text, progress=progress)
+    real_words = lexicon(text)
+    for name, stage in STAGES.items():
+        model, _ = stage(text, progress=progress)
+        conversation = Chat(model, name != "base", options.temperature, options.seed)
+        try:
+            conversation.add(prompt)
+        except ValueError as error:
+            print(f"This cannot be asked: {error}.", file=sys.stderr)
+            return 2
+        answer = "".join(conversation.answer())
+        print(f"{name:5} {answer}{'' if conversation.ended else ' ...'}")
+        try:
+            value = score_answer(judge, prompt, answer)
+        except ValueError as error:
+            print(f"      (not judged: {error})")
+            continue
+        gold = sum(gold_parts(answer + END * conversation.ended, real_words).values())
+        print(f"      reward model {value:+.2f}, gold rubric {gold:+.2f}")
     return 0
 
 

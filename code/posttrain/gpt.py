@@ -126,6 +126,10 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but some: rows, a mask (B,) or their indices."""
+        self.keys_values = self.keys_values[:, :, rows]
+
 
 class Attention(nn.Module):
     """Causal self-attention over `n_head` heads (Vaswani et al. 2017, section 3.2)."""

@@ -38,6 +38,18 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1)  # (B, T - 1)
 
 
+def get_response_log_probs(
+    model: nn.Module, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    r"""$\log \pi(y | x)$ of each response, in nats: (B,), the sum over its tokens.
+
+    tokens and mask (B, T) as from `pack`: the response's <|end|> counts, the prompt and the
+    padding do not. A sum and no mean: it is the logarithm of a probability.
+    """
+    logprobs = token_logprobs(model(tokens), tokens, temperature)  # (B, T - 1)
+    return logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)  # (B,)
+
+
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of each next-token distribution, in nats: logits (..., V) to (...)."""
     logprobs = (logits / temperature).log_softmax(-1)

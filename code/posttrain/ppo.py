@@ -331,8 +331,10 @@ def update(
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout.tokens), generator=generator)
         for rows in order.split(size):
+            part = pick(rollout, rows)
+            A = part.actions.size(1)
             losses = minibatch_losses(
-                models, pick(rollout, rows), advantages[rows], returns[rows], config, beta
+                models, part, advantages[rows, :A], returns[rows, :A], config, beta
             )
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
@@ -343,8 +345,13 @@ def update(
 
 
 def pick(rollout: Rollout, rows: Tensor) -> Rollout:
-    """Some rows of a rollout."""
-    return Rollout(**{name: value[rows] for name, value in vars(rollout).items()})
+    """Some rows of a rollout, without the columns in which none of them has an action."""
+    A = int(rollout.actions[rows].any(0).nonzero().max()) + 1
+    part = {name: value[rows] for name, value in vars(rollout).items()}
+    for name, value in part.items():
+        if value.dim() == 2:
+            part[name] = value[:, : A + (name == "tokens")]
+    return Rollout(**part)
 
 
 def minibatch_losses(

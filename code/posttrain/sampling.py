@@ -112,23 +112,29 @@ def sample_steps(
     # Work out once where each token stands and which columns hold padding
     padded = not bool(mask.all())
     mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], dim=1)  # (B, T + N)
-    positions = (mask.cumsum(1) - 1).clamp_min(0) if padded else torch.arange(length)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)  # (B, T + N)
     # Read the prompts
     cache = KVCache(model.config, B, length, model.head.weight.dtype)
     allowed = visible(mask[:, :T]) if padded else None
-    logits = model(tokens, positions[..., :T], allowed, cache)[:, -1]  # (B, V)
+    logits = model(tokens, positions[:, :T], allowed, cache)[:, -1]  # (B, V)
     alive = torch.ones(B, dtype=torch.bool)
+    rows = torch.arange(B)  # those still read: R of them
     for t in range(T, length):
         # Draw a token for every row
         token, logprob = draw(logits, temperature, generator)
         yield token, logprob, alive
         alive = alive & (token != stop) if stop is not None else alive
-        if not alive.any():
+        if t == length - 1 or not alive.any():
             break
-        # Read it, looking back through the cache, for the next logits (B, V)
-        if t < length - 1:
-            allowed = mask[:, None, None, : t + 1] if padded else None
-            logits = model(token[:, None], positions[..., t : t + 1], allowed, cache)[:, -1]
+        # Drop the rows that have ended, once they are half of those still read
+        kept = alive[rows]  # (R,)
+        if kept.sum() <= len(rows) / 2:
+            rows = rows[kept]
+            cache.keep(kept)
+        # Read the token, looking back through the cache, for the next logits
+        allowed = mask[rows, None, None, : t + 1] if padded else None
+        read = model(token[rows, None], positions[rows, t : t + 1], allowed, cache)[:, -1]
+        logits = logits.index_copy(0, rows, read)  # (B, V), old ones for rows that have ended
 
 
 def generate(

@@ -33,6 +33,7 @@ class Chat:
         self.model, self.chat_format, self.temperature = model, chat_format, temperature
         self.tokenizer = CharTokenizer()
         self.messages: list[Message] = []
+        self.ended = False  # whether the last answer came to its <|end|>
         self.generator = torch.Generator()
         if seed is None:
             self.generator.seed()
@@ -75,6 +76,7 @@ class Chat:
         )  # fmt: skip
         for token, _, _ in steps:
             # End at <|end|>, and at any other special token: what follows is nobody's turn
+            self.ended = int(token) == tokenizer.end
             if int(token) >= len(tokenizer.alphabet):
                 break
             pieces.append(tokenizer.decode(token))

@@ -1,0 +1,112 @@
+"""On-policy DPO: pairs of the policy's own answers, ranked by the reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from posttrain.chat import render_prompt
+from posttrain.dpo import dpo_loss, pair_logprobs, pair_report
+from posttrain.gpt import GPT
+from posttrain.logprobs import get_response_log_probs, pack
+from posttrain.reward_model import Pair, RewardModel, pack_pairs
+from posttrain.sampling import generate
+from posttrain.sft import epochs
+from posttrain.tokenizer import CharTokenizer
+
+
+@dataclass(frozen=True)
+class OnlineDPOConfig:
+    """One run of DPO on the policy's own answers."""
+
+    rounds: int = 12
+    prompts: int = 16  # per round
+    samples: int = 4  # answers per prompt, of which the best and the worst are paired
+    max_new_tokens: int = 96  # an answer that has not ended by then is cut
+    temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
+    steps: int = 2  # optimiser steps per round, which share its pairs
+    lr: float = 2e-4  # Adam's, falling in a straight line to 0
+    beta: float = 0.1
+    seed: int = 0
+
+
+@torch.no_grad()
+def on_policy_pairs(
+    policy: GPT, judge: RewardModel, prompts: list[list[int]], config: OnlineDPOConfig,
+    generator: torch.Generator,
+) -> tuple[list[Pair], float]:
+    """Pairs of the policy's own answers to prompts (token ids), and their mean score.
+
+    Of `samples` answers to a prompt, the reward model names the best and the worst. An answer
+    without <|end|> is worse than any with one. A prompt whose answers are equally good gives no
+    pair.
+    """
+    tokenizer, n = CharTokenizer(), config.samples
+    asked = [prompt for prompt in prompts for _ in range(n)]
+    answers = generate(
+        policy, asked, config.max_new_tokens,
+        generator=generator, temperature=config.temperature, stop=tokenizer.end,
+    ).responses()  # fmt: skip
+    scores = judge(*pack(asked, answers, tokenizer.pad))  # (B n,)
+    ended = torch.tensor([answer[-1] == tokenizer.end for answer in answers])
+    ranked = scores.masked_fill(~ended, -torch.inf).view(-1, n)  # (B, n)
+    pairs = []
+    for row, (best, worst) in enumerate(zip(ranked.argmax(1), ranked.argmin(1))):
+        if ranked[row, best] > ranked[row, worst]:
+            one, other = (answers[row * n + int(i)] for i in (best, worst))
+            pairs.append((prompts[row], one, other))
+    return pairs, scores.mean().item()
+
+
+def check_config(config: OnlineDPOConfig) -> None:
+    """Raise ValueError for a setting that cannot work, naming it and the way out."""
+    for name, least in dict(rounds=1, prompts=1, samples=2, steps=1).items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} is {getattr(config, name)}: use at least {least}")
+    for name in ("temperature", "beta"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} is {getattr(config, name)}: use a number above 0")
+
+
+def online_dpo_rounds(
+    policy: GPT, reference: GPT, judge: RewardModel, prompts: list[str], config: OnlineDPOConfig
+) -> Iterator[dict[str, float]]:
+    """Train the policy in place; after each round, yield what happened in it.
+
+    prompts: texts to answer. Yields `score`, the reward model's mean over the round's answers;
+    `pairs`, their number; and of the pairs, before they were trained on, `loss` and what
+    `pair_report` says. Raises ValueError for a setting that cannot work.
+    """
+    check_config(config)
+    torch.set_flush_denormal(True)  # as in pre-training
+    tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
+    encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    batches = epochs(len(encoded), config.prompts, generator)
+    for round_ in range(config.rounds):
+        optimizer.param_groups[0]["lr"] = config.lr * (1 - round_ / config.rounds)
+        # Answer and rank
+        asked = [encoded[i] for i in next(batches)]
+        pairs, score = on_policy_pairs(policy, judge, asked, config, generator)
+        if not pairs:
+            yield dict(score=score, pairs=0)
+            continue
+        # Ask both models once, for the report and for the reference
+        now, known = (
+            pair_logprobs(model, pairs, tokenizer.pad, config.temperature)
+            for model in (policy, reference)
+        )  # (2, N)
+        noted = dict(loss=dpo_loss(*now, *known, config.beta).item())
+        noted |= pair_report(now, known, config.beta)
+        # Step through the pairs
+        order = torch.randperm(len(pairs), generator=generator)
+        for rows in order.split(-(-len(pairs) // config.steps)):
+            tokens, mask = pack_pairs([pairs[i] for i in rows], tokenizer.pad)  # (2B, T)
+            logprobs = get_response_log_probs(policy, tokens, mask, config.temperature)
+            loss = dpo_loss(*logprobs.view(2, -1), *known[:, rows], config.beta)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        yield dict(score=score, pairs=len(pairs)) | noted
