@@ -341,6 +341,7 @@ def test_losses_without_a_reference_do_not_see_it(loss):
         (dict(label_smoothing=-0.1), "label_smoothing is -0.1"),
         (dict(steps=0), "steps is 0: use at least 1"),
         (dict(batch_size=0), "batch_size is 0: use at least 1"),
+        (dict(loss="kto", batch_size=1), "batch_size is 1: use at least 2"),
         (dict(replay=-1), "replay is -1: use at least 0"),
     ],
 )
@@ -353,7 +354,7 @@ def test_settings_that_cannot_work_are_refused_by_name(changes, message):
         next(dpo_steps(policy, reference, PAIRS, config))
     check_config(TINY)
     for loss in LOSSES:
-        check_config(DPOConfig(loss=loss, label_smoothing=0.49, steps=1, batch_size=1, replay=0))
+        check_config(DPOConfig(loss=loss, label_smoothing=0.49, steps=1, batch_size=2 if loss == "kto" else 1, replay=0))
 
 
 # The loop
@@ -726,3 +727,17 @@ def test_unless_told_otherwise_the_stored_run_is_the_default_configs(shelf, monk
     dpo_model(CORPUS, progress=shelf.progress)
     dpo_model(CORPUS, TINY, shelf.progress)
     assert shelf.trained == [3]
+
+
+def test_ktos_baseline_cuts_another_pairs_answer_to_the_context():
+    long = [pair("a", "x" * 50, "I am.", "You"), pair("b", "Why", "No." * 15, "Nay")]
+    pairs = encode_pairs(long, TOKENIZER, 64)
+    policy, reference = two_models()
+    asked = [pairs[0][0], pairs[1][0]]
+    cut = [pairs[1][1][: 64 - len(asked[0])], pairs[0][1]]
+    ratios = []
+    for prompt, answer in zip(asked, cut):
+        tokens = torch.tensor([prompt + answer])
+        one, other = (model(tokens).log_softmax(-1)[0, len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None]).sum() for model in (policy, reference))
+        ratios.append(one - other)
+    close(mismatched_kl(policy, reference, pairs, PAD), sum(ratios) / 2, 1e-10)

@@ -357,3 +357,26 @@ def test_what_a_round_notes_is_of_its_pairs_before_its_steps():
     for name, value in pair_report(now, known, 0.1).items():
         assert noted[name] == pytest.approx(value, abs=1e-12)
     close(torch.tensor(noted["margin"]), noted["chosen_reward"] - noted["rejected_reward"], 1e-6)
+
+
+def test_a_score_that_is_not_a_number_is_refused():
+    policy, _, judge_ = three_models()
+    with torch.no_grad():
+        judge_.head.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="score of an answer is NaN"):
+        on_policy_pairs(policy, judge_, PROMPTS, TINY, seeded(0))
+
+
+def test_answers_that_differ_in_nothing_but_rounding_are_no_pair(monkeypatch):
+    policy, _, judge_ = three_models()
+    said = [[TOKENIZER.ids["a"], END]] * TINY.samples * len(PROMPTS)
+    monkeypatch.setattr(module, "generate", lambda *_, **__: types.SimpleNamespace(responses=lambda: said))
+    scores = 1e-7 * torch.arange(len(said))
+    pairs, score = on_policy_pairs(policy, lambda *_: scores, PROMPTS, TINY, seeded(0))
+    assert pairs == [] and score == pytest.approx(scores.mean().item())
+
+
+def test_a_loss_that_is_no_longer_a_number_is_refused():
+    policy, reference, judge_ = three_models(torch.float32)
+    with pytest.raises(ValueError, match="lower the rate|NaN or infinite"):
+        list(online_dpo_rounds(policy, reference, judge_, QUESTIONS, replace(TINY, lr=1e30)))

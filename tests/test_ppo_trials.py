@@ -53,7 +53,7 @@ def paid(monkeypatch):
         sft=moved(dtype=torch.float32, config=LONG), judge=judge(5, torch.float32, LONG), start=dict(gold=[1.0]),
         started=[], read=[],
     )  # fmt: skip
-    find_sft, _ = stored(paid.sft)
+    find_sft, paid.asked_sft = stored(paid.sft)
     find_judge, paid.asked = stored(paid.judge)
     monkeypatch.setattr(module, "sft_model", find_sft)
     monkeypatch.setattr(module, "reward_model", find_judge)
@@ -193,7 +193,7 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
 
     def run_all(function, jobs, progress):
         # What the workers all want is there before the first of them starts
-        assert function is ppo_trial and paid.started == [(CORPUS, seed) for seed in range(3)]
+        assert function is ppo_trial and paid.asked_sft == [(CORPUS,)]
         ran.extend(jobs)
         return [dict(lr=config.lr, seed=config.seed, every=every) for _, config, every in progress(jobs, total=len(jobs))]
 

@@ -86,11 +86,12 @@ def mismatched_kl(
 ) -> Tensor:
     """KTO's baseline: the mean log-ratio of answers that belong to another prompt, in nats.
 
-    Each prompt gets the chosen answer of the pair after it. Source: Ethayarajh et al. 2024,
-    section 4.1.
+    Each prompt gets the chosen answer of the pair after it, cut to what the context holds.
+    Source: Ethayarajh et al. 2024, section 4.1.
     """
     answers = [chosen for _, chosen, _ in pairs]
     tokens, mask = pack([prompt for prompt, _, _ in pairs], answers[1:] + answers[:1], pad)
+    tokens, mask = (rows[:, : policy.config.context] for rows in (tokens, mask))
     one, other = (get_response_log_probs(model, tokens, mask) for model in (policy, reference))
     return (one - other).mean()
 
@@ -129,7 +130,8 @@ def check_config(config: DPOConfig) -> None:
             f"label_smoothing is {config.label_smoothing}: from 0 to below 0.5, where a label "
             "would say nothing"
         )
-    for name, least in dict(steps=1, batch_size=1, replay=0).items():
+    smallest = 2 if config.loss == "kto" else 1  # KTO needs another pair's answer
+    for name, least in dict(steps=1, batch_size=smallest, replay=0).items():
         if getattr(config, name) < least:
             raise ValueError(f"{name} is {getattr(config, name)}: use at least {least}")
 

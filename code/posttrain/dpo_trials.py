@@ -80,9 +80,7 @@ def dpo_trials(
     """The histories of every setting's runs, side by side, one per seed."""
     if every < 1:
         raise ValueError(f"every is {every}: use at least 1 step")
-    # Prepare once what the workers all want
-    for seed in range(seeds):
-        sft_scorecard(corpus, seed)
+    sft_model(corpus)  # once, before the workers all want it
     jobs = [
         (corpus, replace(config, seed=seed), every)
         for config in settings.values()

@@ -41,7 +41,7 @@ def on_policy_pairs(
 
     Of `samples` answers to a prompt, the reward model names the best and the worst. An answer
     without <|end|> is worse than any with one. A prompt whose answers are equally good gives no
-    pair.
+    pair. Raises ValueError for a score that is not a number.
     """
     tokenizer, n = CharTokenizer(), config.samples
     asked = [prompt for prompt in prompts for _ in range(n)]
@@ -50,12 +50,14 @@ def on_policy_pairs(
         generator=generator, temperature=config.temperature, stop=tokenizer.end,
     ).responses()  # fmt: skip
     scores = judge(*pack(asked, answers, tokenizer.pad))  # (B n,)
+    if not torch.isfinite(scores).all():
+        raise ValueError("the reward model's score of an answer is NaN or infinite")
     ended = torch.tensor([answer[-1] == tokenizer.end for answer in answers])
     ranked = scores.masked_fill(~ended, -torch.inf).view(-1, n)  # (B, n)
     pairs = []
     for row, (best, worst) in enumerate(zip(ranked.argmax(1), ranked.argmin(1))):
-        if ranked[row, best] > ranked[row, worst]:
-            one, other = (answers[row * n + int(i)] for i in (best, worst))
+        one, other = (answers[row * n + int(i)] for i in (best, worst))
+        if ranked[row, best] > ranked[row, worst] and one != other:
             pairs.append((prompts[row], one, other))
     return pairs, scores.mean().item()
 
@@ -77,7 +79,8 @@ def online_dpo_rounds(
 
     prompts: texts to answer. Yields `score`, the reward model's mean over the round's answers;
     `pairs`, their number; and of the pairs, before they were trained on, `loss` and what
-    `pair_report` says. Raises ValueError for a setting that cannot work.
+    `pair_report` says. Raises ValueError for a setting that cannot work,
+    and where scores or loss are no longer numbers.
     """
     check_config(config)
     torch.set_flush_denormal(True)  # as in pre-training
@@ -106,6 +109,8 @@ def online_dpo_rounds(
             tokens, mask = pack_pairs([pairs[i] for i in rows], tokenizer.pad)  # (2B, T)
             logprobs = get_response_log_probs(policy, tokens, mask, config.temperature)
             loss = dpo_loss(*logprobs.view(2, -1), *known[:, rows], config.beta)
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss of round {round_} is {loss.item()}: lower the rate")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
