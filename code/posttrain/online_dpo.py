@@ -21,12 +21,12 @@ from posttrain.tokenizer import CharTokenizer
 class OnlineDPOConfig:
     """One run of DPO on the policy's own answers."""
 
-    rounds: int = 12
-    prompts: int = 16  # per round
+    rounds: int = 24
+    prompts: int = 8  # per round
     samples: int = 4  # answers per prompt, of which the best and the worst are paired
     max_new_tokens: int = 96  # an answer that has not ended by then is cut
     temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
-    steps: int = 2  # optimiser steps per round, which share its pairs
+    steps: int = 1  # optimiser steps per round, which share its pairs
     lr: float = 2e-4  # Adam's, falling in a straight line to 0
     beta: float = 0.1
     seed: int = 0
