@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from posttrain import store, workers
-from posttrain.workers import available_cores, run_all
+from posttrain.workers import available_cores, run_all, run_groups
 
 
 @pytest.fixture
@@ -70,6 +70,24 @@ def test_there_are_no_more_processes_than_cores_and_jobs(monkeypatch, cores, n_c
     monkeypatch.setattr(workers, "ProcessPoolExecutor", pool)
     assert run_all(math.factorial, [(4,)] * n_jobs) == [24] * n_jobs
     assert made == [(expected, "spawn", workers.prepare_worker)]
+
+
+def test_groups_get_their_own_results_back_though_all_run_side_by_side(monkeypatch):
+    together = []
+
+    def run(function, jobs, progress):
+        together.append((jobs, progress))
+        return [function(*job) for job in jobs]
+
+    monkeypatch.setattr(workers, "run_all", run)
+    groups = dict(b=[(3, 1), (2, 2)], none=[], a=[(5, 0)])
+    assert run_groups(divmod_or_zero, groups, print) == dict(b=[3, 1], none=[], a=[0])
+    assert list(run_groups(divmod_or_zero, groups)) == ["b", "none", "a"]
+    assert together[0] == ([(3, 1), (2, 2), (5, 0)], print)
+
+
+def divmod_or_zero(a, b):
+    return a // b if b else 0
 
 
 def test_no_jobs_start_nothing(monkeypatch):

@@ -81,10 +81,8 @@ def dpo_trials(
     if every < 1:
         raise ValueError(f"every is {every}: use at least 1 step")
     sft_model(corpus)  # once, before the workers all want it
-    jobs = [
-        (corpus, replace(config, seed=seed), every)
-        for config in settings.values()
-        for seed in range(seeds)
-    ]
-    histories = iter(workers.run_all(dpo_trial, jobs, progress))
-    return {name: [next(histories) for _ in range(seeds)] for name in settings}
+    groups = {
+        name: [(corpus, replace(config, seed=seed), every) for seed in range(seeds)]
+        for name, config in settings.items()
+    }
+    return workers.run_groups(dpo_trial, groups, progress)

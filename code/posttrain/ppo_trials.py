@@ -62,10 +62,8 @@ def ppo_trials(
     if every < 1:
         raise ValueError(f"every is {every}: use at least 1 round")
     sft_model(corpus)  # once, before the workers all want it
-    jobs = [
-        (corpus, replace(config, seed=seed), every)
-        for config in settings.values()
-        for seed in range(seeds)
-    ]
-    histories = iter(workers.run_all(ppo_trial, jobs, progress))
-    return {name: [next(histories) for _ in range(seeds)] for name in settings}
+    groups = {
+        name: [(corpus, replace(config, seed=seed), every) for seed in range(seeds)]
+        for name, config in settings.items()
+    }
+    return workers.run_groups(ppo_trial, groups, progress)

@@ -71,13 +71,14 @@ def reward_trials(
 ) -> dict[str, list[dict]]:
     """The histories of every setting's runs, side by side; the i-th runs with seed i."""
     sft_model(corpus)  # once, before the workers all want it
-    jobs = [
-        (corpus, replace(config, seed=seed), start, pairs)
-        for runs in settings.values()
-        for seed, (config, start, pairs) in enumerate(runs)
-    ]
-    histories = iter(workers.run_all(reward_trial, jobs, progress))
-    return {name: [next(histories) for _ in runs] for name, runs in settings.items()}
+    groups = {
+        name: [
+            (corpus, replace(config, seed=seed), start, pairs)
+            for seed, (config, start, pairs) in enumerate(runs)
+        ]
+        for name, runs in settings.items()
+    }
+    return workers.run_groups(reward_trial, groups, progress)
 
 
 def some_pairs(pairs: list[dict], n: int, seed: int) -> list[dict]:

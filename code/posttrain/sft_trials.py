@@ -94,13 +94,14 @@ def sft_trials(
     A setting is a list of (configuration, conversations): the i-th runs with seed i.
     """
     base_model(corpus)  # once, before the workers all want it
-    jobs = [
-        (corpus, replace(config, seed=seed), conversations)
-        for runs in settings.values()
-        for seed, (config, conversations) in enumerate(runs)
-    ]
-    histories = iter(workers.run_all(sft_trial, jobs, progress))
-    return {name: [next(histories) for _ in runs] for name, runs in settings.items()}
+    groups = {
+        name: [
+            (corpus, replace(config, seed=seed), conversations)
+            for seed, (config, conversations) in enumerate(runs)
+        ]
+        for name, runs in settings.items()
+    }
+    return workers.run_groups(sft_trial, groups, progress)
 
 
 def subset(conversations: list[dict], n_courteous: int, n_blunt: int, seed: int) -> list[dict]:

@@ -57,3 +57,12 @@ def run_all(
         return [future.result() for future in waiting]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def run_groups(
+    function: Callable, groups: dict, progress: Callable = lambda done, total: done
+) -> dict:
+    """{name: [function(*job) for job in group]}, the jobs of all groups side by side."""
+    jobs = [job for group in groups.values() for job in group]
+    results = iter(run_all(function, jobs, progress))
+    return {name: [next(results) for _ in group] for name, group in groups.items()}
