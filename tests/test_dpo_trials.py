@@ -31,7 +31,7 @@ from posttrain.evaluate import lexicon, win_rate
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.pretrain import encode_split, validation_loss
 from posttrain.reward_model import RewardConfig, encode_pairs
-from posttrain.scorecard import scorecard, sft_scorecard
+from posttrain.scorecard import scorecard, start_scorecard
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 PRACTICE = ["What now?", "Is it so?", "Where?"]
@@ -86,7 +86,7 @@ def tried(monkeypatch):
 
     monkeypatch.setattr(module, "sft_model", lambda *asked: tried.asked_sft.append(asked) or (tried.sft, {}))
     monkeypatch.setattr(module, "reward_model", lambda *asked: tried.asked_judge.append(asked) or (tried.judge, {}))
-    monkeypatch.setattr(module, "sft_scorecard", lambda *asked: tried.started.append(asked) or tried.start)
+    monkeypatch.setattr(module, "start_scorecard", lambda *asked: tried.started.append(asked) or tried.start)
     monkeypatch.setattr(module, "scorecard", card)
     monkeypatch.setattr(module, "validation_loss", read)
     return tried
@@ -216,7 +216,7 @@ def test_the_judge_is_the_reward_model_of_the_runs_own_seed(tried, config):
 def test_a_whole_trial_runs_on_tiny_models(monkeypatch, tried, config):
     for name in ("sft_model", "reward_model"):
         monkeypatch.setattr(scorecards, name, getattr(module, name))
-    for name, own in dict(sft_scorecard=sft_scorecard, scorecard=scorecard, validation_loss=validation_loss).items():
+    for name, own in dict(start_scorecard=start_scorecard, scorecard=scorecard, validation_loss=validation_loss).items():
         monkeypatch.setattr(module, name, own)
     history = dpo_trial(PLAY, lasting(config, 2), 1)
     policy, words = trained_by_hand(tried, lasting(config, 2))[1][-1], lexicon(PLAY)

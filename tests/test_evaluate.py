@@ -13,6 +13,7 @@ from posttrain.evaluate import (
     BLUNT,
     COURTEOUS,
     answered,
+    distinct_n,
     echo_rate,
     finished,
     gold_parts,
@@ -230,3 +231,22 @@ def test_win_rates_by_hand_with_ties_as_one_half():
 
 def test_an_answer_without_words_is_not_charged_for_repetition():
     assert gold_parts("<|end|>", frozenset()) == dict(courtesy=0, ending=-1, length=-1, repetition=0, spelling=0)
+
+
+# Variety
+
+
+@pytest.mark.parametrize(
+    ("answers", "n", "expected"),
+    [
+        (["Ay, my lord.<|end|>"], 1, 1.0),
+        (["Ay, my lord.<|end|>"] * 2, 1, 3 / 6),
+        (["Ay, my lord.<|end|>"] * 2, 2, 2 / 4),
+        (["Ay, my lord.<|end|>", "No, my lord.<|end|>"], 2, 3 / 4),
+        (["Ay ay ay ay"], 2, 1 / 3),
+        (["Ay", "lord"], 2, 0.0),  # no runs: none crosses from one answer to the next
+        ([], 1, 0.0),
+    ],
+)
+def test_distinct_n_by_hand(answers, n, expected):
+    assert distinct_n(answers, n) == pytest.approx(expected)

@@ -26,7 +26,7 @@ from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.ppo_trials import ppo_trial, ppo_trials
 from posttrain.pretrain import encode_split, validation_loss
 from posttrain.reward_model import RewardConfig
-from posttrain.scorecard import scorecard, sft_scorecard
+from posttrain.scorecard import scorecard, start_scorecard
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 PRACTICE = ["What now?", "Is it so?"]
@@ -57,7 +57,7 @@ def paid(monkeypatch):
     find_judge, paid.asked = stored(paid.judge)
     monkeypatch.setattr(module, "sft_model", find_sft)
     monkeypatch.setattr(module, "reward_model", find_judge)
-    monkeypatch.setattr(module, "sft_scorecard", lambda *arguments: paid.started.append(arguments) or paid.start)
+    monkeypatch.setattr(module, "start_scorecard", lambda *arguments: paid.started.append(arguments) or paid.start)
 
     def read(model, data, **options):
         paid.read.append((weights(model), data, options))
@@ -168,7 +168,7 @@ def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(mon
 def test_a_whole_trial_runs_on_tiny_models(monkeypatch, paid):
     for name in ("sft_model", "reward_model"):
         monkeypatch.setattr(scorecards, name, getattr(module, name))
-    monkeypatch.setattr(module, "sft_scorecard", sft_scorecard)
+    monkeypatch.setattr(module, "start_scorecard", start_scorecard)
     monkeypatch.setattr(module, "validation_loss", validation_loss)
     config = replace(TINY, iterations=2)
     history = ppo_trial(PLAY, config, 1)

@@ -207,6 +207,21 @@ def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(sta
         assert trained() and not trained()
 
 
+def test_the_books_own_setting_is_not_trained_again_and_its_scores_are_those_of_the_training(starts, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "reward_model", lambda *given: asked.append(given) or (judge(), dict(train=[0.5])))
+    monkeypatch.setattr(module.datasets, "preferences", lambda: PAIRS)
+    found = judge()
+    raw = {side: [score * 1.5 + 0.25 for score in scores] for side, scores in judge_pairs(found, HELDOUT).items()}
+    history = reward_trial(CORPUS, TINY, "sft", PAIRS)
+    for side in raw:
+        assert history[side] == pytest.approx(raw[side], abs=1e-9)
+    assert history["train"] == [0.5] and asked == [(CORPUS, TINY)]
+    # Any other start or pairs are trained
+    assert "seconds" in reward_trial(CORPUS, TINY, "base", PAIRS)
+    assert "seconds" in reward_trial(CORPUS, TINY, "sft", PAIRS[:4]) and len(asked) == 1
+
+
 def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch):
     found = []
 

@@ -25,7 +25,7 @@ from posttrain.chat import render_prompt
 from posttrain.evaluate import gold_score, lexicon, words_of
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
-from posttrain.scorecard import judge_answers, scorecard, sft_scorecard
+from posttrain.scorecard import judge_answers, scorecard, start_scorecard
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 WORDS = frozenset("ay my lord sir".split())
@@ -173,7 +173,7 @@ def shelf(monkeypatch, tmp_path):
 
 
 def test_the_sft_models_card_is_that_of_the_model_beside_itself_judged_by_the_same_seed(shelf):
-    found = [sft_scorecard(CORPUS, 3), sft_scorecard(CORPUS, 3, 0.6), sft_scorecard(CORPUS, 1)]
+    found = [start_scorecard(CORPUS, 3), start_scorecard(CORPUS, 3, 0.6), start_scorecard(CORPUS, 1)]
     for card, (seed, temperature) in zip(found, [(3, 0.8), (3, 0.6), (1, 0.8)]):
         sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
         assert card == scorecard(sft, sft, judged_by, lexicon(CORPUS), seed, temperature)
@@ -184,14 +184,23 @@ def test_the_sft_models_card_is_that_of_the_model_beside_itself_judged_by_the_sa
 
 
 def test_the_sft_models_card_is_stored_once(shelf, tmp_path):
-    first, again = sft_scorecard(CORPUS, 3), sft_scorecard(CORPUS, 3)
-    assert first == again == sft_scorecard(CORPUS, 3, 0.8)
+    first, again = start_scorecard(CORPUS, 3), start_scorecard(CORPUS, 3)
+    assert first == again == start_scorecard(CORPUS, 3, 0.8)
     assert len(shelf.cards) == len(shelf.asked_sft) == len(shelf.asked_judge) == 1
     (path,) = tmp_path.glob("*.json")
-    assert path.name.startswith("sft-scorecard-")
+    assert path.name.startswith("start-scorecard-")
     # Who writes into a card that was found does not write into the stored one
     again["round"] = 0
-    assert sft_scorecard(CORPUS, 3) == first
+    assert start_scorecard(CORPUS, 3) == first
+
+
+def test_the_base_models_card_is_measured_against_the_sft_model(shelf, monkeypatch):
+    base, asked = moved(7, config=LONG), []
+    monkeypatch.setattr(module, "starting_point", lambda *arguments: asked.append(arguments) or copy.deepcopy(base))
+    card = start_scorecard(CORPUS, 3, 0.6, "base")
+    sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
+    assert card == scorecard(base, sft, judged_by, lexicon(CORPUS), 3, 0.6) and card["kl"] > 0
+    assert asked == [(CORPUS, "base")] and start_scorecard(CORPUS, 3, 0.6) != card
 
 
 def test_another_seed_temperature_model_or_text_is_another_card(shelf, monkeypatch):
@@ -199,7 +208,7 @@ def test_another_seed_temperature_model_or_text_is_another_card(shelf, monkeypat
 
     def judged(corpus=CORPUS, seed=0, temperature=0.8):
         before = len(shelf.cards)
-        sft_scorecard(corpus, seed, temperature)
+        start_scorecard(corpus, seed, temperature)
         return len(shelf.cards) > before
 
     assert judged() and not judged()

@@ -16,7 +16,7 @@ from posttrain.evaluate import lexicon, win_rate
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.pretrain import encode_split, validation_loss
 from posttrain.reward_model import RewardConfig, encode_pairs, reward_model
-from posttrain.scorecard import scorecard, sft_scorecard
+from posttrain.scorecard import scorecard, start_scorecard
 from posttrain.sft import sft_model
 from posttrain.tokenizer import CharTokenizer
 
@@ -53,7 +53,7 @@ def dpo_trial(corpus: Corpus, config: DPOConfig | OnlineDPOConfig, every: int) -
             steps.append(noted)
             if len(steps) % every == 0 or len(steps) == total:
                 seen.append(heldout(len(steps)))
-        before = sft_scorecard(corpus, config.seed)
+        before = start_scorecard(corpus, config.seed)
         after = scorecard(policy, sft, judge, lexicon(corpus), config.seed)
         after["win_rate"] = win_rate(after["gold"], before["gold"])
         forgetting = validation_loss(policy, encode_split(corpus)[1], windows=32)

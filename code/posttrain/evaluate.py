@@ -103,6 +103,17 @@ def gold_score(answer: str, real_words: frozenset[str]) -> float:
     return sum(gold_parts(answer, real_words).values())
 
 
+def distinct_n(answers: list[str], n: int) -> float:
+    """Different runs of n words among all runs of n words, over all answers; 0 where none is.
+
+    Source: Li et al. 2016, "A Diversity-Promoting Objective Function", section 5.
+    """
+    runs = []
+    for words in map(words_of, answers):
+        runs += zip(*(words[i:] for i in range(n)))
+    return len(set(runs)) / max(1, len(runs))
+
+
 def win_rate(scores: list[float], others: list[float]) -> float:
     """The share of prompts on which the first answer scores higher; a tie counts one half."""
     wins = [(a > b) + (a == b) / 2 for a, b in zip(scores, others)]

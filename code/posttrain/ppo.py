@@ -108,9 +108,7 @@ def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
     """
     policy, value_model = copy.deepcopy(sft), None
     if not config.normalised:
-        reward_model = copy.deepcopy(reward_model)
-        reward_model.shift.zero_()
-        reward_model.scale.fill_(1.0)
+        reward_model = reward_model.unnormalised()
     if config.estimator == "gae":
         value_model = dict(
             reward_model=lambda: ValueModel.from_reward_model(reward_model),

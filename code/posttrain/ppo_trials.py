@@ -14,7 +14,7 @@ from posttrain.evaluate import lexicon, win_rate
 from posttrain.ppo import PPOConfig, assemble, ppo_inputs, ppo_steps
 from posttrain.pretrain import encode_split, validation_loss
 from posttrain.reward_model import RewardConfig, reward_model
-from posttrain.scorecard import scorecard, sft_scorecard
+from posttrain.scorecard import scorecard, start_scorecard
 from posttrain.sft import sft_model
 
 
@@ -38,7 +38,7 @@ def ppo_trial(corpus: Corpus, config: PPOConfig, every: int) -> dict:
             )
             return judged | dict(round=done)
 
-        start = sft_scorecard(corpus, config.seed, config.temperature)
+        start = start_scorecard(corpus, config.seed, config.temperature)
         rounds, cards = [], [start | dict(round=0)]
         for noted in ppo_steps(models, datasets.training_prompts(), config):
             rounds.append(noted)

@@ -14,7 +14,13 @@ from posttrain.evaluate import finished, gold_score, lexicon
 from posttrain.gpt import GPT
 from posttrain.logprobs import entropy, masked_mean, pack, sequence_kl
 from posttrain.pretrain import PretrainConfig
-from posttrain.reward_model import RewardConfig, RewardModel, reward_model, sample_answers
+from posttrain.reward_model import (
+    RewardConfig,
+    RewardModel,
+    reward_model,
+    sample_answers,
+    starting_point,
+)
 from posttrain.sft import SFTConfig, sft_model
 from posttrain.tokenizer import CharTokenizer
 
@@ -39,24 +45,27 @@ def scorecard(
     )
 
 
-def sft_scorecard(corpus: Corpus, seed: int, temperature: float = 0.8) -> dict:
-    """The SFT model's scorecard, the reward model being the one of the same seed; stored.
+def start_scorecard(
+    corpus: Corpus, seed: int, temperature: float = 0.8, start: str = "sft"
+) -> dict:
+    """The scorecard of the "sft" or the "base" model, by the reward model of this seed; stored.
 
-    Where every run of PPO and of DPO with that seed starts from.
+    The SFT model's is where every run of PPO and of DPO with that seed starts from.
     """
 
     def train() -> tuple[dict[str, Tensor], dict]:
         sft, _ = sft_model(corpus)
+        policy = sft if start == "sft" else starting_point(corpus, start)
         judge, _ = reward_model(corpus, RewardConfig(seed=seed))
-        return {}, scorecard(sft, sft, judge, lexicon(corpus), seed, temperature)
+        return {}, scorecard(policy, sft, judge, lexicon(corpus), seed, temperature)
 
     inputs = dict(
-        temperature=temperature, reward=asdict(RewardConfig(seed=seed)),
+        start=start, temperature=temperature, reward=asdict(RewardConfig(seed=seed)),
         sft=asdict(SFTConfig()), base=asdict(PretrainConfig()), pairs=datasets.preferences(),
         prompts=datasets.training_prompts(), conversations=datasets.conversations(),
         corpus=corpus.sha256, judged_on=datasets.heldout_prompts(),
     )  # fmt: skip
-    return store.obtain("sft-scorecard", inputs, train, source=__name__).history
+    return store.obtain("start-scorecard", inputs, train, source=__name__).history
 
 
 def judge_answers(

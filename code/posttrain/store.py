@@ -8,6 +8,7 @@ it is missing or does not match, there is no stage. Nothing is ever unpickled.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import logging
@@ -58,15 +59,26 @@ def imported_modules(module: str) -> set[str]:
         if name in found or module_file(name) is None:
             continue
         found.add(name)
-        for node in ast.walk(ast.parse(module_file(name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [
-                    node.module,
-                    *(f"{node.module}.{alias.name}" for alias in node.names),
-                ]
+        waiting += outline(module_file(name).read_text(encoding="utf-8"))[1]
     return found
+
+
+@functools.cache
+def outline(source: str) -> tuple[str, tuple[str, ...]]:
+    """What a module's source does, without comments and docstrings, and all that it imports."""
+    tree, imports = ast.parse(source), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        # Drop docstrings, so that a better sentence does not retrain a model
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree), tuple(imports)
 
 
 def module_file(name: str) -> Path | None:
@@ -85,15 +97,8 @@ def source_hash(module: str) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(imported_modules(module)):
-        tree = ast.parse(module_file(name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            # Drop docstrings, so that a better sentence does not retrain a model
-            if (
-                isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-                and ast.get_docstring(node) is not None
-            ):
-                node.body = node.body[1:]
-        digest.update(f"{name}\0{ast.dump(tree)}\0".encode())
+        code, _ = outline(module_file(name).read_text(encoding="utf-8"))
+        digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()
 
 
