@@ -25,7 +25,7 @@ ROOM = GPTConfig(vocab_size=69, context=256, n_layer=1, n_head=1, width=16)
 def test_the_peak_is_counted_from_this_programs_beginning_and_grows_with_what_it_holds():
     # Start it from a process that has held far more
     program = (
-        "import subprocess, sys; x = bytearray(400_000_000); "
+        "import subprocess, sys; x = bytearray(900_000_000); "
         "print(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, text=True, check=True).stdout)"
     )
     child = (
@@ -37,7 +37,7 @@ def test_the_peak_is_counted_from_this_programs_beginning_and_grows_with_what_it
         float,
         subprocess.run([sys.executable, "-c", program, child], capture_output=True, text=True, check=True).stdout.split(),
     )
-    assert 30 < small < 1500 and 250 < large - small < 350 and after >= large
+    assert 30 < small < 800 and 250 < large - small < 350 and after > large - 10
     assert peak_memory() > 30
 
 
