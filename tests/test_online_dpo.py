@@ -12,7 +12,12 @@ from tiny import CONFIG, END, PAD, TOKENIZER, close, judge, moved, same, seeded,
 from posttrain import online_dpo as module
 from posttrain.chat import render_prompt
 from posttrain.dpo import pair_logprobs, pair_report
-from posttrain.online_dpo import OnlineDPOConfig, check_config, on_policy_pairs, online_dpo_rounds
+from posttrain.online_dpo import (
+    OnlineDPOConfig,
+    check_config,
+    on_policy_pairs,
+    online_dpo_rounds,
+)
 from posttrain.sampling import generate
 from posttrain.sft import epochs
 
