@@ -90,3 +90,11 @@ def test_each_method_has_a_process_of_its_own_and_the_result_is_stored(monkeypat
     spent = costs(CORPUS)
     assert spent == {name: dict(seconds=float(i)) for i, name in enumerate(METHODS, start=1)} == costs(CORPUS)
     assert runs == [[(CORPUS, name)] for name in METHODS]
+    # Other data are other work
+    for name in ("preferences", "training_prompts", "conversations"):
+        fewer = getattr(module.datasets, name)()[:1]
+        monkeypatch.setattr(module.datasets, name, lambda fewer=fewer: fewer)
+        before = len(runs)
+        ready.clear()
+        costs(CORPUS)
+        assert len(runs) == before + len(METHODS)

@@ -108,5 +108,9 @@ def costs(
 
     configs = (PretrainConfig(), SFTConfig(), RewardConfig(), PPOConfig(), DPOConfig(),
                OnlineDPOConfig())  # fmt: skip
-    inputs = dict(configs=[asdict(config) for config in configs], corpus=corpus.sha256)
+    inputs = dict(
+        configs=[asdict(config) for config in configs], pairs=datasets.preferences(),
+        prompts=datasets.training_prompts(), conversations=datasets.conversations(),
+        corpus=corpus.sha256,
+    )  # fmt: skip
     return store.obtain("costs", inputs, train, source=__name__).history
