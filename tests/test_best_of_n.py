@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import types
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from posttrain.evaluate import lexicon, win_rate
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
 from posttrain.scorecard import judge_answers
+from posttrain.sft import SFTConfig
 
 PROMPTS = ["Who?", "Where is the duke?", "Say"]
 
@@ -116,12 +118,13 @@ def shelf(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "reward_model", reward_model)
     monkeypatch.setattr(module, "start_scorecard", lambda corpus, seed: dict(gold=[0.1 * seed] * 3))
     monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: PROMPTS)
-    return asked_judge
+    return types.SimpleNamespace(asked_judge=asked_judge, asked_sft=asked_sft)
 
 
 def test_a_trial_judges_the_best_of_each_n_of_one_draw(shelf):
     cards = best_of_n_trial(CORPUS, 3)
-    assert shelf == [(CORPUS, RewardConfig(seed=3))] and [card["n"] for card in cards] == list(SIZES)
+    assert shelf.asked_judge == [(CORPUS, RewardConfig(seed=3))] and shelf.asked_sft == [(CORPUS, SFTConfig(seed=3))]
+    assert [card["n"] for card in cards] == list(SIZES)
     drawn = draw_answers(moved(config=LONG), judge(config=LONG), PROMPTS, 16, 3)
     for card, n in zip(cards, SIZES):
         by_hand = judge_answers(*best_of_n(drawn, n), lexicon(CORPUS))
@@ -132,9 +135,9 @@ def test_a_trial_judges_the_best_of_each_n_of_one_draw(shelf):
 
 def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(shelf, monkeypatch):
     def drawn(corpus=CORPUS, seed=0):
-        before = len(shelf)
+        before = len(shelf.asked_judge)
         best_of_n_trial(corpus, seed)
-        return len(shelf) > before
+        return len(shelf.asked_judge) > before
 
     assert drawn() and not drawn()
     assert drawn(seed=1) and drawn(replace(CORPUS, sha256="1" * 64))
@@ -150,14 +153,14 @@ def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(she
     assert drawn() and not drawn()
 
 
-def test_trials_are_spread_by_seed_once_the_sft_model_is_there(monkeypatch):
+def test_trials_are_spread_by_seed_once_the_base_model_is_there(monkeypatch):
     found = []
 
     def run_all(function, jobs, progress):
         assert function is best_of_n_trial and found == [CORPUS]
         return [seed for corpus, seed in progress(jobs, total=len(jobs)) if corpus is CORPUS]
 
-    monkeypatch.setattr(module, "sft_model", found.append)
+    monkeypatch.setattr(module, "base_model", found.append)
     monkeypatch.setattr(module.workers, "run_all", run_all)
     assert best_of_n_trials(CORPUS, 3, lambda jobs, total: list(jobs)[:total]) == [0, 1, 2]
 

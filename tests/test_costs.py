@@ -81,15 +81,15 @@ def test_each_method_has_a_process_of_its_own_and_the_result_is_stored(monkeypat
     for name in ("sft_model", "reward_model"):
         monkeypatch.setattr(module, name, lambda corpus, name=name: ready.append(name) or (moved(config=LONG), {}))
 
-    def run_all(function, jobs):
+    def run_alone(function, *job):
         assert function is measure and ready == ["sft_model", "reward_model"]
-        runs.append(jobs)
-        return [dict(seconds=float(len(runs)))]
+        runs.append(job)
+        return dict(seconds=float(len(runs)))
 
-    monkeypatch.setattr(module.workers, "run_all", run_all)
+    monkeypatch.setattr(module.workers, "run_alone", run_alone)
     spent = costs(CORPUS)
     assert spent == {name: dict(seconds=float(i)) for i, name in enumerate(METHODS, start=1)} == costs(CORPUS)
-    assert runs == [[(CORPUS, name)] for name in METHODS]
+    assert runs == [(CORPUS, name) for name in METHODS]
     # Other data are other work
     for name in ("preferences", "training_prompts", "conversations"):
         fewer = getattr(module.datasets, name)()[:1]

@@ -45,7 +45,7 @@ from posttrain.dpo import (
 from posttrain.logprobs import pack
 from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.reward_model import encode_pairs
-from posttrain.sft import encode_conversations, epochs
+from posttrain.sft import SFTConfig, encode_conversations, epochs
 
 WRITTEN = [
     pair("a", "Who?", "I am.", "You"),
@@ -689,7 +689,7 @@ def test_a_stored_run_starts_at_its_reference_and_without_progress_is_the_same(s
     assert history["steps"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert abs(history["steps"][0]["margin"]) < 1e-4 < abs(history["steps"][1]["margin"])
     _, again = dpo_model(CORPUS, TINY, shelf.progress)
-    assert again == history and shelf.trained == [] and shelf.asked == [(CORPUS,)] * 2
+    assert again == history and shelf.trained == [] and shelf.asked == [(CORPUS, SFTConfig(seed=TINY.seed))] * 2
 
 
 def test_there_is_no_reward_model_in_it():
@@ -716,7 +716,7 @@ def test_another_config_corpus_pair_or_conversation_is_another_run(shelf, monkey
 
 def test_progress_is_handed_on_to_the_models_before_it(shelf, monkeypatch):
     handed = []
-    monkeypatch.setattr(module, "sft_model", lambda corpus, **options: handed.append(options) or (copy.deepcopy(shelf.sft), {}))
+    monkeypatch.setattr(module, "sft_model", lambda corpus, config, **options: handed.append(options) or (copy.deepcopy(shelf.sft), {}))
     dpo_model(CORPUS, TINY, shelf.progress)
     dpo_model(CORPUS, TINY)
     assert handed == [dict(progress=shelf.progress), {}]

@@ -32,6 +32,7 @@ from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.pretrain import encode_split, validation_loss
 from posttrain.reward_model import RewardConfig, encode_pairs
 from posttrain.scorecard import scorecard, start_scorecard
+from posttrain.sft import SFTConfig
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 PRACTICE = ["What now?", "Is it so?", "Where?"]
@@ -205,10 +206,11 @@ def test_neither_the_sft_model_nor_the_judge_is_trained(tried, config):
 
 
 @KINDS
-def test_the_judge_is_the_reward_model_of_the_runs_own_seed(tried, config):
+def test_start_and_judge_are_the_sft_model_and_the_reward_model_of_the_runs_own_seed(tried, config):
     for seed in (3, 0):
         dpo_trial(CORPUS, lasting(replace(config, seed=seed), 1), 1)
     assert tried.asked_judge == [(CORPUS, RewardConfig(seed=3)), (CORPUS, RewardConfig(seed=0))]
+    assert tried.asked_sft == [(CORPUS, SFTConfig(seed=3)), (CORPUS, SFTConfig(seed=0))]
     assert tried.started == [(CORPUS, 3), (CORPUS, 0)] and [seed for *_, seed, _ in tried.cards] == [3, 0]
 
 
@@ -275,14 +277,15 @@ def test_a_run_on_written_pairs_and_one_on_own_answers_are_two_stages(monkeypatc
 
 
 def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch, tried):
-    ran = []
+    ran, found = [], []
 
     def run_all(function, jobs, progress):
         # What the workers all want is there before the first of them starts
-        assert function is dpo_trial and tried.asked_sft == [(CORPUS,)]
+        assert function is dpo_trial and found == [CORPUS]
         ran.extend(jobs)
         return [dict(beta=config.beta, seed=config.seed, every=every) for _, config, every in progress(jobs, total=len(jobs))]
 
+    monkeypatch.setattr(module, "base_model", found.append)
     monkeypatch.setattr(module.workers, "run_all", run_all)
     settings = dict(b=replace(DPO, beta=0.2), online=ONLINE, a=replace(DPO, beta=0.1))
     histories = dpo_trials(CORPUS, settings, 3, 7, progress=lambda done, total: list(done)[:total])
@@ -295,6 +298,7 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
 
 @pytest.mark.parametrize("every", [0, -2])
 def test_reading_every_less_than_one_step_is_refused_before_anything_is_trained(monkeypatch, tried, every):
+    monkeypatch.setattr(module, "base_model", tried.started.append)
     monkeypatch.setattr(module.workers, "run_all", lambda *arguments: tried.started.append(arguments))
     with pytest.raises(ValueError, match=f"^every is {every}: use at least 1 step"):
         dpo_trials(CORPUS, dict(a=DPO, b=ONLINE), 2, every)

@@ -54,6 +54,7 @@ from posttrain.ppo import (
     whiten,
 )
 from posttrain.reward_model import RewardConfig
+from posttrain.sft import SFTConfig
 
 QUESTIONS = ["Who?", "Why so?"]
 PROMPTS = [
@@ -865,7 +866,7 @@ def shelf(tmp_path, monkeypatch):
     """An empty stages folder, tiny models before PPO, and who asked for which and trained how long."""
     shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32), judge=judge(5, torch.float32), trained=[])
     empty_shelf(monkeypatch, tmp_path)
-    find_sft, _ = stored(shelf.sft)
+    find_sft, shelf.asked_sft = stored(shelf.sft)
     find_judge, shelf.asked = stored(shelf.judge)
     monkeypatch.setattr(module, "sft_model", find_sft)
     monkeypatch.setattr(module, "reward_model", find_judge)
@@ -909,9 +910,10 @@ def test_a_stored_runs_reference_and_reward_model_are_those_before_it(shelf):
         assert same(weights(shelf.sft), found.reference) and same(weights(shelf.judge), found.reward_model)
 
 
-def test_a_stored_run_is_paid_by_the_reward_model_of_its_own_seed(shelf):
+def test_a_stored_run_starts_from_the_sft_model_of_its_own_seed_and_is_paid_by_that_seeds_reward_model(shelf):
     for seed in (0, 3):
         ppo_models(CORPUS, replace(TINY, iterations=1, seed=seed))
+    assert shelf.asked_sft == [(CORPUS, SFTConfig(seed=0)), (CORPUS, SFTConfig(seed=3))]
     assert shelf.asked == [(CORPUS, RewardConfig(seed=0)), (CORPUS, RewardConfig(seed=3))]
 
 

@@ -189,14 +189,15 @@ def test_a_whole_trial_runs_on_tiny_models(monkeypatch, paid):
 
 
 def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch, paid):
-    ran = []
+    ran, found = [], []
 
     def run_all(function, jobs, progress):
         # What the workers all want is there before the first of them starts
-        assert function is ppo_trial and paid.asked_sft == [(CORPUS,)]
+        assert function is ppo_trial and found == [CORPUS]
         ran.extend(jobs)
         return [dict(lr=config.lr, seed=config.seed, every=every) for _, config, every in progress(jobs, total=len(jobs))]
 
+    monkeypatch.setattr(module, "base_model", found.append)
     monkeypatch.setattr(module.workers, "run_all", run_all)
     settings = dict(b=replace(TINY, lr=0.2), a=replace(TINY, lr=0.1))
     histories = ppo_trials(CORPUS, settings, 3, 7, progress=lambda done, total: list(done)[:total])
@@ -209,6 +210,7 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
 
 @pytest.mark.parametrize("every", [0, -2])
 def test_cards_every_less_than_one_round_are_refused_before_anything_is_trained(monkeypatch, paid, every):
+    monkeypatch.setattr(module, "base_model", paid.started.append)
     monkeypatch.setattr(module.workers, "run_all", lambda *arguments: paid.started.append(arguments))
     with pytest.raises(ValueError, match=f"^every is {every}: use at least 1 round"):
         ppo_trials(CORPUS, dict(a=TINY), 2, every)

@@ -54,6 +54,7 @@ from posttrain.reward_model import (
     train_reward_model,
 )
 from posttrain.sampling import generate
+from posttrain.sft import SFTConfig
 
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [65, 66], [65, 7, 66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6], [8, 20, 30, 67]]
@@ -457,14 +458,14 @@ def test_what_fills_the_context_is_scored_and_one_token_more_is_refused_with_bot
 # What a reward model starts from, and the answers that set its unit
 
 
-def test_a_start_is_the_sft_model_or_the_base_model_with_room_for_the_special_tokens(monkeypatch):
+def test_a_start_is_the_seeds_sft_model_or_the_base_model_with_room_for_the_special_tokens(monkeypatch):
     sft, base = moved(), GPT(GPTConfig(context=64, n_layer=1, n_head=1, width=16), seeded())
     with torch.no_grad():
         base.head.weight.normal_(generator=seeded(1))
-    monkeypatch.setattr(module, "sft_model", lambda corpus: (sft, {}) if corpus is CORPUS else None)
+    monkeypatch.setattr(module, "sft_model", lambda *asked: (sft, {}) if asked == (CORPUS, SFTConfig(seed=3)) else None)
     monkeypatch.setattr(module, "base_model", lambda corpus: (base, {}) if corpus is CORPUS else None)
-    assert starting_point(CORPUS, "sft") is sft
-    grown, tokens = starting_point(CORPUS, "base"), torch.randint(65, (2, 9), generator=seeded())
+    assert starting_point(CORPUS, "sft", 3) is sft
+    grown, tokens = starting_point(CORPUS, "base", 3), torch.randint(65, (2, 9), generator=seeded())
     assert grown.config == replace(base.config, vocab_size=69)
     close(grown(tokens)[..., :65], base(tokens))
 
@@ -472,7 +473,7 @@ def test_a_start_is_the_sft_model_or_the_base_model_with_room_for_the_special_to
 @pytest.mark.parametrize("start", ["", "ppo", "SFT"])
 def test_another_start_is_refused_by_name(start):
     with pytest.raises(ValueError, match=f"^{start!r} is no start for a reward model: use 'sft' or 'base'"):
-        starting_point(CORPUS, start)
+        starting_point(CORPUS, start, 0)
 
 
 def test_answers_are_drawn_in_chat_format_up_to_their_end_or_96_tokens_and_by_seed_alone():
@@ -530,8 +531,9 @@ def test_the_stored_reward_model_is_trained_once_and_found_again_bit_for_bit(she
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_stored_scores_have_mean_0_and_deviation_1_on_the_sft_models_answers_to_the_training_prompts(shelf, seed):
+def test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_models_answers_to_the_training_prompts(shelf, seed):
     model, _ = reward_model(CORPUS, replace(SHORT, seed=seed))
+    assert shelf.asked == [(CORPUS, SFTConfig(seed=seed))]
     scores = model(*pack(*sample_answers(shelf.sft, shelf.prompts, seed), PAD)).detach()
     assert scores.mean().item() == pytest.approx(0, abs=1e-4) and scores.std().item() == pytest.approx(1, abs=1e-4)
 
@@ -551,7 +553,7 @@ def test_another_config_corpus_pair_prompt_or_conversation_is_another_reward_mod
         assert trains() and not trains()
     for name in ("SFTConfig", "PretrainConfig"):
         plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain: replace(plain(), steps=7))
+        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
         assert trains() and not trains()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import types
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from posttrain.reward_trials import (
     some_pairs,
     with_flipped_labels,
 )
+from posttrain.sft import SFTConfig
 
 NAMES = ["Ann", "Ben", "Carl", "Dora", "Eve"]
 PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(NAMES)]
@@ -124,9 +126,10 @@ EXPECTED = [
 
 
 @pytest.fixture
-def sampler(monkeypatch):
-    """An SFT model that answers as written above, in turn; and the draws it was asked for."""
-    draws, sft = [], object()
+def sampler(monkeypatch, tmp_path):
+    """An SFT model that answers as written above, in turn; the draws it was asked for, and the SFT models."""
+    empty_shelf(monkeypatch, tmp_path)
+    draws, asked, sft = [], [], object()
     answers = [texts for both in DRAWS for texts in both]
 
     def sample_answers(model, prompts, seed):
@@ -134,11 +137,11 @@ def sampler(monkeypatch):
         draws.append(seed)
         return None, [encode(text) for text in answers[len(draws) - 1]]
 
-    monkeypatch.setattr(module, "sft_model", lambda corpus: (sft, {}))
+    monkeypatch.setattr(module, "sft_model", lambda corpus, config: asked.append(config) or (sft, {}))
     monkeypatch.setattr(module, "lexicon", lambda corpus: REAL)
     monkeypatch.setattr(module.datasets, "training_prompts", lambda: ["Who?", "Why?", "Say"])
     monkeypatch.setattr(module, "sample_answers", sample_answers)
-    return draws
+    return types.SimpleNamespace(draws=draws, asked=asked)
 
 
 def encode(text):
@@ -159,10 +162,29 @@ def test_exactly_n_pairs_prefer_what_the_rubric_prefers_and_where_it_sees_no_dif
 
 def test_no_two_rounds_or_seeds_share_a_draw(sampler):
     gold_pairs(CORPUS, 5, seed=0)
-    assert sampler == [0, 1, 2, 3, 4, 5]
-    sampler.clear()
+    assert sampler.draws == [0, 1, 2, 3, 4, 5]
+    sampler.draws.clear()
     gold_pairs(CORPUS, 3, seed=2)
-    assert sampler == [2000, 2001, 2002, 2003]
+    assert sampler.draws == [2000, 2001, 2002, 2003]
+
+
+def test_labelled_answers_are_those_of_the_seeds_sft_model_and_stored_until_something_changes(sampler, monkeypatch):
+    def labelled(corpus=CORPUS, n=2, seed=0):
+        before = len(sampler.asked)
+        sampler.draws.clear()
+        found.append(gold_pairs(corpus, n, seed))
+        return len(sampler.asked) > before
+
+    found = []
+    assert labelled() and not labelled() and found[0] == found[1]
+    assert labelled(seed=1) and labelled(n=1) and labelled(replace(CORPUS, sha256="1" * 64))
+    assert sampler.asked == [SFTConfig(seed=seed) for seed in (0, 1, 0, 0)]
+    monkeypatch.setattr(module.datasets, "conversations", lambda: [1])
+    assert labelled() and not labelled()
+    for name in ("SFTConfig", "PretrainConfig"):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
+        assert labelled() and not labelled()
 
 
 # A trial
@@ -181,7 +203,7 @@ def starts(monkeypatch, tmp_path):
 def test_a_trials_history_is_the_trainings_with_the_heldout_scores(starts):
     history = reward_trial(CORPUS, TINY, "base", PAIRS)
     model, expected = train_reward_model(moved(dtype=torch.float32), PAIRS, TINY)
-    assert starts == [(CORPUS, "base")]
+    assert starts == [(CORPUS, "base", TINY.seed)]
     scores = judge_pairs(model, HELDOUT)
     assert history.pop("seconds") > 0 and expected.pop("seconds") > 0
     assert history == expected | scores | dict(heldout_accuracy=accuracy(scores))
@@ -203,7 +225,7 @@ def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(sta
     assert trained() and not trained()
     for name in ("SFTConfig", "PretrainConfig"):
         plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain: replace(plain(), steps=7))
+        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
         assert trained() and not trained()
 
 
@@ -229,7 +251,7 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
         assert function is reward_trial and found == [CORPUS]
         return [(corpus.source, config, start, pairs) for corpus, config, start, pairs in progress(jobs, total=len(jobs))]
 
-    monkeypatch.setattr(module, "sft_model", found.append)
+    monkeypatch.setattr(module, "base_model", found.append)
     monkeypatch.setattr(module.workers, "run_all", run_all)
     other = replace(TINY, lr=0.02)
     settings = {

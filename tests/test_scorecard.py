@@ -26,6 +26,7 @@ from posttrain.evaluate import gold_score, lexicon, words_of
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
 from posttrain.scorecard import judge_answers, scorecard, start_scorecard
+from posttrain.sft import SFTConfig
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 WORDS = frozenset("ay my lord sir".split())
@@ -172,13 +173,13 @@ def shelf(monkeypatch, tmp_path):
     return shelf
 
 
-def test_the_sft_models_card_is_that_of_the_model_beside_itself_judged_by_the_same_seed(shelf):
+def test_the_sft_models_card_is_that_of_the_model_beside_itself_both_of_the_same_seed(shelf):
     found = [start_scorecard(CORPUS, 3), start_scorecard(CORPUS, 3, 0.6), start_scorecard(CORPUS, 1)]
     for card, (seed, temperature) in zip(found, [(3, 0.8), (3, 0.6), (1, 0.8)]):
         sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
         assert card == scorecard(sft, sft, judged_by, lexicon(CORPUS), seed, temperature)
         assert card["kl"] == 0 < card["entropy"] and len(card["answers"]) == 6
-    assert shelf.asked_sft == [(CORPUS,)] * 3
+    assert shelf.asked_sft == [(CORPUS, SFTConfig(seed=seed)) for seed in (3, 3, 1)]
     assert shelf.asked_judge == [(CORPUS, RewardConfig(seed=seed)) for seed in (3, 3, 1)]
     assert [words for _, _, _, words, *_ in shelf.cards] == [lexicon(CORPUS)] * 3
 
@@ -200,7 +201,7 @@ def test_the_base_models_card_is_measured_against_the_sft_model(shelf, monkeypat
     card = start_scorecard(CORPUS, 3, 0.6, "base")
     sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
     assert card == scorecard(base, sft, judged_by, lexicon(CORPUS), 3, 0.6) and card["kl"] > 0
-    assert asked == [(CORPUS, "base")] and start_scorecard(CORPUS, 3, 0.6) != card
+    assert asked == [(CORPUS, "base", 3)] and start_scorecard(CORPUS, 3, 0.6) != card
 
 
 def test_another_seed_temperature_model_or_text_is_another_card(shelf, monkeypatch):

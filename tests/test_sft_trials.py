@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -293,6 +294,27 @@ def test_a_trials_history_has_its_scorecard_at_every_evaluation_and_is_stored(mo
     assert histories[0]["n"] == [len(answers_of(conversations()))] * 2
     sft_trials.sft_trial(corpus, config, conversations()[:8])
     assert len(bases) == 2
+
+
+def test_the_books_own_setting_is_not_trained_again_and_judged_at_its_end(monkeypatch, tmp_path):
+    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
+    model, asked, judged = object(), [], []
+    history = dict(step=[2, 4], train=[0.5, 0.25], shakespeare_loss=[1.5, 1.75])
+    monkeypatch.setattr(sft_trials, "sft_model", lambda *given: asked.append(given) or (model, dict(history)))
+    monkeypatch.setattr(sft_trials, "base_model", None)
+    monkeypatch.setattr(sft_trials, "scorecard", lambda *given: judged.append(given) or dict(finished=0.75, shakespeare_loss=1.75))
+    corpus = sft_trials.Corpus(text="To be", source="test", sha256="0")
+    config = SFTConfig(seed=3)
+    found = [sft_trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
+    assert found == [history | dict(finished=[0.75])] * 2 and asked == [(corpus, config)]
+    ((by, known, _, seed),) = judged
+    assert by is model and known == answers_of(conversations()) and seed == 3
+    # Any other setting is trained
+    for other in (replace(config, replay=0), replace(config, steps=7)):
+        with pytest.raises(TypeError):
+            sft_trials.sft_trial(corpus, other, conversations())
+    with pytest.raises(TypeError):
+        sft_trials.sft_trial(corpus, config, conversations()[:8])
 
 
 def test_other_heldout_questions_are_another_trial(monkeypatch, tmp_path):

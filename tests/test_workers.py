@@ -1,4 +1,4 @@
-"""Jobs in other processes: their order, their errors, one thread each, and that no process outlives its parent."""
+"""Jobs in other processes: their order, their errors, one thread each, and how long the processes live."""
 
 import math
 import multiprocessing
@@ -8,18 +8,30 @@ import subprocess
 import sys
 import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from posttrain import store, workers
-from posttrain.workers import available_cores, run_all, run_groups
+from posttrain.workers import available_cores, run_all, run_alone, run_groups
+
+
+@pytest.fixture(autouse=True)
+def none_kept():
+    """No processes from another test, and none left behind."""
+    workers.kept.stop()
+    yield
+    workers.kept.stop()
+    assert not multiprocessing.active_children()
 
 
 @pytest.fixture
 def cores(monkeypatch):
     return lambda n: monkeypatch.setattr(workers, "available_cores", lambda: n)
+
+
+def running():
+    return {child.pid for child in multiprocessing.active_children()}
 
 
 def test_results_come_in_the_order_of_the_jobs_whatever_is_done_first(cores):
@@ -38,7 +50,6 @@ def test_results_come_in_the_order_of_the_jobs_whatever_is_done_first(cores):
     assert n_workers == [2]
     # Progress is told of each as it ends, in whatever order
     assert sorted(seen) == sorted((result, 8) for result in results)
-    assert not multiprocessing.active_children()
 
 
 def test_jobs_run_with_one_thread_in_another_process(monkeypatch, cores):
@@ -58,18 +69,44 @@ def test_jobs_run_with_one_thread_in_another_process(monkeypatch, cores):
     assert len(found) == 1 and found[0].pid != os.getpid()
 
 
-@pytest.mark.parametrize("n_cores, n_jobs, expected", [(50, 3, 3), (2, 3, 2), (1, 3, 1), (4, 1, 1)])
-def test_there_are_no_more_processes_than_cores_and_jobs(monkeypatch, cores, n_cores, n_jobs, expected):
-    made = []
-
-    def pool(n_workers, mp_context, initializer):
-        made.append((n_workers, mp_context.get_start_method(), initializer))
-        return ThreadPoolExecutor(1)
-
+@pytest.mark.parametrize("n_cores, n_jobs, most", [(50, 2, 2), (2, 3, 2), (1, 3, 1)])
+def test_there_are_no_more_processes_than_cores_and_jobs(cores, n_cores, n_jobs, most):
     cores(n_cores)
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", pool)
     assert run_all(math.factorial, [(4,)] * n_jobs) == [24] * n_jobs
-    assert made == [(expected, "spawn", workers.prepare_worker)]
+    assert 1 <= len(running()) <= most
+
+
+def test_the_processes_stay_for_the_next_call(cores):
+    cores(1)
+    (first,) = run_all(os.getpid, [()])
+    assert run_all(os.getpid, [()] * 3) == [first] * 3 and running() == {first} != {os.getpid()}
+    workers.kept.stop()
+    assert not running()
+    assert run_all(os.getpid, [()]) != [first]
+
+
+def test_a_change_of_the_settings_reaches_the_processes(cores, monkeypatch, tmp_path):
+    cores(1)
+    (first,) = run_all(os.getpid, [()])
+    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
+    assert run_all(os.getenv, [("POSTTRAIN_STAGES",)]) == [str(tmp_path)]
+    assert len(running()) == 1 and first not in running()
+    monkeypatch.chdir(tmp_path)
+    assert run_all(os.getcwd, [()]) == [os.path.realpath(tmp_path)]
+    cores(2)
+    run_all(time.sleep, [(0.5,), (0.5,)])
+    assert len(running()) == 2
+
+
+def test_one_function_can_have_a_process_of_its_own_that_ends_with_it(cores):
+    cores(1)
+    (kept,) = run_all(os.getpid, [()])
+    one = run_alone(os.getpid)
+    assert len({one, kept, os.getpid()}) == 3 and running() == {kept}
+    assert run_alone(divmod, 7, 2) == (3, 1)
+    with pytest.raises(TypeError, match="integer"):
+        run_alone(time.sleep, "long")
+    assert running() == {kept}
 
 
 def test_groups_get_their_own_results_back_though_all_run_side_by_side(monkeypatch):
@@ -91,7 +128,7 @@ def divmod_or_zero(a, b):
 
 
 def test_no_jobs_start_nothing(monkeypatch):
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(workers, "start_workers", None)
     assert run_all(math.factorial, []) == run_all(math.factorial, iter([])) == []
 
 
@@ -101,7 +138,7 @@ def test_a_jobs_error_is_raised_and_the_jobs_not_yet_begun_are_dropped(cores):
     with pytest.raises(TypeError, match="integer"):
         run_all(time.sleep, [(0,), ("long",), *[(1.0,)] * 60])
     assert time.monotonic() - begun < 40
-    assert not multiprocessing.active_children()
+    assert not running() and run_all(math.factorial, [(3,)]) == [6]
 
 
 @pytest.mark.parametrize("affinity", [True, False])

@@ -20,6 +20,7 @@ from pathlib import Path
 import filelock
 from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
@@ -39,6 +40,7 @@ def setup(app: Sphinx) -> dict:
     ):
         app.connect("config-inited", prepare)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("env-before-read-docs", read_in_order)
     app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
     app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
     app.connect("build-finished", check_source_unchanged, priority=700)
@@ -134,6 +136,12 @@ def corpus_key(root: Path) -> str:
     )
     text = next((place.read_bytes() for place in places if place.is_file()), b"")
     return key_of(setting.encode(), text)
+
+
+def read_in_order(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Run the chapters in the book's order: each needs what the ones before it have trained."""
+    order = list(env.external_site_map)
+    docnames.sort(key=lambda name: order.index(name) if name in order else len(order))
 
 
 def execution_cache(app: Sphinx) -> Path:

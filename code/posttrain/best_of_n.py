@@ -15,7 +15,7 @@ from posttrain.data.corpus import Corpus
 from posttrain.evaluate import lexicon, win_rate
 from posttrain.gpt import GPT
 from posttrain.logprobs import pack
-from posttrain.pretrain import PretrainConfig
+from posttrain.pretrain import PretrainConfig, base_model
 from posttrain.reward_model import RewardConfig, RewardModel, reward_model, sample_answers
 from posttrain.scorecard import judge_answers, start_scorecard
 from posttrain.sft import SFTConfig, sft_model
@@ -67,13 +67,13 @@ def best_of_n_kl(n: int) -> float:
 def best_of_n_trial(corpus: Corpus, seed: int) -> list[dict]:
     """A scorecard of the SFT model's best of n answers for each n of SIZES; stored.
 
-    The reward model of this seed chooses. Each card has its `n`, its `win_rate` against the SFT
-    model's card of the same seed, and for `kl` the analytic `best_of_n_kl`; no `entropy`.
+    SFT model and reward model are those of this seed. Each card has its `n`, its `win_rate`
+    against that SFT model's own card, and for `kl` the analytic `best_of_n_kl`; no `entropy`.
     """
     prompts = datasets.heldout_prompts()
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus)
+        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
         judge, _ = reward_model(corpus, RewardConfig(seed=seed))
         drawn, real_words = draw_answers(sft, judge, prompts, max(SIZES), seed), lexicon(corpus)
         start, cards = start_scorecard(corpus, seed), []
@@ -84,7 +84,7 @@ def best_of_n_trial(corpus: Corpus, seed: int) -> list[dict]:
         return {}, dict(cards=cards)
 
     inputs = dict(
-        sizes=SIZES, reward=asdict(RewardConfig(seed=seed)), sft=asdict(SFTConfig()),
+        sizes=SIZES, reward=asdict(RewardConfig(seed=seed)), sft=asdict(SFTConfig(seed=seed)),
         base=asdict(PretrainConfig()), pairs=datasets.preferences(), judged_on=prompts,
         prompts=datasets.training_prompts(), conversations=datasets.conversations(),
         corpus=corpus.sha256,
@@ -96,6 +96,6 @@ def best_of_n_trials(
     corpus: Corpus, seeds: int, progress: Callable = lambda done, total: done
 ) -> list[list[dict]]:
     """The cards of every seed, side by side."""
-    sft_model(corpus)  # once, before the workers all want it
+    base_model(corpus)  # once, before the workers all want it
     jobs = [(corpus, seed) for seed in range(seeds)]
     return workers.run_all(best_of_n_trial, jobs, progress)

@@ -104,7 +104,7 @@ def costs(
     def train() -> tuple[dict[str, Tensor], dict]:
         sft_model(corpus), reward_model(corpus)  # before anything is timed
         methods = progress(METHODS, total=len(METHODS))
-        return {}, {name: workers.run_all(measure, [(corpus, name)])[0] for name in methods}
+        return {}, {name: workers.run_alone(measure, corpus, name) for name in methods}
 
     configs = (PretrainConfig(), SFTConfig(), RewardConfig(), PPOConfig(), DPOConfig(),
                OnlineDPOConfig())  # fmt: skip

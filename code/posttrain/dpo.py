@@ -212,7 +212,8 @@ def pair_report(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> di
 def dpo_inputs(corpus: Corpus, config: DPOConfig) -> dict:
     """What a stored run of DPO depends on, the models before it included."""
     return dict(
-        config=asdict(config), sft=asdict(SFTConfig()), base=asdict(PretrainConfig()),
+        config=asdict(config), sft=asdict(SFTConfig(seed=config.seed)),
+        base=asdict(PretrainConfig()),
         pairs=datasets.preferences(), conversations=datasets.conversations(),
         corpus=corpus.sha256,
     )  # fmt: skip
@@ -229,14 +230,14 @@ def train_dpo(policy: GPT, reference: GPT, config: DPOConfig) -> Iterator[dict[s
 def dpo_model(
     corpus: Corpus, config: DPOConfig | None = None, progress: Callable | None = None
 ) -> tuple[GPT, dict]:
-    """The stored policy that DPO makes of the SFT model, and its history.
+    """The stored policy that DPO makes of the SFT model of the same seed, and its history.
 
     The history has `steps`, what each step noted, and `seconds`. Trained if there is none, and
     the models before it. There is no reward model.
     """
     config = config or DPOConfig()
     options = dict(progress=progress) if progress else {}
-    sft, _ = sft_model(corpus, **options)
+    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), **options)
     policy = copy.deepcopy(sft)
 
     def train() -> tuple[dict[str, Tensor], dict]:

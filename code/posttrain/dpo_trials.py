@@ -14,10 +14,10 @@ from posttrain.data.corpus import Corpus
 from posttrain.dpo import DPOConfig, dpo_inputs, pair_logprobs, pair_report, train_dpo
 from posttrain.evaluate import lexicon, win_rate
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
-from posttrain.pretrain import encode_split, validation_loss
+from posttrain.pretrain import base_model, encode_split, validation_loss
 from posttrain.reward_model import RewardConfig, encode_pairs, reward_model
 from posttrain.scorecard import scorecard, start_scorecard
-from posttrain.sft import sft_model
+from posttrain.sft import SFTConfig, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -28,12 +28,13 @@ def dpo_trial(corpus: Corpus, config: DPOConfig | OnlineDPOConfig, every: int) -
     `steps` has what each step (or round) noted; `heldout` what the 72 held-out pairs show,
     before the training and after every so many steps, each with its `step`; `cards` two
     scorecards, the second with its `win_rate` against the first by the gold rubric;
-    `shakespeare_loss` as in PPO's trials. The reward model of the same seed judges; only the
-    policy's own answers need it for training.
+    `shakespeare_loss` as in PPO's trials. The run starts from the SFT model of the same
+    seed, and that seed's reward model judges; only the policy's own answers need it for
+    training.
     """
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus)
+        sft, _ = sft_model(corpus, SFTConfig(seed=config.seed))
         judge, _ = reward_model(corpus, RewardConfig(seed=config.seed))
         policy, tokenizer = copy.deepcopy(sft), CharTokenizer()
         unseen = encode_pairs(datasets.heldout_preferences(), tokenizer, sft.config.context)
@@ -80,7 +81,7 @@ def dpo_trials(
     """The histories of every setting's runs, side by side, one per seed."""
     if every < 1:
         raise ValueError(f"every is {every}: use at least 1 step")
-    sft_model(corpus)  # once, before the workers all want it
+    base_model(corpus)  # once, before the workers all want it
     groups = {
         name: [(corpus, replace(config, seed=seed), every) for seed in range(seeds)]
         for name, config in settings.items()

@@ -450,9 +450,9 @@ def ppo_inputs(corpus: Corpus, config: PPOConfig) -> dict:
     """What a stored run of PPO depends on, the models before it included."""
     return dict(
         config=asdict(config), reward=asdict(RewardConfig(seed=config.seed)),
-        sft=asdict(SFTConfig()), base=asdict(PretrainConfig()), pairs=datasets.preferences(),
-        prompts=datasets.training_prompts(), conversations=datasets.conversations(),
-        corpus=corpus.sha256,
+        sft=asdict(SFTConfig(seed=config.seed)), base=asdict(PretrainConfig()),
+        pairs=datasets.preferences(), prompts=datasets.training_prompts(),
+        conversations=datasets.conversations(), corpus=corpus.sha256,
     )  # fmt: skip
 
 
@@ -461,13 +461,13 @@ def ppo_models(
 ) -> tuple[Models, dict]:
     """The four models as PPO leaves them, and its history; stored.
 
-    The policy practises on the 96 training prompts, paid by the stored reward model of the same
-    seed. The history has `rounds`, what each round noted, and `seconds`. Trained if there is
-    none, and the models before it.
+    The policy starts as the stored SFT model of the same seed and practises on the 96 training
+    prompts, paid by the stored reward model of that seed. The history has `rounds`, what each
+    round noted, and `seconds`. Trained if there is none, and the models before it.
     """
     config = config or PPOConfig()
     options = dict(progress=progress) if progress else {}
-    sft, _ = sft_model(corpus, **options)
+    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), **options)
     judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), **options)
     models = assemble(sft, judge, config)
     trained = nn.ModuleDict(dict(policy=models.policy))

@@ -12,23 +12,24 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.evaluate import lexicon, win_rate
 from posttrain.ppo import PPOConfig, assemble, ppo_inputs, ppo_steps
-from posttrain.pretrain import encode_split, validation_loss
+from posttrain.pretrain import base_model, encode_split, validation_loss
 from posttrain.reward_model import RewardConfig, reward_model
 from posttrain.scorecard import scorecard, start_scorecard
-from posttrain.sft import sft_model
+from posttrain.sft import SFTConfig, sft_model
 
 
 def ppo_trial(corpus: Corpus, config: PPOConfig, every: int) -> dict:
     """The history of one run, with a scorecard after every so many rounds; stored.
 
-    Seed i is also the reward model's: each run is paid by another one. `rounds` has what each
+    Seed i is also the SFT model's and the reward model's: each run starts from another one and
+    is paid by another one. `rounds` has what each
     round noted, `cards` the scorecards, the first from before the training and each with its
     `round`, and with its `win_rate` against the first by the gold rubric. `shakespeare_loss`
     is the loss at the end on 32 windows of validation text, in nats per character.
     """
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus)
+        sft, _ = sft_model(corpus, SFTConfig(seed=config.seed))
         judge, _ = reward_model(corpus, RewardConfig(seed=config.seed))
         models, real_words = assemble(sft, judge, config), lexicon(corpus)
 
@@ -61,7 +62,7 @@ def ppo_trials(
     """The histories of every setting's runs, side by side, one per seed."""
     if every < 1:
         raise ValueError(f"every is {every}: use at least 1 round")
-    sft_model(corpus)  # once, before the workers all want it
+    base_model(corpus)  # once, before the workers all want it
     groups = {
         name: [(corpus, replace(config, seed=seed), every) for seed in range(seeds)]
         for name, config in settings.items()

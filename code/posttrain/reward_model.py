@@ -255,10 +255,10 @@ def score_answer(model: RewardModel, prompt: str, response: str) -> float:
     return model(*pack([asked], [answer], tokenizer.pad)).item()
 
 
-def starting_point(corpus: Corpus, start: str) -> GPT:
-    """The language model that a reward model starts from: "sft", or "base"."""
+def starting_point(corpus: Corpus, start: str, seed: int) -> GPT:
+    """The language model that a reward model starts from: "sft", of this seed, or "base"."""
     if start == "sft":
-        return sft_model(corpus)[0]
+        return sft_model(corpus, SFTConfig(seed=seed))[0]
     if start == "base":
         return grow_vocabulary(base_model(corpus)[0], CharTokenizer().vocab_size)
     raise ValueError(f"{start!r} is no start for a reward model: use 'sft' or 'base'")
@@ -281,24 +281,24 @@ def reward_model(
 ) -> tuple[RewardModel, dict]:
     """The stored reward model of the book's 18 pairs, and its history.
 
-    It starts from the SFT model, and its scores are normalised on that model's answers to the
-    96 training prompts. Trained if there is none, and the models before it.
+    It starts from the SFT model of the same seed, and its scores are normalised on that model's
+    answers to the 96 training prompts. Trained if there is none, and the models before it.
     """
     config, pairs = config or RewardConfig(), datasets.preferences()
     options = dict(progress=progress) if progress else {}
     prompts = datasets.training_prompts()
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, **options)
+        sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), **options)
         model, history = train_reward_model(sft, pairs, config, **options)
         answers = sample_answers(sft, prompts, config.seed)
         normalise(model, *pack(*answers, CharTokenizer().pad))
         return model.state_dict(), history
 
     inputs = dict(
-        config=asdict(config), sft=asdict(SFTConfig()), base=asdict(PretrainConfig()),
-        pairs=pairs, prompts=prompts, conversations=datasets.conversations(),
-        corpus=corpus.sha256,
+        config=asdict(config), sft=asdict(SFTConfig(seed=config.seed)),
+        base=asdict(PretrainConfig()), pairs=pairs, prompts=prompts,
+        conversations=datasets.conversations(), corpus=corpus.sha256,
     )  # fmt: skip
     stage = store.obtain("reward", inputs, train, source=__name__)
     shape = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)

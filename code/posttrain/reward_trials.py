@@ -13,7 +13,8 @@ from posttrain import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.evaluate import gold_score, lexicon
-from posttrain.pretrain import PretrainConfig
+from posttrain.gpt import GPT
+from posttrain.pretrain import PretrainConfig, base_model
 from posttrain.reward_model import (
     RewardConfig,
     encode_pairs,
@@ -45,8 +46,9 @@ def accuracy(scores: dict[str, list[float]]) -> float:
 def reward_trial(corpus: Corpus, config: RewardConfig, start: str, pairs: list[dict]) -> dict:
     """The history of one run, with the scores of the 72 held-out pairs; stored.
 
-    start: the language model to start from, "sft" or "base". The book's own setting is not
-    trained again: it is `reward_model`. Scores are in the units of training, not normalised.
+    start: the language model to start from: "sft", of the same seed, or "base". The book's own
+    setting is not trained again: it is `reward_model`. Scores are in the units of training, not
+    normalised.
     """
     heldout = datasets.heldout_preferences()
 
@@ -55,15 +57,15 @@ def reward_trial(corpus: Corpus, config: RewardConfig, start: str, pairs: list[d
             model, history = reward_model(corpus, config)
             model = model.unnormalised()
         else:
-            body = starting_point(corpus, start)
+            body = starting_point(corpus, start, config.seed)
             model, history = train_reward_model(body, pairs, config)
         scores = judge_pairs(model, heldout)
         return {}, history | scores | dict(heldout_accuracy=accuracy(scores))
 
     inputs = dict(
-        config=asdict(config), start=start, pairs=pairs, sft=asdict(SFTConfig()),
-        base=asdict(PretrainConfig()), conversations=datasets.conversations(),
-        corpus=corpus.sha256, judged_on=heldout,
+        config=asdict(config), start=start, pairs=pairs,
+        sft=asdict(SFTConfig(seed=config.seed)), base=asdict(PretrainConfig()),
+        conversations=datasets.conversations(), corpus=corpus.sha256, judged_on=heldout,
     )  # fmt: skip
     return store.obtain("reward-trial", inputs, train, source=__name__).history
 
@@ -76,7 +78,7 @@ def reward_trials(
     progress: Callable = lambda done, total: done,
 ) -> dict[str, list[dict]]:
     """The histories of every setting's runs, side by side; the i-th runs with seed i."""
-    sft_model(corpus)  # once, before the workers all want it
+    base_model(corpus)  # once, before the workers all want it
     groups = {
         name: [
             (corpus, replace(config, seed=seed), start, pairs)
@@ -103,16 +105,15 @@ def with_flipped_labels(pairs: list[dict], n: int, seed: int) -> list[dict]:
     ]
 
 
-def gold_pairs(corpus: Corpus, n: int, seed: int) -> list[dict]:
-    """n pairs of the SFT model's own answers, the one preferred that the gold rubric prefers.
+def label_answers(model: GPT, n: int, seed: int, real_words: frozenset[str]) -> list[dict]:
+    """n pairs of a model's own answers, the one preferred that the gold rubric prefers.
 
     Two answers to each training prompt, again and again; where the rubric sees no difference,
     there is no pair. The end token of each answer is part of the judgement. Raises ValueError
     where a hundred rounds are not enough.
     """
-    model, _ = sft_model(corpus)
-    prompts, real_words = datasets.training_prompts(), lexicon(corpus)
-    tokenizer, pairs, round_ = CharTokenizer(), [], 0
+    prompts, tokenizer = datasets.training_prompts(), CharTokenizer()
+    pairs, round_ = [], 0
     while len(pairs) < n:
         if round_ == 100:
             raise ValueError(f"the rubric tells only {len(pairs)} pairs apart, not {n}")
@@ -130,6 +131,21 @@ def gold_pairs(corpus: Corpus, n: int, seed: int) -> list[dict]:
                 pairs.append(dict(id=f"g{len(pairs)}", prompt=prompt,
                                   chosen=answers[0], rejected=answers[1]))  # fmt: skip
     return pairs[:n]
+
+
+def gold_pairs(corpus: Corpus, n: int, seed: int) -> list[dict]:
+    """`label_answers` of the SFT model of the same seed; stored."""
+    sft = SFTConfig(seed=seed)
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        pairs = label_answers(sft_model(corpus, sft)[0], n, seed, lexicon(corpus))
+        return {}, dict(pairs=pairs)
+
+    inputs = dict(
+        n=n, sft=asdict(sft), base=asdict(PretrainConfig()), corpus=corpus.sha256,
+        conversations=datasets.conversations(), prompts=datasets.training_prompts(),
+    )  # fmt: skip
+    return store.obtain("gold-pairs", inputs, train, source=__name__).history["pairs"]
 
 
 def plain_text(answer: str) -> str:

@@ -48,22 +48,24 @@ def scorecard(
 def start_scorecard(
     corpus: Corpus, seed: int, temperature: float = 0.8, start: str = "sft"
 ) -> dict:
-    """The scorecard of the "sft" or the "base" model, by the reward model of this seed; stored.
+    """The scorecard of the "sft" model of this seed or of the "base" model; stored.
 
-    The SFT model's is where every run of PPO and of DPO with that seed starts from.
+    The reward model of this seed judges. The SFT model's card is where every run of PPO and of
+    DPO with that seed starts from.
     """
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus)
-        policy = sft if start == "sft" else starting_point(corpus, start)
+        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
+        policy = sft if start == "sft" else starting_point(corpus, start, seed)
         judge, _ = reward_model(corpus, RewardConfig(seed=seed))
         return {}, scorecard(policy, sft, judge, lexicon(corpus), seed, temperature)
 
     inputs = dict(
         start=start, temperature=temperature, reward=asdict(RewardConfig(seed=seed)),
-        sft=asdict(SFTConfig()), base=asdict(PretrainConfig()), pairs=datasets.preferences(),
-        prompts=datasets.training_prompts(), conversations=datasets.conversations(),
-        corpus=corpus.sha256, judged_on=datasets.heldout_prompts(),
+        sft=asdict(SFTConfig(seed=seed)), base=asdict(PretrainConfig()),
+        pairs=datasets.preferences(), prompts=datasets.training_prompts(),
+        conversations=datasets.conversations(), corpus=corpus.sha256,
+        judged_on=datasets.heldout_prompts(),
     )  # fmt: skip
     return store.obtain("start-scorecard", inputs, train, source=__name__).history
 

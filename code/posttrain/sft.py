@@ -22,6 +22,7 @@ from posttrain.pretrain import (
     encode_split,
     next_token_loss,
     random_batch,
+    validation_loss,
 )
 from posttrain.tokenizer import CharTokenizer
 
@@ -202,15 +203,20 @@ def sft_model(
 ) -> tuple[GPT, dict]:
     """The stored model fine-tuned on the book's 40 conversations, and its history.
 
-    Trained if there is none, and the base model before it.
+    Every evaluation notes `shakespeare_loss`, on 32 windows of validation text, in nats per
+    character. Trained if there is none, and the base model before it.
     """
     config, conversations = config or SFTConfig(), datasets.conversations()
     options = dict(progress=progress) if progress else {}
 
     def train() -> tuple[dict[str, Tensor], dict]:
         base, _ = base_model(corpus, **options)
-        text, _ = encode_split(corpus)
-        model, history = sft(base, conversations, text, config, **options)
+        text, validation = encode_split(corpus)
+
+        def measure(model: GPT) -> dict:
+            return dict(shakespeare_loss=validation_loss(model, validation, windows=32))
+
+        model, history = sft(base, conversations, text, config, measure, **options)
         return model.state_dict(), history
 
     inputs = dict(

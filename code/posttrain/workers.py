@@ -35,28 +35,68 @@ def leave_with_parent() -> None:
     os._exit(1)
 
 
+def start_workers(n: int) -> ProcessPoolExecutor:
+    """n processes that wait for jobs."""
+    # Start fresh processes: a forked one would inherit PyTorch's threads in an unknown state
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(n, mp_context=context, initializer=prepare_worker)
+
+
+class Workers:
+    """The processes that `run_all` keeps for its next call: starting one takes seconds."""
+
+    def __init__(self):
+        self.pool: ProcessPoolExecutor | None = None
+        self.started_for: tuple = ()
+
+    def get(self) -> ProcessPoolExecutor:
+        """As many processes as there are cores, new ones where the settings have changed.
+
+        A process that is already running would not see another environment or folder.
+        """
+        wanted = (available_cores(), dict(os.environ), os.getcwd())
+        if self.pool is None or self.started_for != wanted:
+            self.stop()
+            self.pool, self.started_for = start_workers(wanted[0]), wanted
+        return self.pool
+
+    def stop(self) -> None:
+        """Drop the jobs not yet begun, wait for the others, and end the processes."""
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+kept = Workers()
+
+
 def run_all(
     function: Callable, jobs: Iterable[tuple], progress: Callable = lambda done, total: done
 ) -> list:
     """[function(*job) for job in jobs], computed by single-threaded processes.
 
     function and jobs must be importable and picklable. Should one job fail, those not yet begun
-    are dropped and its error is raised here.
+    are dropped and its error is raised here. The processes stay for the next call; they do not
+    see changes made to the package since they started.
     """
     jobs = list(jobs)
     if not jobs:
         return []
-    # Start fresh processes: a forked one would inherit PyTorch's threads in an unknown state
-    context = multiprocessing.get_context("spawn")
-    n_workers = min(available_cores(), len(jobs))
-    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=prepare_worker)
     try:
+        pool = kept.get()
         waiting = [pool.submit(function, *job) for job in jobs]
         for future in progress(as_completed(waiting), total=len(jobs)):
             future.result()
         return [future.result() for future in waiting]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        kept.stop()
+        raise
+
+
+def run_alone(function: Callable, *job):
+    """function(*job), computed by a new single-threaded process that ends with it."""
+    with start_workers(1) as pool:
+        return pool.submit(function, *job).result()
 
 
 def run_groups(
