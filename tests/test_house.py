@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,15 @@ def test_every_kernel_page_can_be_opened_as_a_notebook():
             assert head["kernelspec"]["display_name"], path
             assert head["jupytext"]["text_representation"]["extension"] == ".md", path
             assert head["jupytext"]["text_representation"]["format_name"] == "myst", path
+
+
+def test_chapters_run_in_the_order_of_the_table_of_contents(house):
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    order = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    book = types.SimpleNamespace(external_site_map=dict.fromkeys(order))
+    asked = sorted([*order, "a-page-of-no-part"])
+    house.read_in_order(None, book, asked)
+    assert asked == [*order, "a-page-of-no-part"]
 
 
 # --- Pins ---------------------------------------------------------------------------------------------------
