@@ -6,10 +6,12 @@ BOOK_FLAGS ?=
 TEST_FLAGS ?=
 LAB_FLAGS ?=
 BENCH_FLAGS ?=
+MUTANT_FLAGS ?=
+SEEDS ?= 5
 
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
-BENCH_READY := .venv/.bench-ready
+PARITY_READY := .venv/.parity-ready
 INSTALL := "$(BIN)/python" -m pip install --disable-pip-version-check
 
 # A POSIX shell expands $0, Windows' cmd.exe does not.
@@ -17,12 +19,14 @@ ifeq ($(shell echo $$0),$$0)
 $(error This Makefile needs a POSIX shell. On Windows, run make from Git Bash)
 endif
 
-.PHONY: help book test lab bench lock clean
+.PHONY: help book test lab bench mutants claims lock clean
 
 help:
 	@echo "make book    build the book into _build/html (the first time trains every model: some minutes)"
-	@echo "make test    run the unit tests and, through nbmake, every chapter"
+	@echo "make test    run the unit tests, the parity tests and, through nbmake, every chapter"
 	@echo "make lab     open the chapters as notebooks in JupyterLab"
+	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
+	@echo "make claims  measure the chapters' claims over many seeds: make claims SEEDS=20 (hours)"
 	@echo "make bench   run the comparisons in benchmarks/ (Python 3.11 or newer)"
 	@echo "make clean   remove what was made: _build, stages (the trained models), .venv, caches; data/ stays"
 	@echo "make lock    resolve constraints.txt again (for maintainers; needs uv)"
@@ -30,24 +34,31 @@ help:
 	@echo "Each of them first makes .venv when it is missing or out of date. Settings:"
 	@echo "  PYTHON=python3.12    the Python to make .venv with (3.10 to 3.13)"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu    PyTorch's small CPU build, on Linux"
-	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
+	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS, MUTANT_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
 
 book: $(READY)
 	@"$(BIN)/jupyter-book" build $(BOOK_FLAGS) .
 
-test: $(READY)
+test: $(PARITY_READY)
 	@"$(BIN)/python" -m pytest --nbmake $(TEST_FLAGS)
 
 # .jupyter holds the one setting that opens a .md chapter as a notebook.
 lab: $(READY)
 	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" "$(BIN)/python" -m jupyterlab --LabApp.default_url=/lab/tree/book $(LAB_FLAGS)
 
-bench: $(BENCH_READY)
+mutants: $(READY)
+	@"$(BIN)/python" tests/mutants.py $(MUTANT_FLAGS)
+
+claims: $(READY)
+	@"$(BIN)/python" benchmarks/claims.py --seeds $(SEEDS)
+
+bench: $(PARITY_READY)
+	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"
 	@"$(BIN)/python" benchmarks/run.py $(BENCH_FLAGS)
 
 lock:
 	@grep -v '^-' requirements.txt | uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
-	  --custom-compile-command "make lock" --extra test --extra bench pyproject.toml - --output-file constraints.txt
+	  --custom-compile-command "make lock" --extra test --extra parity pyproject.toml - --output-file constraints.txt
 
 clean:
 	rm -rf _build stages .venv .jupyter_cache .pytest_cache .ruff_cache .hypothesis build dist
@@ -57,7 +68,7 @@ clean:
 # .ready is written last: an interrupted installation does not count, and the next one starts afresh.
 
 ifeq ($(wildcard $(BIN)/python $(BIN)/python.exe),)
-$(shell rm -f $(READY) $(BENCH_READY))
+$(shell rm -f $(READY) $(PARITY_READY))
 endif
 
 $(READY): requirements.txt constraints.txt pyproject.toml
@@ -71,10 +82,10 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(INSTALL) -r requirements.txt || { test ! -e $@-before || mv $@-before $@; exit 1; }
 	@rm -f $@-before && echo ready > $@
 
-$(BENCH_READY): $(READY)
-	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"
-	@$(INSTALL) -c constraints.txt -e ".[bench]"
-	@echo ready > $@
+# What only the parity tests and the benchmarks need. Offline the rest of the tests can run without it.
+$(PARITY_READY): $(READY)
+	@if $(INSTALL) -c constraints.txt -e ".[parity]"; then echo ready > $@; else \
+	  test -z "$$CI" || exit 1; echo "The libraries to compare with could not be installed: the parity tests will be skipped." >&2; fi
 
 # Runs on any Python, the oldest included, to say in one sentence what is wrong with it.
 define CHECK_PYTHON

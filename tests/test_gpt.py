@@ -137,27 +137,6 @@ def test_gpt2_preset_ties_the_head_and_has_biases():
     assert count_parameters(model) == 65 * 128 + 256 * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128
 
 
-def test_gpt2_preset_computes_what_transformers_gpt2_computes():
-    transformers = pytest.importorskip("transformers", reason="transformers is in the extra 'bench'")
-    ours = small(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False)
-    config = transformers.GPT2Config(
-        vocab_size=65, n_positions=16, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-    )
-    theirs = transformers.GPT2LMHeadModel(config).double().eval()
-    theirs.transformer.wte.weight.data = ours.embedding.weight.data
-    theirs.transformer.wpe.weight.data = ours.position_embedding.weight.data
-    pairs = [(theirs.transformer.ln_f, ours.final_norm, False)]
-    for block, h in zip(ours.blocks, theirs.transformer.h):
-        pairs += [(h.ln_1, block.attention_norm, False), (h.ln_2, block.mlp_norm, False)]
-        pairs += [(h.attn.c_attn, block.attention.qkv, True), (h.attn.c_proj, block.attention.out, True)]
-        pairs += [(h.mlp.c_fc, block.mlp.up, True), (h.mlp.c_proj, block.mlp.down, True)]
-    for their, our, transposed in pairs:
-        their.weight.data = our.weight.data.mT.contiguous() if transposed else our.weight.data
-        their.bias.data = our.bias.data
-    tokens = torch.randint(65, (3, 12))
-    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-10)
-
-
 def test_attention_maps_are_causal_distributions():
     maps = attention_maps(small(), torch.randint(65, (1, 7)))
     assert maps.shape == (2, 1, 2, 7, 7)

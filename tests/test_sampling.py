@@ -60,6 +60,17 @@ def test_draws_follow_the_distribution_at_every_temperature():
         torch.testing.assert_close(logprobs, expected.log()[tokens])
 
 
+def test_no_token_is_too_unlikely_to_be_drawn():
+    """Top-k would leave out the last tokens, top-p and min-p those that are rarer than some share."""
+    logits, n = torch.linspace(0, -3, 100), 50_000
+    tokens, logprobs = draw(logits.expand(n, 100), 1.0, seeded())
+    expected, frequencies = logits.softmax(-1), torch.bincount(tokens, minlength=100) / n
+    assert expected.min() * n > 60  # the rarest is due so often
+    # Allow five standard errors
+    assert ((frequencies - expected).abs() < 5 * (expected / n).sqrt()).all()
+    torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
 def test_the_stop_token_ends_a_row_and_is_kept_and_scored(model):
     free = generate(model, PROMPTS, 15, generator=seeded(3))
     stop = int(free.tokens[0, 6])

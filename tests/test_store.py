@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from posttrain import store
 
@@ -281,3 +282,13 @@ def test_waiting_for_another_build_is_said(folder, caplog):
         assert release.is_set()
     assert "Another process is training the stage toy-key" in caplog.text
     thread.join()
+
+
+def test_what_is_stored_is_read_without_a_turn_and_without_a_word_while_another_holds_the_lock(folder, caplog):
+    obtain(Counting())
+    (record,) = folder.glob("toy-*.json")
+    held = FileLock(record.with_suffix(".lock"))
+    with caplog.at_level(logging.WARNING), held:
+        again = Counting()
+        assert_right(obtain(again))
+    assert again.calls == 0 and not caplog.records

@@ -117,7 +117,7 @@ def obtain(
     """Return the stored stage for these inputs, or train and store it.
 
     train() returns weights and history (which JSON must be able to hold). source names the
-    module whose code it runs. Two processes that want one stage take turns: the second finds
+    module whose code it runs. Two processes that lack one stage take turns: the second finds
     what the first has stored. A damaged stage is trained again, with a warning. Where the disk
     is full or read-only, the trained stage is returned all the same, with a warning that it was
     not kept.
@@ -125,6 +125,11 @@ def obtain(
     key = stage_key(inputs, source)
     folder = stages_folder()
     base = folder / f"{name}-{key}"
+    # Reading needs no turn: many may want one stage at a time
+    try:
+        return Stage(name, key, *read(base))
+    except (DamagedStageError, OSError):
+        pass
     with lock(base):
         # Sweep up what a killed run was writing
         for unfinished in folder.glob(f"{base.name}.*.tmp"):

@@ -1,0 +1,749 @@
+"""The mutation check: break the package on purpose, one line at a time, and see that a test notices.
+
+Each mutant of the list below is one plausible mistake, made in a copy of the package in a temporary
+folder, and names the test that has to fail because of it. A test that fails for every mistake we could
+think of is the reason to believe it where it passes. The named tests first run on the package as it is,
+where all have to pass.
+
+    python tests/mutants.py [--jobs N] [--markdown FILE]
+
+prints a table with a row per mutant, and ends with exit code 1 if any of them is not caught. --markdown
+writes the table, without its last column, for the book; only where all were caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path("code") / "posttrain"
+TIMEOUT = 300  # seconds for one mutant's test, the start of Python and PyTorch included
+
+# What has to be right, by number; every one has a mutant at least.
+DETAILS = {
+    "SFT 1": "Each position is graded by the token after it.",
+    "SFT 2": "The loss is the mean over the graded tokens of the whole batch; a batch with none is refused.",
+    "SFT 3": "Padding is on the right, has a token of its own, and is not graded.",
+    "SFT 4": "The assistant's end token is graded; the user's text and the role tokens are not.",
+    "SFT 5": "The prompt's tokens are an exact prefix of prompt and response.",
+    "SFT 6": "Growing the vocabulary leaves the old tokens' logits as they were.",
+    "Reward model 1": "The score is read at the last real token; the end is appended alike in training and use.",
+    "Reward model 2": "The head starts small, with bias 0; the rate falls to 0; nothing is dropped out.",
+    "Reward model 3": "Pairs that are the same after the cut to the context are left out.",
+    "Reward model 4": "Scores have mean 0 and deviation 1 on the reference policy's own responses.",
+    "Reward model 5": "Centring adds the mean of (chosen + rejected) squared.",
+    "Rollouts 1": "Padding on the left shifts positions and is not looked at: no row depends on its neighbours.",
+    "Rollouts 2": "One temperature for samples and all log-probabilities; nothing is cut from the distribution.",
+    "Rollouts 3": "Nothing is dropped out in any of the four models.",
+    "Rollouts 4": "A response stops after its first end, which is an action; without one it gets the stated score.",
+    "Rollouts 5": "A value is read before its token is known.",
+    "Rollouts 6": "Sampling with the KV cache gives the log-probabilities of one whole pass.",
+    "PPO 1": "The reward is -beta times the KL at each token, and the score once, at the last.",
+    "PPO 2": "k1, k2 and k3 are what they say, and k3 keeps its digits.",
+    "PPO 3": "Whitened rewards keep their mean; one value alone is no division by 0.",
+    "PPO 4": "GAE goes backwards, with gamma 1, lambda 0.95 and nothing after the end.",
+    "PPO 5": "Returns are advantages plus values, before the whitening.",
+    "PPO 6": "Ratio and value are clipped, the larger loss counts, and means are over actions.",
+    "PPO 7": "At first the ratio is 1, and the KL to the reference 0.",
+    "PPO 8": "Beta follows the KL of whole responses, held at 20%.",
+    "PPO 9": "A value model of its own, from zero where asked; Adam's eps 1e-5; the rate falls to 0; a new order per epoch.",
+    "PPO 10": "Only policy and value model change.",
+    "DPO 1": "A response's log-probability is the sum over its tokens, the end included, the prompt not.",
+    "DPO 2": "Implicit rewards are beta times the log-ratio, without a gradient.",
+    "DPO 3": "The loss starts at ln 2, and its gradient is the closed form.",
+    "DPO 4": "Smoothing and the losses beside it are their papers' formulas, on sums or means as there.",
+    "DPO 5": "Both answers go through one pass, and what the reference said once is what it would say now.",
+    "DPO 6": "A constant on both log-ratios changes nothing; a swapped pair turns the margin's sign.",
+    "Tutorials 1": "DPO's log-probabilities averaged over tokens instead of summed.",
+    "Tutorials 2": "Implicit rewards logged without beta.",
+    "Tutorials 3": "Beta the wrong way round.",
+    "Tutorials 4": "The end token never scored.",
+    "Tutorials 5": "`F.kl_div` without `log_target=True`.",
+    "Tutorials 6": "Samples from another distribution than their log-probabilities.",
+    "Tutorials 7": "Returns from whitened advantages.",
+    "Tutorials 8": "Whitening that adds the mean again.",
+    "Tutorials 9": "A pointwise loss under the name of Bradley and Terry.",
+    "Tutorials 10": "Padding and end are one token, so the end is never learnt.",
+    "Tutorials 11": "The fine-tuning's mask is lost.",
+    "Tutorials 12": "NaN from a batch with nothing to grade.",
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One deliberate mistake, and the test that catches it."""
+
+    detail: str  # a key of DETAILS, or the part of the package where none fits
+    what: str  # the mistake, in a few words
+    module: str  # the file in the package
+    old: str  # what is there, once
+    new: str  # what is there instead
+    test: str  # file::name, in this folder
+
+
+MUTANTS = (
+    # SFT 1: the shift by one
+    Mutant(
+        "SFT 1", "each position graded by its own token", "sft.py",
+        "logits, targets = logits[:, :-1], labels[:, 1:]",
+        "logits, targets = logits, labels",
+        "test_sft.py::test_each_position_is_graded_by_the_token_after_it",
+    ),
+    # SFT 2: the mean over graded tokens
+    Mutant(
+        "SFT 2", "mean over all tokens, graded or not", "sft.py",
+        "return surprise / n_graded",
+        "return surprise / targets.numel()",
+        "test_sft.py::test_gradient_at_the_logits_is_softmax_minus_onehot_over_n_where_graded_and_0_elsewhere",
+    ),
+    Mutant(
+        "SFT 2", "each micro-batch divided by its own count", "sft.py",
+        "loss = sft_loss(model(some_tokens), some_labels, n_graded)",
+        "loss = sft_loss(model(some_tokens), some_labels)",
+        "test_sft.py::test_gradients_added_up_in_parts_are_those_of_one_pass_over_all",
+    ),
+    # SFT 3: padding
+    Mutant(
+        "SFT 3", "padding is graded", "chat.py",
+        "labels = torch.full((len(examples), T), IGNORE)",
+        "labels = torch.full((len(examples), T), pad)",
+        "test_chat.py::test_padding_is_on_the_right_has_a_token_of_its_own_and_is_not_graded",
+    ),
+    Mutant(
+        "SFT 3", "padded with the end token", "sft.py",
+        "steps = sft_steps(model, examples, text, config, tokenizer.pad)",
+        "steps = sft_steps(model, examples, text, config, tokenizer.end)",
+        "test_sft.py::test_batches_of_sft_hold_the_padding_token_and_no_label_after_the_end",
+    ),
+    # SFT 4: what is graded
+    Mutant(
+        "SFT 4", "the assistant's role token is graded", "chat.py",
+        "labels.append(token if answering else IGNORE)",
+        "labels.append(token if answering or token == tokenizer.assistant else IGNORE)",
+        "test_chat.py::test_no_user_token_no_user_text_and_no_assistant_token_is_graded",
+    ),
+    Mutant(
+        "SFT 4", "grading goes on into the user's next turn", "chat.py",
+        "elif token == tokenizer.end:",
+        "elif token == tokenizer.pad:",
+        "test_chat.py::test_labels_of_two_turns_by_hand",
+    ),
+    # SFT 5: prompts are prefixes
+    Mutant(
+        "SFT 5", "training has a space after the role token, the prompt none", "chat.py",
+        "tokens += [tokenizer.assistant, *text, tokenizer.end]",
+        "tokens += [tokenizer.assistant, tokenizer.ids[' '], *text, tokenizer.end]",
+        "test_chat.py::test_a_conversation_of_two_turns_is_rendered_as_written_here",
+    ),
+    # SFT 6: growing the vocabulary
+    Mutant(
+        "SFT 6", "new tokens start at zero instead of the mean", "chat.py",
+        "mean = weights[name].mean(0, keepdim=True)",
+        "mean = torch.zeros_like(weights[name][:1])",
+        "test_chat.py::test_growing_keeps_the_old_tokens_logits_and_adds_the_means",
+    ),
+    Mutant(
+        "SFT 6", "new rows stand before the old ones", "chat.py",
+        "torch.cat([weights[name], mean.expand(vocab_size - V, -1)])",
+        "torch.cat([mean.expand(vocab_size - V, -1), weights[name]])",
+        "test_chat.py::test_growing_keeps_the_old_tokens_logits_and_adds_the_means",
+    ),
+    # Reward model 1: where the score is read
+    Mutant(
+        "Reward model 1", "score read in the last column, padding or not", "reward_model.py",
+        "return values.gather(1, last).squeeze(1)",
+        "return values[:, -1]",
+        "test_reward_model.py::test_the_score_is_read_at_the_last_real_token_of_prompt_and_response",
+    ),
+    Mutant(
+        "Reward model 1", "no end token in training", "reward_model.py",
+        "return [*tokenizer.encode(text), tokenizer.end]",
+        "return tokenizer.encode(text)",
+        "test_reward_model.py::test_every_answer_is_read_with_its_end_in_training_as_in_use",
+    ),
+    Mutant(
+        "Reward model 1", "no end token in use", "reward_model.py",
+        "answer = encode_response(response, tokenizer)",
+        "answer = tokenizer.encode(response)",
+        "test_reward_model.py::test_the_score_of_an_answer_is_that_of_its_tokens_with_their_end",
+    ),
+    # Reward model 2: the start, and the rate
+    Mutant(
+        "Reward model 2", "the head starts large", "reward_model.py",
+        "nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)",
+        "nn.init.normal_(self.head.weight, generator=generator)",
+        "test_reward_model.py::test_the_first_loss_of_a_new_model_is_near_ln_2_per_comparison",
+    ),
+    Mutant(
+        "Reward model 2", "the rate stays at its peak", "reward_model.py",
+        "config.lr * (1 - step / config.steps)",
+        "config.lr",
+        "test_reward_model.py::test_the_rate_falls_in_a_straight_line_to_zero_without_weight_decay",
+    ),
+    Mutant(
+        "Reward model 2", "dropout before the head", "reward_model.py",
+        "raw = self.head(self.body.hidden(tokens)).squeeze(-1)",
+        "raw = self.head(F.dropout(self.body.hidden(tokens), 0.1, self.training)).squeeze(-1)",
+        "test_reward_model.py::test_nothing_is_dropped_out",
+    ),
+    # Reward model 3: pairs after the cut
+    Mutant(
+        "Reward model 3", "pairs compared before the cut", "reward_model.py",
+        "if chosen == rejected:",
+        'if pair["chosen"] == pair["rejected"]:',
+        "test_reward_model.py::test_pairs_that_are_the_same_after_the_cut_are_left_out_with_a_warning",
+    ),
+    # Reward model 4: zero and unit
+    Mutant(
+        "Reward model 4", "normalised on answers to the pairs' prompts", "reward_model.py",
+        "answers = sample_answers(sft, prompts, config.seed)",
+        'answers = sample_answers(sft, [pair["prompt"] for pair in pairs], config.seed)',
+        "test_reward_model.py::test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_models_answers_to_the_training_prompts",
+    ),
+    # Reward model 5: centring
+    Mutant(
+        "Reward model 5", "centring of the difference instead of the sum", "reward_model.py",
+        "centring * (chosen + rejected).square().mean()",
+        "centring * (chosen - rejected).square().mean()",
+        "test_reward_model.py::test_centring_adds_the_mean_square_of_the_sums",
+    ),
+    # Rollouts 1: padding on the left
+    Mutant(
+        "Rollouts 1", "positions count the padding", "sampling.py",
+        "positions = (mask.cumsum(1) - 1).clamp_min(0)",
+        "positions = torch.arange(length).expand(B, -1)",
+        "test_sampling.py::test_logprobs_equal_one_uncached_unpadded_forward_pass",
+    ),
+    Mutant(
+        "Rollouts 1", "prompts look at their padding", "sampling.py",
+        "allowed = visible(mask[:, :T]) if padded else None",
+        "allowed = None",
+        "test_sampling.py::test_greedy_rows_do_not_depend_on_their_neighbours",
+    ),
+    Mutant(
+        "Rollouts 1", "new tokens look at the padding", "sampling.py",
+        "allowed = mask[rows, None, None, : t + 1] if padded else None",
+        "allowed = None",
+        "test_sampling.py::test_rows_that_end_early_change_nothing_of_what_is_drawn",
+    ),
+    # Rollouts 2: one temperature everywhere
+    Mutant(
+        "Rollouts 2", "sampling forgets the temperature", "sampling.py",
+        "logprobs = (logits / (temperature or 1.0)).log_softmax(-1)",
+        "logprobs = logits.log_softmax(-1)",
+        "test_sampling.py::test_draws_follow_the_distribution_at_every_temperature",
+    ),
+    Mutant(
+        "Rollouts 2", "log-probabilities forget the temperature", "logprobs.py",
+        "logprobs = (logits[:, :-1] / temperature).log_softmax(-1)",
+        "logprobs = logits[:, :-1].log_softmax(-1)",
+        "test_logprobs.py::test_logprobs_of_tokens_equal_a_loop_over_the_prefixes",
+    ),
+    Mutant(
+        "Rollouts 2", "the reference is asked at temperature 1", "ppo.py",
+        "reference_logprobs = token_logprobs(logits, tokens, config.temperature) * actions",
+        "reference_logprobs = token_logprobs(logits, tokens) * actions",
+        "test_ppo.py::test_a_rollouts_logprobs_are_those_of_one_forward_pass_per_row_at_the_same_temperature",
+    ),
+    Mutant(
+        "Rollouts 2", "the update's log-probabilities at temperature 1", "ppo.py",
+        "logprobs = token_logprobs(logits, rollout.tokens, config.temperature)",
+        "logprobs = token_logprobs(logits, rollout.tokens)",
+        "test_ppo.py::test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now",
+    ),
+    # Rollouts 3: no dropout
+    Mutant(
+        "Rollouts 3", "dropout in the transformer", "gpt.py",
+        "return self.down(h)",
+        "return F.dropout(self.down(h), 0.1, self.training)",
+        "test_ppo.py::test_nothing_is_dropped_out_in_any_of_the_four",
+    ),
+    # Rollouts 4: the end of a response
+    Mutant(
+        "Rollouts 4", "responses are not cut at their end", "sampling.py",
+        "alive = alive & (token != stop) if stop is not None else alive",
+        "alive = alive.clone()",
+        "test_sampling.py::test_the_stop_token_ends_a_row_and_is_kept_and_scored",
+    ),
+    Mutant(
+        "Rollouts 4", "the end token is no action", "sampling.py",
+        "yield token, logprob, alive",
+        "yield token, logprob, alive & (token != stop)",
+        "test_sampling.py::test_the_stop_token_ends_a_row_and_is_kept_and_scored",
+    ),
+    Mutant(
+        "Rollouts 4", "a response without its end keeps its score", "ppo.py",
+        "scores = torch.where(ended, scores, config.no_end_score)",
+        "scores = scores.clone()",
+        "test_ppo.py::test_a_response_without_its_end_gets_the_stated_score_and_the_others_the_reward_models",
+    ),
+    # Rollouts 5: values before their tokens
+    Mutant(
+        "Rollouts 5", "the rollout's values have read their tokens", "ppo.py",
+        "values = models.value_model(tokens)[:, :-1] * actions",
+        "values = models.value_model(tokens)[:, 1:] * actions",
+        "test_ppo.py::test_a_value_is_read_before_its_token_is_known",
+    ),
+    Mutant(
+        "Rollouts 5", "the update's values have read their tokens", "ppo.py",
+        "values = models.value_model(rollout.tokens)[:, :-1]",
+        "values = models.value_model(rollout.tokens)[:, 1:]",
+        "test_ppo.py::test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now",
+    ),
+    # Rollouts 6: the KV cache
+    Mutant(
+        "Rollouts 6", "positions start at 0 again after the cache", "gpt.py",
+        "positions = torch.arange(start, end) if positions is None else positions",
+        "positions = torch.arange(end - start) if positions is None else positions",
+        "test_gpt.py::test_reading_token_by_token_through_the_cache_equals_reading_all_at_once",
+    ),
+    Mutant(
+        "Rollouts 6", "the cache keeps the first rows, not those that go on", "sampling.py",
+        "cache.keep(kept)",
+        "cache.keep(torch.arange(len(rows)))",
+        "test_sampling.py::test_rows_that_end_early_change_nothing_of_what_is_drawn",
+    ),
+    # PPO 1: rewards
+    Mutant(
+        "PPO 1", "the KL is paid for instead of charged", "ppo.py",
+        "rewards = -beta * kl * actions",
+        "rewards = beta * kl * actions",
+        "test_ppo.py::test_rewards_by_hand",
+    ),
+    Mutant(
+        "PPO 1", "the score at every token", "ppo.py",
+        "return rewards.scatter_add(1, last, scores[:, None])",
+        "return rewards + scores[:, None] * actions",
+        "test_ppo.py::test_rewards_sum_to_the_score_less_the_kl_and_the_score_comes_once_at_the_last_action",
+    ),
+    Mutant(
+        "PPO 1", "the score in the last column, padding or not", "ppo.py",
+        "last = positions.masked_fill(~actions, -1).amax(-1, keepdim=True)",
+        "last = positions.amax(-1, keepdim=True)",
+        "test_ppo.py::test_rewards_by_hand",
+    ),
+    # PPO 2: KL estimators
+    Mutant(
+        "PPO 2", "k1 with the wrong sign", "logprobs.py",
+        "return -r",
+        "return r",
+        "test_logprobs.py::test_kl_estimates_of_one_token_by_hand",
+    ),
+    Mutant(
+        "PPO 2", "k2 without its half", "logprobs.py",
+        "return r.square() / 2",
+        "return r.square()",
+        "test_logprobs.py::test_the_expectations_of_k1_and_k3_are_the_exact_kl_and_that_of_k2_nearly",
+    ),
+    Mutant(
+        "PPO 2", "k3 of the opposite direction", "logprobs.py",
+        "return torch.expm1(r) - r",
+        "return torch.expm1(-r) + r",
+        "test_logprobs.py::test_the_expectations_of_k1_and_k3_are_the_exact_kl_and_that_of_k2_nearly",
+    ),
+    Mutant(
+        "PPO 2", "k3 in the form that loses its digits", "logprobs.py",
+        "return torch.expm1(r) - r",
+        "return torch.exp(r) - 1 - r",
+        "test_logprobs.py::test_k3_keeps_its_digits_near_zero_in_float32",
+    ),
+    # PPO 3: whitening
+    Mutant(
+        "PPO 3", "whitened rewards lose their mean", "ppo.py",
+        "rewards = whiten(rewards, actions, shift_mean=False)",
+        "rewards = whiten(rewards, actions)",
+        "test_ppo.py::test_whitened_rewards_keep_their_mean",
+    ),
+    Mutant(
+        "PPO 3", "variance divided by n - 1", "ppo.py",
+        "variance = masked_mean((values - mean).square(), mask)",
+        "variance = values[mask].var()",
+        "test_ppo.py::test_whitening_one_value_divides_by_no_zero",
+    ),
+    # PPO 4: GAE
+    Mutant(
+        "PPO 4", "GAE goes forwards", "ppo.py",
+        "for t in reversed(range(values.size(1))):",
+        "for t in range(values.size(1)):",
+        "test_ppo.py::test_advantages_by_hand",
+    ),
+    Mutant(
+        "PPO 4", "a value of the padding follows the end", "ppo.py",
+        "values = values * actions",
+        "values = values.clone()",
+        "test_ppo.py::test_advantages_equal_the_sum_over_all_later_steps_whatever_stands_outside_the_mask",
+    ),
+    # PPO 5: returns
+    Mutant(
+        "PPO 5", "returns without the values", "ppo.py",
+        "return advantages, advantages + values",
+        "return advantages, advantages",
+        "test_ppo.py::test_advantages_by_hand",
+    ),
+    # PPO 6: clipping, and means
+    Mutant(
+        "PPO 6", "the smaller of the two policy losses", "ppo.py",
+        "masked_mean(torch.max(free, clipped), actions)",
+        "masked_mean(torch.min(free, clipped), actions)",
+        "test_ppo.py::test_clipping_by_hand_for_both_signs",
+    ),
+    Mutant(
+        "PPO 6", "the policy's loss averaged over padding, too", "ppo.py",
+        "masked_mean(torch.max(free, clipped), actions)",
+        "torch.max(free, clipped).mean()",
+        "test_ppo.py::test_losses_are_means_over_actions_whatever_stands_elsewhere",
+    ),
+    Mutant(
+        "PPO 6", "values clipped around the returns", "ppo.py",
+        "near = old_values + (values - old_values).clamp(-clip, clip)",
+        "near = returns + (values - returns).clamp(-clip, clip)",
+        "test_ppo.py::test_value_clipping_by_hand",
+    ),
+    Mutant(
+        "PPO 6", "the smaller of the two value losses", "ppo.py",
+        "error = torch.max(error, (near - returns).square())",
+        "error = torch.min(error, (near - returns).square())",
+        "test_ppo.py::test_the_value_loss_equals_a_loop_with_the_clip_around_the_old_values",
+    ),
+    # PPO 7: where the update starts
+    Mutant(
+        "PPO 7", "the ratio is taken to the reference", "ppo.py",
+        "logprobs, rollout.logprobs, advantages, actions, config.clip_eps",
+        "logprobs, rollout.reference_logprobs, advantages, actions, config.clip_eps",
+        "test_ppo.py::test_the_first_minibatch_has_ratio_1_and_clips_nothing_and_later_ones_do_not",
+    ),
+    Mutant(
+        "PPO 7", "the KL counts prompt and padding", "ppo.py",
+        "token_logprobs(logits, tokens, config.temperature) * actions",
+        "token_logprobs(logits, tokens, config.temperature)",
+        "test_ppo.py::test_before_any_update_the_kl_to_the_reference_is_zero",
+    ),
+    # PPO 8: the controller
+    Mutant(
+        "PPO 8", "the controller's error is not held at 20%", "ppo.py",
+        "error = min(0.2, max(-0.2, kl / target - 1))",
+        "error = kl / target - 1",
+        "test_ppo.py::test_betas_by_hand",
+    ),
+    Mutant(
+        "PPO 8", "beta falls where the KL is too large", "ppo.py",
+        "return beta * (1 + error * n / horizon)",
+        "return beta * (1 - error * n / horizon)",
+        "test_ppo.py::test_betas_by_hand",
+    ),
+    Mutant(
+        "PPO 8", "the KL per token steers beta", "ppo.py",
+        "kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1).mean().item()",
+        "kl = (rollout.logprobs - rollout.reference_logprobs).mean().item()",
+        "test_ppo.py::test_what_is_yielded_are_the_means_over_the_rollout",
+    ),
+    # PPO 9: value model, optimiser, order
+    Mutant(
+        "PPO 9", "the value head starts at random", "ppo.py",
+        "nn.init.zeros_(self.head.weight)",
+        "nn.init.normal_(self.head.weight, std=0.02)",
+        "test_ppo.py::test_values_that_start_at_zero_are_zero_everywhere_and_have_a_transformer_of_their_own",
+    ),
+    Mutant(
+        "PPO 9", "Adam with PyTorch's own eps", "ppo.py",
+        "return torch.optim.Adam(groups, eps=1e-5)",
+        "return torch.optim.Adam(groups)",
+        "test_ppo.py::test_each_minibatch_is_one_step_of_adam_down_its_own_gradient",
+    ),
+    Mutant(
+        "PPO 9", "the rate stays at its peak", "ppo.py",
+        'group["lr"] = peak * (1 - iteration / config.iterations)',
+        'group["lr"] = peak',
+        "test_ppo.py::test_the_rates_fall_in_a_straight_line_to_zero",
+    ),
+    Mutant(
+        "PPO 9", "the same order in every epoch", "ppo.py",
+        "order = torch.randperm(len(rollout.tokens), generator=generator)",
+        "order = torch.randperm(len(rollout.tokens), generator=torch.Generator().manual_seed(0))",
+        "test_ppo.py::test_each_epoch_goes_over_every_response_once_in_an_order_of_its_own",
+    ),
+    # PPO 10: who is trained
+    Mutant(
+        "PPO 10", "policy and reference are one model", "ppo.py",
+        "policy, value_model = copy.deepcopy(sft), None",
+        "policy, value_model = sft, None",
+        "test_ppo.py::test_only_policy_and_value_model_change",
+    ),
+    Mutant(
+        "PPO 10", "value model and reward model share a transformer", "ppo.py",
+        "value_model = cls(copy.deepcopy(model.body))",
+        "value_model = cls(model.body)",
+        "test_ppo.py::test_only_policy_and_value_model_change",
+    ),
+    # DPO 1: log-probabilities of responses
+    Mutant(
+        "DPO 1", "the prompt is counted", "logprobs.py",
+        "mask[row, len(prompt) : end] = True",
+        "mask[row, :end] = True",
+        "test_logprobs.py::test_a_responses_log_prob_does_not_count_its_prompt_however_unlikely",
+    ),
+    Mutant(
+        "DPO 1", "the mask is one column off", "logprobs.py",
+        "logprobs.masked_fill(~mask[:, 1:], 0.0)",
+        "logprobs.masked_fill(~mask[:, :-1], 0.0)",
+        "test_logprobs.py::test_the_probabilities_of_all_responses_of_three_tokens_add_up_to_1",
+    ),
+    # DPO 2: implicit rewards
+    Mutant(
+        "DPO 2", "rewards with a gradient", "dpo.py",
+        "return beta * (logprobs - reference_logprobs).detach()",
+        "return beta * (logprobs - reference_logprobs)",
+        "test_dpo.py::test_implicit_rewards_are_beta_times_the_log_ratio_without_a_gradient",
+    ),
+    # DPO 3: the loss
+    Mutant(
+        "DPO 3", "no reference in the loss", "dpo.py",
+        "h = beta * (chosen_ratio - rejected_ratio)",
+        "h = beta * (chosen - rejected)",
+        "test_dpo.py::test_a_policy_that_is_its_reference_loses_exactly_ln_2_whatever_beta_and_smoothing",
+    ),
+    # DPO 4: smoothing and the losses beside it
+    Mutant(
+        "DPO 4", "smoothing that is none", "dpo.py",
+        "wrong * F.logsigmoid(-h)",
+        "wrong * F.logsigmoid(h)",
+        "test_dpo.py::test_smoothing_mixes_the_surprise_at_the_label_with_that_at_its_opposite",
+    ),
+    Mutant(
+        "DPO 4", "IPO on means per token", "dpo.py",
+        "ipo_loss(*logprobs, *reference_logprobs, config.beta)",
+        "ipo_loss(*means, *(reference_logprobs / lengths), config.beta)",
+        "test_dpo.py::test_each_loss_sees_sums_or_means_as_its_paper_says",
+    ),
+    Mutant(
+        "DPO 4", "a gradient through KTO's baseline", "preference_losses.py",
+        "baseline = baseline.detach().clamp_min(0.0)",
+        "baseline = baseline.clamp_min(0.0)",
+        "test_preference_losses.py::test_ktos_gradient_is_the_closed_form_and_none_goes_through_the_baseline",
+    ),
+    # DPO 5: one pass, one frozen reference
+    Mutant(
+        "DPO 5", "chosen and rejected answers take turns", "reward_model.py",
+        "responses = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]",
+        "responses = [answer for _, *answers in pairs for answer in answers]",
+        "test_dpo.py::test_a_pairs_log_probs_are_sums_over_each_answer_and_its_end_read_one_by_one",
+    ),
+    Mutant(
+        "DPO 5", "the policy is its own reference", "dpo.py",
+        "known = pair_logprobs(reference, pairs, pad)",
+        "known = pair_logprobs(policy, pairs, pad)",
+        "test_dpo.py::test_only_the_policy_changes_and_the_reference_is_asked_once",
+    ),
+    Mutant(
+        "DPO 5", "the reference's numbers of other pairs", "dpo.py",
+        "known[:, rows]",
+        "known[:, : len(rows)]",
+        "test_dpo.py::test_each_step_is_one_of_fine_tunings_optimisers_down_the_gradient_with_the_reference_asked_anew",
+    ),
+    # DPO 6: what must change nothing
+    Mutant(
+        "DPO 6", "the rejected answer's reference is added", "dpo.py",
+        "rejected_ratio = rejected - reference_rejected",
+        "rejected_ratio = rejected + reference_rejected",
+        "test_dpo.py::test_the_same_constant_on_both_log_ratios_changes_nothing",
+    ),
+    Mutant(
+        "DPO 6", "the margin has no sign", "dpo.py",
+        "margin=(chosen - rejected).mean().item()",
+        "margin=(chosen - rejected).mean().abs().item()",
+        "test_dpo.py::test_swapping_the_pairs_swaps_the_rewards_and_turns_the_margins_sign",
+    ),
+    # Tutorials: errors seen in respected ones
+    Mutant(
+        "Tutorials 1", "log-probabilities averaged over tokens", "logprobs.py",
+        "logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)",
+        "logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1) / mask.sum(-1)",
+        "test_logprobs.py::test_a_responses_log_prob_is_the_sum_over_its_tokens_and_its_end_read_one_by_one",
+    ),
+    Mutant(
+        "Tutorials 2", "implicit rewards without beta", "dpo.py",
+        "return beta * (logprobs - reference_logprobs).detach()",
+        "return (logprobs - reference_logprobs).detach()",
+        "test_dpo.py::test_the_report_by_hand",
+    ),
+    Mutant(
+        "Tutorials 3", "beta divides", "dpo.py",
+        "h = beta * (chosen_ratio - rejected_ratio)",
+        "h = (chosen_ratio - rejected_ratio) / beta",
+        "test_dpo.py::test_the_loss_is_the_mean_surprise_at_beta_times_the_gap_of_the_log_ratios",
+    ),
+    Mutant(
+        "Tutorials 4", "the end token is not scored", "logprobs.py",
+        "mask[row, len(prompt) : end] = True",
+        "mask[row, len(prompt) : end - 1] = True",
+        "test_logprobs.py::test_the_mask_holds_the_whole_response_with_its_end_and_nothing_of_the_prompt_or_padding",
+    ),
+    Mutant(
+        "Tutorials 5", "F.kl_div of log-probabilities as if they were probabilities", "logprobs.py",
+        "divergence = (p.exp() * (p - q)).sum(-1)",
+        'divergence = nn.functional.kl_div(q, p, reduction="none").sum(-1)',
+        "test_logprobs.py::test_sequence_kl_equals_a_loop_over_tokens_and_vocabulary",
+    ),
+    Mutant(
+        "Tutorials 6", "top-50 samples with the whole distribution's log-probabilities", "sampling.py",
+        "tokens = (logprobs - clocks).argmax(-1)",
+        "tokens = (logprobs.masked_fill(logits < logits.topk(min(50, len(logits[0]))).values[:, -1:], -torch.inf) - clocks).argmax(-1)",
+        "test_sampling.py::test_no_token_is_too_unlikely_to_be_drawn",
+    ),
+    Mutant(
+        "Tutorials 7", "returns from whitened advantages", "ppo.py",
+        "if config.returns_after_whitening:",
+        "if config.whiten_advantages:",
+        "test_ppo.py::test_estimated_advantages_are_gae_of_the_penalised_rewards_and_returns_come_before_whitening",
+    ),
+    Mutant(
+        "Tutorials 8", "whitening adds the mean again", "ppo.py",
+        "return (whitened if shift_mean else whitened + mean) * mask",
+        "return (whitened + mean) * mask",
+        "test_ppo.py::test_whitened_values_have_mean_0_and_variance_1_over_n_within_the_mask",
+    ),
+    Mutant(
+        "Tutorials 9", "chosen up and rejected down, each by itself", "reward_model.py",
+        "loss = -F.logsigmoid(chosen - rejected).mean()",
+        "loss = -(F.logsigmoid(chosen) + F.logsigmoid(-rejected)).mean()",
+        "test_reward_model.py::test_equal_scores_cost_ln_2_and_other_differences_what_the_formula_says",
+    ),
+    Mutant(
+        "Tutorials 10", "padding and end are one token", "tokenizer.py",
+        '"<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"',
+        '"<|user|>", "<|assistant|>", "<|end|>", "<|end|>"',
+        "test_tokenizer.py::test_letters_are_numbered_as_karpathy_numbers_them_and_special_tokens_follow",
+    ),
+    Mutant(
+        "Tutorials 10", "the end masked as if it were padding", "chat.py",
+        "labels.append(token if answering else IGNORE)",
+        "labels.append(token if answering and token != tokenizer.end else IGNORE)",
+        "test_chat.py::test_graded_are_each_answers_text_and_its_end_and_nothing_else",
+    ),
+    Mutant(
+        "Tutorials 11", "the mask is lost", "sft.py",
+        "examples.append((tokens, labels if mask else list(tokens)))",
+        "examples.append((tokens, list(tokens)))",
+        "test_sft.py::test_without_the_mask_every_token_is_a_label_and_padding_still_is_none",
+    ),
+    Mutant(
+        "Tutorials 12", "a batch with nothing to grade goes through", "sft.py",
+        "if n_graded == 0:",
+        "if n_graded < 0:",
+        "test_sft.py::test_a_batch_without_graded_tokens_is_refused_and_never_nan",
+    ),
+    # The transformer and its cache
+    Mutant(
+        "Model", "attention looks into the future", "gpt.py",
+        "causal = allowed is None and q.size(2) > 1",
+        "causal = False",
+        "test_gpt.py::test_no_token_sees_the_future",
+    ),
+    Mutant(
+        "KV cache", "keys where the values belong", "gpt.py",
+        "values[:, :, self.length : end] = v",
+        "values[:, :, self.length : end] = k",
+        "test_gpt.py::test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows",
+    ),
+    # The tokenizer
+    Mutant(
+        "Tokenizer", "unknown characters become line breaks", "tokenizer.py",
+        "return [self.ids[character] for character in text]",
+        "return [self.ids.get(character, 0) for character in text]",
+        "test_tokenizer.py::test_no_text_can_spell_a_special_token",
+    ),
+    # The optimiser
+    Mutant(
+        "Optimiser", "momentum and gradient change places", "optim.py",
+        'momentum.lerp_(gradients, 1 - group["momentum"])',
+        'momentum.lerp_(gradients, group["momentum"])',
+        "test_pretrain.py::test_muon_steps_along_the_orthogonalised_nesterov_momentum",
+    ),
+)  # fmt: skip
+
+
+def faults() -> list[str]:
+    """What is wrong with the list itself: details without a mutant, and strings that do not occur once."""
+    covered = {mutant.detail for mutant in MUTANTS}
+    found = [f"{detail} has no mutant" for detail in DETAILS if detail not in covered]
+    for mutant in MUTANTS:
+        times = (ROOT / PACKAGE / mutant.module).read_text(encoding="utf-8").count(mutant.old)
+        if times != 1:
+            found.append(f"{mutant.module} has {mutant.old!r} {times} times")
+    return found
+
+
+def run_tests(tests: list[str], mutant: Mutant | None = None) -> str:
+    """Run tests on a copy of the package, with a mutant in it if given: "passed", "failed" or what went wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("code", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("pyproject.toml", "conftest.py"):
+            shutil.copy(ROOT / part, folder / part)
+        if mutant:
+            path = folder / PACKAGE / mutant.module
+            source = path.read_text(encoding="utf-8").replace(mutant.old, mutant.new)
+            path.write_text(source, encoding="utf-8")
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=short", "--color=no"]
+        command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
+        single = dict(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", PYTHONUTF8="1")
+        try:
+            found = subprocess.run(
+                command, cwd=folder, env={**os.environ, **single}, timeout=TIMEOUT,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"not done after {TIMEOUT} s"
+    # Exit code 1 stands for errors in fixtures, too
+    if found.returncode == 1 and "\nFAILED tests/" in found.stdout:
+        return "failed"
+    return "passed" if found.returncode == 0 else f"exit code {found.returncode}:\n{found.stdout}"
+
+
+def markdown() -> str:
+    """The table of mutants as the book shows it."""
+    rows = [
+        f"| {mutant.detail} | {mutant.what} | `{mutant.module}` | `{mutant.test}` |" for mutant in MUTANTS
+    ]
+    return "\n".join(["| detail | what was broken | module | test |", "|---|---|---|---|", *rows, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many run at a time")
+    parser.add_argument("--markdown", type=Path, help="a file to write the table to")
+    arguments, started = parser.parse_args(), time.perf_counter()
+    if faults():
+        print(*faults(), sep="\n")
+        return 1
+    tests = sorted({mutant.test for mutant in MUTANTS})
+    unbroken = run_tests(tests)
+    print(f"{len(tests)} tests on the package as it is: {unbroken}", flush=True)
+    if unbroken != "passed":
+        return 1
+    caught = 0
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = pool.map(lambda mutant: run_tests([mutant.test], mutant), MUTANTS)
+        for mutant, outcome in zip(MUTANTS, outcomes):
+            caught += outcome == "failed"
+            verdict = "caught" if outcome == "failed" else f"NOT CAUGHT ({outcome})"
+            row = (f"{mutant.detail:14}", f"{mutant.what:68}", f"{mutant.module:20}", mutant.test, verdict)
+            print(*row, sep=" | ", flush=True)
+    print(f"{caught} of {len(MUTANTS)} caught, in {time.perf_counter() - started:.0f} s")
+    if caught == len(MUTANTS) and arguments.markdown:
+        arguments.markdown.write_text(markdown(), encoding="utf-8")
+    return 0 if caught == len(MUTANTS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

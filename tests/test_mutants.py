@@ -1,0 +1,69 @@
+"""The list of mutants (mutants.py, run by itself): each can be made, is one line, and names a test that is there."""
+
+import ast
+import functools
+
+import mutants
+import pytest
+from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, faults, markdown
+
+NUMBERED = {"SFT": 6, "Reward model": 5, "Rollouts": 6, "PPO": 10, "DPO": 6, "Tutorials": 12}
+each = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.detail}: {mutant.what}")
+
+
+@functools.cache
+def source(module):
+    return (ROOT / PACKAGE / module).read_text(encoding="utf-8")
+
+
+@functools.cache
+def names_in(file):
+    body = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8")).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+@each
+def test_what_is_replaced_stands_there_once_on_one_line_and_python_can_read_what_comes_of_it(mutant):
+    assert source(mutant.module).count(mutant.old) == 1
+    assert mutant.new != mutant.old and "\n" not in mutant.old + mutant.new
+    broken = source(mutant.module).replace(mutant.old, mutant.new)
+    # More than a comment or the layout has changed
+    assert ast.dump(ast.parse(broken)) != ast.dump(ast.parse(source(mutant.module)))
+
+
+@each
+def test_the_named_test_is_in_the_named_file(mutant):
+    file, name = mutant.test.split("::")
+    assert name in names_in(file)
+
+
+def test_every_numbered_detail_has_a_mutant_and_there_are_sixty_or_more_no_two_of_them_the_same():
+    assert list(DETAILS) == [f"{group} {i + 1}" for group, n in NUMBERED.items() for i in range(n)]
+    assert {mutant.detail for mutant in MUTANTS} == {*DETAILS, "Model", "KV cache", "Tokenizer", "Optimiser"}
+    assert len(MUTANTS) >= 60
+    broken = [source(mutant.module).replace(mutant.old, mutant.new) for mutant in MUTANTS]
+    assert len(set(broken)) == len(MUTANTS)
+    assert len({(mutant.detail, mutant.what) for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_a_detail_without_a_mutant_and_a_line_that_has_changed_are_named(monkeypatch):
+    assert faults() == []
+    first, *others = MUTANTS
+    gone = mutants.Mutant("PPO 5", "gone", "ppo.py", "no such line", "", "test_ppo.py::test_x")
+    twice = mutants.Mutant("PPO 5", "twice", "ppo.py", "import", "", "test_ppo.py::test_x")
+    monkeypatch.setattr(mutants, "DETAILS", DETAILS | {"PPO 11": "Another."})
+    monkeypatch.setattr(mutants, "MUTANTS", (first, *others, gone, twice))
+    times = source("ppo.py").count("import")
+    assert times > 1 and faults() == [
+        "PPO 11 has no mutant", "ppo.py has 'no such line' 0 times", f"ppo.py has 'import' {times} times",
+    ]  # fmt: skip
+
+
+def test_the_books_table_has_a_row_of_four_cells_per_mutant():
+    head, rule, *rows = markdown().splitlines()
+    assert head == "| detail | what was broken | module | test |" and set(rule) == set("|-")
+    assert len(rows) == len(MUTANTS)
+    for row, mutant in zip(rows, MUTANTS):
+        assert [cell.strip(" `") for cell in row.strip("|").split("|")] == [
+            mutant.detail, mutant.what, mutant.module, mutant.test,
+        ]  # fmt: skip
