@@ -514,6 +514,17 @@ def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(value_st
     assert held > 0 and not found["entropy"].requires_grad
 
 
+def test_a_prompt_token_that_the_policy_all_but_excludes_leaves_the_kl_in_the_loss_and_its_gradient_finite():
+    """e^r of such a token is infinite in float32, and 0 times infinity no number."""
+    some, config = models(torch.float32), replace(TINY, kl_in="loss", kl_estimator="k3")
+    rollout = rollout_of(some)
+    advantages, returns = estimate_advantages(rollout, config, 0.1)
+    some.policy.head.register_forward_hook(lambda layer, inputs, logits: logits - 200 * (torch.arange(69) == TOKENIZER.assistant))
+    losses = minibatch_losses(some, rollout, advantages, returns, config, 0.1)
+    losses["total"].backward()
+    assert torch.isfinite(losses["total"]) and all(torch.isfinite(p.grad).all() for p in some.policy.parameters())
+
+
 def test_the_gradient_reaches_policy_and_value_model_and_no_one_else():
     some, config = models(), replace(TINY, kl_in="loss")
     rollout = rollout_of(some)

@@ -371,7 +371,8 @@ def minibatch_losses(
     )
     total = loss
     if config.kl_in == "loss":
-        kl = kl_estimate(logprobs, rollout.reference_logprobs, config.kl_estimator)
+        # Leave out what is no action: k3 of an unlikely prompt token would overflow
+        kl = kl_estimate(logprobs * actions, rollout.reference_logprobs, config.kl_estimator)
         total = total + beta * masked_mean(kl, actions)
     if models.value_model is not None:
         values = models.value_model(rollout.tokens)[:, :-1]  # (B, A)
