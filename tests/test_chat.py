@@ -173,6 +173,14 @@ def test_growing_keeps_all_other_weights_bit_for_bit(config):
     assert all(torch.equal(before[name], after[name]) for name in others)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_grown_model_has_the_precision_of_the_one_it_was_grown_from(dtype):
+    model, tokens = moved(CONFIGS[0]).to(dtype), torch.randint(65, (4, 64), generator=seeded())
+    grown = grow_vocabulary(model, 69)
+    assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
+    torch.testing.assert_close(grown(tokens)[..., :65], model(tokens), rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-13)
+
+
 @given(st.integers(0, 10**6), st.integers(0, 30))
 @settings(deadline=None, max_examples=50)
 def test_a_new_token_gets_at_most_one_vth_of_the_old_probability(seed, scale):

@@ -123,6 +123,60 @@ def test_norm_gives_mean_0_and_variance_1():
     assert torch.allclose(y.var(-1, unbiased=False), torch.ones(7, dtype=torch.float64), atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", CONFIGS)
+def test_a_block_adds_to_the_stream_what_attention_and_mlp_make_of_a_normed_copy_of_it(changes):
+    model = small(**changes)
+    block, rotation = model.blocks[1], model.rotation[:7].double() if model.config.rope else None
+
+    def normed(x, layer):
+        y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return y if model.config.bare else y * layer.weight + layer.bias
+
+    x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 2
+    y = x + block.attention(normed(x, block.attention_norm), rotation, None, None)
+    expected = y + block.mlp(normed(y, block.mlp_norm))
+    torch.testing.assert_close(block(x, rotation, None, None), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("changes", CONFIGS)
+def test_the_mlp_is_two_layers_with_the_squared_relu_or_gpt2s_gelu_between(changes):
+    mlp = small(**changes).blocks[0].mlp
+    x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    h = mlp.up(x)
+    gelu = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+    expected = mlp.down(h.clamp(min=0) ** 2 if changes.get("relu2", True) else gelu)
+    torch.testing.assert_close(mlp(x), expected, rtol=0, atol=1e-12)
+
+
+def spreads(config):
+    """The root mean square of each weight of a new model, by name."""
+    model = GPT(config, torch.Generator().manual_seed(0))
+    return {name: parameter.square().mean().sqrt().item() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_the_books_weights_keep_the_variance_of_their_input_but_for_those_that_start_at_zero(zero_init):
+    found = spreads(GPTConfig(n_layer=2, width=64, rope=False, zero_init=zero_init))
+    assert len(found) == 3 + 2 * 4
+    for name, spread in found.items():
+        if zero_init and (name == "head.weight" or name.endswith(("attention.out.weight", "mlp.down.weight"))):
+            assert spread == 0
+        else:
+            inputs = 1 if "embedding" in name else 256 if "down" in name else 64
+            assert spread == pytest.approx(inputs**-0.5, rel=0.05), name
+
+
+def test_gpt2s_weights_start_small_and_those_that_write_to_the_stream_smaller_the_deeper_the_model():
+    for name, spread in spreads(GPTConfig.gpt2(n_layer=8, width=64)).items():
+        if name.endswith("bias"):
+            assert spread == 0
+        elif "norm" in name:
+            assert spread == 1
+        else:
+            writes = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            assert spread == pytest.approx(0.02 / 4 if writes else 0.02, rel=0.05), name  # 4 is the root of 2 x 8
+
+
 def test_zero_init_starts_uniform_and_every_block_as_the_identity():
     model = GPT(GPTConfig())
     tokens = torch.randint(65, (2, 9))

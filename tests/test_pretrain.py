@@ -8,7 +8,7 @@ import torch
 
 from posttrain.data import corpus
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.optim import Muon, orthogonalise
+from posttrain.optim import POLAR_EXPRESS, Muon, orthogonalise
 from posttrain.pretrain import (
     PretrainConfig,
     base_model,
@@ -66,6 +66,16 @@ def test_orthogonalise_moves_singular_values_to_1_and_keeps_their_vectors():
         assert (torch.linalg.svdvals(result) - 1).abs().max() < 0.35
         similarity = (result * exact).sum((-2, -1)) / (result.norm(dim=(-2, -1)) * exact.norm(dim=(-2, -1)))
         assert similarity.min() > 0.98
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_orthogonalise_puts_the_singular_values_through_its_polynomials(steps):
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    s = s / (1.01 * matrices.square().sum((1, 2)).sqrt()[:, None])
+    for a, b, c in POLAR_EXPRESS[:steps]:
+        s = a * s + b * s**3 + c * s**5
+    torch.testing.assert_close(orthogonalise(matrices, steps), u * s[:, None] @ v, rtol=0, atol=1e-6)
 
 
 def test_muon_steps_along_the_orthogonalised_nesterov_momentum():

@@ -54,7 +54,7 @@ from posttrain.reward_model import (
     train_reward_model,
 )
 from posttrain.sampling import generate
-from posttrain.sft import SFTConfig
+from posttrain.sft import SFTConfig, epochs
 
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [65, 66], [65, 7, 66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6], [8, 20, 30, 67]]
@@ -211,6 +211,24 @@ def test_a_steps_loss_and_update_are_those_of_the_whole_batch_written_out(weight
         moved_by = (trained - reference).detach()[sure]
         torch.testing.assert_close(moved_by, -0.01 * reference.grad[sure].sign(), rtol=0.02, atol=0, msg=name)
     assert model.shift == 0.25 and model.scale == 1.5
+
+
+def test_every_step_is_one_of_adamws_down_the_gradient_of_its_own_batch_alone():
+    model, pairs, config = judge(), encode_pairs(PAIRS, TOKENIZER, 64), RewardConfig(steps=4, batch_size=2, lr=0.01)
+    twin, batches = copy.deepcopy(model), epochs(4, 2, seeded(config.seed))
+    optimizer = torch.optim.AdamW(twin.parameters(), weight_decay=0.0)
+    for step, found in enumerate(reward_steps(model, pairs, config, PAD)):
+        optimizer.param_groups[0]["lr"] = 0.01 * (4 - step) / 4
+        tokens, mask = pack_pairs([pairs[i] for i in next(batches)], PAD)
+        scores = twin.token_scores(tokens)
+        loss = bradley_terry_loss(*last_of(scores, mask).chunk(2), config.centring)
+        loss = loss + config.token_weight * token_level_loss(scores, tokens, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        close(found, loss, 1e-9)
+        for (name, one), other in zip(model.named_parameters(), twin.parameters()):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-9, msg=name)
 
 
 def test_the_first_loss_of_a_new_model_is_near_ln_2_per_comparison():
