@@ -124,7 +124,7 @@ pieces = st.one_of(
 anything = st.lists(pieces, max_size=5).map("".join)
 
 
-@search(50)
+@search(40)
 @given(texts, st.lists(st.integers(0, len(ALPHABET) - 1), max_size=20))
 def test_text_to_ids_and_back_and_ids_to_text_and_back(text, ids):
     encoded = TOKENIZER.encode(text)
@@ -133,7 +133,7 @@ def test_text_to_ids_and_back_and_ids_to_text_and_back(text, ids):
     assert TOKENIZER.encode(TOKENIZER.decode(ids)) == ids
 
 
-@search(100)
+@search(80)
 @given(anything)
 def test_any_text_is_encoded_as_it_stands_or_refused_with_its_first_stranger_and_that_ones_place(text):
     strangers = [i for i, character in enumerate(text) if character not in ALPHABET]
@@ -146,7 +146,7 @@ def test_any_text_is_encoded_as_it_stands_or_refused_with_its_first_stranger_and
     assert str(caught.value).startswith(f"{first!r} (U+{ord(first):04X}, at position {strangers[0]})")
 
 
-@search(70)
+@search(40)
 @given(anything, anything)
 def test_cleaning_goes_character_by_character_keeps_the_good_ones_and_makes_the_others_encodable(text, other):
     cleaned = TOKENIZER.clean(text)
@@ -162,7 +162,7 @@ def test_cleaning_goes_character_by_character_keeps_the_good_ones_and_makes_the_
             assert bool(TOKENIZER.clean(character)) == bool(bare)
 
 
-@search(60)
+@search(45)
 @given(st.sampled_from(ALPHABET), st.text(st.characters(min_codepoint=0x300, max_codepoint=0x345), max_size=3))
 def test_a_character_loses_its_accents_however_they_are_typed(character, accents):
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -192,7 +192,7 @@ def graded(turns):
     return marks
 
 
-@search(60)
+@search(45)
 @given(conversations)
 def test_a_conversation_can_be_read_back_from_its_tokens(turns):
     text = TOKENIZER.decode(render(turns, TOKENIZER))
@@ -202,7 +202,7 @@ def test_a_conversation_can_be_read_back_from_its_tokens(turns):
     assert [bool(end) for *_, end in found] == [role == "assistant" for _, role, _, _ in found]
 
 
-@search(50)
+@search(40)
 @given(st.lists(turns_of(anything), max_size=4))
 def test_no_text_can_spell_a_special_token(turns):
     clean = [turn | dict(content=TOKENIZER.clean(turn["content"])) for turn in turns]
@@ -215,7 +215,7 @@ def test_no_text_can_spell_a_special_token(turns):
     assert found == +Counter({TOKENIZER.user: roles["user"], TOKENIZER.assistant: answers, END: answers})
 
 
-@search(60)
+@search(45)
 @given(conversations, st.data())
 def test_labels_grade_the_assistants_text_and_its_end_and_never_a_prompt_token_however_much_is_read(turns, data):
     tokens = render(turns, TOKENIZER)
@@ -249,7 +249,7 @@ def test_the_loss_of_any_batch_pulls_where_an_assistants_token_comes_next_and_no
     assert count_graded(labels) == expected.sum()
 
 
-@search(50)
+@search(40)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 67), min_size=1, max_size=8), seeds), min_size=1, max_size=5))
 def test_collated_rows_can_be_taken_apart_again(rows):
     examples = []
@@ -279,7 +279,7 @@ def test_a_batchs_gradient_does_not_depend_on_its_parts_or_on_the_order_of_its_r
     assert gradients[0].abs().max() > 1e-4
 
 
-@search(60)
+@search(45)
 @given(st.integers(1, 9), st.integers(1, 14), st.integers(1, 40), seeds)
 def test_epochs_are_fair_however_many_batches_were_taken(n, batch_size, batches, seed):
     taken = list(itertools.islice(epochs(n, batch_size, seeded(seed)), batches))
@@ -307,7 +307,7 @@ def padded_with_anything(rows, pad, extra, seed):
     return torch.where(real, tokens, torch.randint(69, tokens.shape, generator=seeded(seed))), mask
 
 
-@search(60)
+@search(45)
 @given(ragged, pads)
 def test_packed_rows_can_be_taken_apart_again(rows, pad):
     tokens, mask = pack(*map(list, zip(*rows)), pad)
@@ -345,7 +345,7 @@ def test_log_probs_of_a_response_and_of_its_continuation_add_up(model, prompt, o
     close(single, (model(torch.tensor([prompt]))[0, -1] / temperature).log_softmax(-1)[one[0]], 1e-10)
 
 
-@search(50)
+@search(40)
 @given(ragged, pads, st.sampled_from([1.0, 100.0, 1e4]), seeds)
 def test_log_probs_are_finite_and_at_most_0_for_logits_of_any_size_and_impossible_padding(rows, pad, scale, seed):
     tokens, mask = pack(*map(list, zip(*rows)), pad)
@@ -367,7 +367,7 @@ def test_a_score_does_not_depend_on_neighbours_or_padding_and_is_read_at_the_res
     close(JUDGE(tokens, mask), torch.stack(alone), 1e-10)
 
 
-@search(50)
+@search(40)
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=1, max_size=5))
 def test_the_last_value_is_read_under_any_mask(rows):
     values, mask = normal(len(rows), 6), torch.tensor(rows)
@@ -432,7 +432,7 @@ def test_attention_is_shared_out_among_the_tokens_so_far(model, rows):
     assert (maps >= 0).all() and (maps.triu(1) == 0).all()
 
 
-@search(50)
+@search(40)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 23), st.sampled_from([2, 4, 8]), seeds)
 def test_rotations_keep_lengths_and_show_how_far_apart_two_tokens_are_and_not_where(one, other, further, size, seed):
     table = rotation_table(64, size)
@@ -457,7 +457,7 @@ def test_to_a_rotary_model_a_text_reads_the_same_wherever_it_stands(tokens, star
 # Sampling and its cache
 
 
-@search(50)
+@search(40)
 @given(st.lists(prompts, min_size=1, max_size=5))
 def test_left_padded_prompts_end_together_and_see_themselves_and_their_own_past_alone(rows):
     tokens, mask = left_pad(rows)
@@ -576,7 +576,7 @@ def mean_estimate(p, q, kind):
     return (p.exp() * kl_estimate(p, q, kind)).sum()
 
 
-@search(70)
+@search(40)
 @given(two_distributions())
 def test_the_mean_of_k1_and_of_k3_over_all_outcomes_is_the_exact_kl(both):
     p, q = both
@@ -586,7 +586,7 @@ def test_the_mean_of_k1_and_of_k3_over_all_outcomes_is_the_exact_kl(both):
     close(exact_kl(p.exp(), q.exp()), exact, 1e-9)
 
 
-@search(70)
+@search(40)
 @given(two_distributions())
 def test_the_mean_of_k2_misses_the_kl_by_no_more_than_the_third_power_of_the_log_ratio_and_grows_as_its_square(both):
     p, q = both
@@ -598,7 +598,7 @@ def test_the_mean_of_k2_misses_the_kl_by_no_more_than_the_third_power_of_the_log
     assert abs(k2 - exact) <= remainder + 1e-9
 
 
-@search(70)
+@search(40)
 @given(two_distributions())
 def test_k2_and_k3_are_never_negative_k2_is_half_of_k1_squared_and_equals_are_0_apart(both):
     p, q = both
@@ -609,7 +609,7 @@ def test_k2_and_k3_are_never_negative_k2_is_half_of_k1_squared_and_equals_are_0_
     assert all(kl_estimate(p, p, kind).abs().max() == 0 for kind in ("k1", "k2", "k3"))
 
 
-@search(60)
+@search(45)
 @given(two_distributions(extreme=8))
 def test_the_mean_gradient_of_k1_is_nothing_that_of_k2_the_kls_and_that_of_k3_the_reverse_kls(both):
     logits, q = both[0].clone().requires_grad_(), both[1]
@@ -658,7 +658,7 @@ def test_any_policy_falls_short_of_the_optimum_by_beta_times_its_kl_to_it(policy
     close(distribution(TabularPolicy.of(found)), found)  # and a table holds any distribution
 
 
-@search(60)
+@search(45)
 @given(two_distributions(), numbers(-1e3, 1e3), temperatures)
 def test_entropy_lies_between_0_and_that_of_equal_odds_and_no_other_code_is_shorter(both, shift, temperature):
     p, q = both
@@ -691,7 +691,7 @@ def discounted(numbers, rate):
     return sum(rate**k * number for k, number in enumerate(numbers))
 
 
-@search(60)
+@search(45)
 @given(episodes(), numbers(0, 1), numbers(0, 1))
 def test_gae_is_the_discounted_sum_of_all_later_surprises(episode, gamma, lam):
     rewards, values, actions = episode
@@ -706,7 +706,7 @@ def test_gae_is_the_discounted_sum_of_all_later_surprises(episode, gamma, lam):
     close(returns, expected + values * actions, 1e-9)
 
 
-@search(60)
+@search(45)
 @given(episodes(), numbers(0, 1))
 def test_with_lambda_1_advantages_are_returns_less_values_and_with_0_one_step_of_surprise(episode, gamma):
     rewards, values, actions = episode
@@ -722,7 +722,7 @@ def test_with_lambda_1_advantages_are_returns_less_values_and_with_0_one_step_of
     close(one_step, (rewards + gamma * F.pad(inside, (0, 1))[:, 1:] - inside) * actions, 1e-9)
 
 
-@search(50)
+@search(40)
 @given(episodes(), numbers(-20, 20), numbers(0, 2), seeds)
 def test_a_responses_rewards_add_up_to_its_score_less_its_kl_whatever_stands_around_it(episode, score, beta, seed):
     kl, noise, actions = episode
@@ -743,7 +743,7 @@ def masked(draw, size=100.0):
     return tensors(draw, -size, size, B, A), torch.tensor(marks).view(B, A)
 
 
-@search(60)
+@search(45)
 @given(masked(), numbers(0.5, 20), numbers(-50, 50))
 def test_whitened_values_have_mean_0_and_variance_1_or_keep_their_mean_whatever_their_unit_and_zero(both, unit, zero):
     values, mask = both
@@ -762,7 +762,7 @@ def test_whitened_values_have_mean_0_and_variance_1_or_keep_their_mean_whatever_
         assert white.abs().max() == 0
 
 
-@search(60)
+@search(45)
 @given(st.integers(2, 4), st.integers(1, 3), st.data())
 def test_comparisons_within_a_group_add_up_to_0_and_do_not_see_what_all_its_answers_share(group, prompts, data):
     returns = tensors(data.draw, -10, 10, prompts * group)
@@ -781,7 +781,7 @@ def test_comparisons_within_a_group_add_up_to_0_and_do_not_see_what_all_its_answ
 # PPO's losses
 
 
-@search(50)
+@search(40)
 @given(masked(10.0), seeds, numbers(0.05, 0.5), st.data())
 def test_inside_its_range_the_clipped_loss_is_the_unclipped_one_with_its_gradient(both, seed, clip_eps, data):
     advantages, mask = both
@@ -795,7 +795,7 @@ def test_inside_its_range_the_clipped_loss_is_the_unclipped_one_with_its_gradien
     assert clip_fraction == 0
 
 
-@search(50)
+@search(40)
 @given(masked(10.0), masked(10.0), seeds, numbers(0.05, 0.5), st.data())
 def test_the_clipped_loss_is_never_below_the_unclipped_one_and_lets_go_where_there_is_no_more_to_gain(
     both, others, seed, clip_eps, data
@@ -838,7 +838,7 @@ def test_the_clipped_value_loss_is_the_plain_one_within_its_room_and_never_below
     close(value_loss(near, old, returns, mask, clip), value_loss(near, old, returns, mask, 0), 1e-9)
 
 
-@search(60)
+@search(45)
 @given(numbers(1e-3, 1), numbers(-5, 100), numbers(-5, 100), numbers(0.5, 20), st.integers(1, 100), st.integers(100, 500))
 def test_beta_rises_with_the_kl_stays_at_its_target_and_moves_by_a_fifth_at_most(beta, kl, other, target, n, horizon):
     low, high = sorted((kl, other))
@@ -862,7 +862,7 @@ def swapped(chosen, rejected, *reference):
     return [rejected, chosen, *reference[::-1]]
 
 
-@search(60)
+@search(45)
 @given(nats, betas, numbers(0, 1))
 def test_swapping_the_pairs_moves_dpo_by_their_margin_and_turns_the_smoothing_round(sides, beta, wrong):
     chosen, rejected = (implicit_rewards(sides[i], sides[i + 2], beta) for i in range(2))
@@ -876,7 +876,7 @@ def test_swapping_the_pairs_moves_dpo_by_their_margin_and_turns_the_smoothing_ro
     assert torch.isfinite(loss) and loss >= 0
 
 
-@search(60)
+@search(45)
 @given(nats, per_token, betas, numbers(-5, 50))
 def test_swapping_the_pairs_does_to_each_loss_what_its_formula_says(sides, means, beta, baseline):
     gap = (sides[0] - sides[2]) - (sides[1] - sides[3])
@@ -891,7 +891,7 @@ def test_swapping_the_pairs_does_to_each_loss_what_its_formula_says(sides, means
     close(kto_loss(*ratios, z, beta) + kto_loss(*swapped(*ratios), z, beta), 1.0, 1e-9)
 
 
-@search(60)
+@search(45)
 @given(batches_of(2, -200, 200), numbers(0, 0.5))
 def test_swapping_the_pairs_moves_bradley_and_terry_by_the_gap_and_leaves_the_centring_as_it_is(scores, centring):
     chosen, rejected = scores
@@ -902,7 +902,7 @@ def test_swapping_the_pairs_moves_bradley_and_terry_by_the_gap_and_leaves_the_ce
     close(bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected), 1e-9)
 
 
-@search(50)
+@search(40)
 @given(nats, betas, numbers(-100, 100), numbers(0, 1))
 def test_dpo_sees_the_gap_of_the_log_ratios_alone_and_is_the_reward_models_loss_of_it(sides, beta, shift, wrong):
     chosen, rejected, *reference = sides
@@ -921,7 +921,7 @@ def test_dpo_sees_the_gap_of_the_log_ratios_alone_and_is_the_reward_models_loss_
     close(loss, torch.stack(alone).mean(), 1e-9)
 
 
-@search(50)
+@search(40)
 @given(batches_of(4, -1e5, 0), betas)
 def test_dpo_raises_the_chosen_answer_and_lowers_the_rejected_one_by_the_same_finite_force(sides, beta):
     chosen, rejected, *reference = sides
@@ -932,7 +932,7 @@ def test_dpo_raises_the_chosen_answer_and_lowers_the_rejected_one_by_the_same_fi
     close(rejected.grad, -chosen.grad)
 
 
-@search(50)
+@search(40)
 @given(batches_of(4, -300, 0), betas)
 def test_swapping_the_pairs_swaps_the_rewards_that_are_reported(sides, beta):
     asked = torch.stack(sides[:2]), torch.stack(sides[2:])
@@ -958,7 +958,7 @@ def test_a_pairs_log_probs_swap_with_its_answers_and_do_not_depend_on_the_other_
         close(found[:, i], get_response_log_probs(POLICY, *pack([prompt] * 2, answers, PAD), temperature), 1e-10)
 
 
-@search(60)
+@search(45)
 @given(batches_of(1, -30, -1e-6))
 def test_log_odds_rise_with_the_log_probability_and_the_sigmoid_takes_them_back(logprobs):
     (logprobs,) = logprobs
@@ -968,7 +968,7 @@ def test_log_odds_rise_with_the_log_probability_and_the_sigmoid_takes_them_back(
     assert (found[order].diff() >= 0).all()
 
 
-@search(50)
+@search(40)
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4), st.integers(4, 24), seeds)
 def test_encoded_pairs_fit_into_the_context_and_differ(rows, context, seed):
     pairs = [pair(f"pair {i}", *row) for i, row in enumerate(rows)]
@@ -1030,7 +1030,7 @@ def test_the_best_of_more_is_no_worse_is_one_of_them_and_does_not_depend_on_thei
     assert first == answers[0][0] and score == scores[0, 0]
 
 
-@search(50)
+@search(40)
 @given(st.lists(numbers(0.01, 1), min_size=1, max_size=8), st.integers(1, 64))
 def test_no_best_of_n_is_further_from_one_draw_than_the_formula_says(weights, n):
     total, below, exact = math.fsum(weights), 0.0, 0.0
@@ -1049,7 +1049,7 @@ def test_no_best_of_n_is_further_from_one_draw_than_the_formula_says(weights, n)
 tied = st.one_of(st.integers(-2, 2).map(float), numbers(-1e3, 1e3))
 
 
-@search(60)
+@search(45)
 @given(st.lists(st.tuples(tied, tied), min_size=1, max_size=8))
 def test_two_win_rates_of_one_contest_make_1(rows):
     a, b = (list(side) for side in zip(*rows))
@@ -1067,7 +1067,7 @@ REAL = frozenset([*COURTEOUS, *BLUNT, "the", "and", "thou"])
 BOUNDS = dict(courtesy=(-1, 1), ending=(-1, 0), length=(-1, 0), repetition=(-1.6, 0), spelling=(-2, 0))
 
 
-@search(100)
+@search(80)
 @given(st.one_of(answers, anything))
 def test_the_gold_score_is_the_sum_of_parts_within_their_bounds_and_1_at_the_most(answer):
     parts = gold_parts(answer, REAL)
@@ -1083,7 +1083,7 @@ def test_the_gold_score_is_the_sum_of_parts_within_their_bounds_and_1_at_the_mos
     assert manner(answer) in (-1, 0, 1)
 
 
-@search(60)
+@search(45)
 @given(st.lists(texts, max_size=4), texts)
 def test_a_text_is_an_answer_where_it_has_words_and_ends_once(parts, text):
     assert answered(text + "<|end|>") == bool(text.strip())
@@ -1101,7 +1101,7 @@ def test_runs_of_words_are_counted_whatever_the_order_of_the_answers_and_halved_
     assert distinct_n(some * 2, n) == pytest.approx(share / 2)
 
 
-@search(50)
+@search(40)
 @given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=8), st.integers(-50, 50), st.integers(1, 20))
 def test_an_interval_lies_evenly_around_the_mean_widens_with_confidence_and_follows_zero_and_unit(values, zero, unit):
     values = [value / 100 for value in values]
@@ -1190,7 +1190,7 @@ def decomposed(draw):
     return U, tensors(draw, 0.01, 10, P, k), V.mT
 
 
-@search(50)
+@search(40)
 @given(decomposed(), st.integers(1, 5))
 def test_orthogonalising_keeps_the_singular_directions_and_sends_each_value_through_the_polynomials(parts, steps):
     U, S, V = parts
