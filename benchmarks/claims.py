@@ -136,14 +136,12 @@ def policy_claims(shakespeare: corpus.Corpus, seeds: int) -> Iterator[Claim]:
 
 def enumerable_claims(seeds: int) -> Iterator[Claim]:
     """Chapter 5's world of 64 words: both methods reach the formula's optimum."""
-    torch.set_num_threads(1)
-    world, beta, distance = build_world(), 0.5, {"PPO": [], "DPO": []}
-    for seed in progress(range(seeds), total=seeds):
-        drawing, learning, acting = (torch.Generator().manual_seed(seed) for _ in range(3))
-        pairs = draw_pairs(world, 10_000, drawing, exact=True)
-        distance["PPO"].append(ppo_run(world, beta, acting)[1][-1]["tv"])
-        distance["DPO"].append(dpo_run(world, beta, pairs, learning)[1][-1]["tv"])
-    for name, values in distance.items():
+    world, beta = build_world(), 0.5
+    pairs = [draw_pairs(world, 10_000, torch.Generator().manual_seed(seed), exact=True) for seed in range(seeds)]
+    by_ppo = workers.run_all(ppo_run, [(world, beta, seed) for seed in range(seeds)], progress)
+    by_dpo = workers.run_all(dpo_run, [(world, beta, pairs[seed], seed) for seed in range(seeds)], progress)
+    for name, runs in (("PPO", by_ppo), ("DPO", by_dpo)):
+        values = [history[-1]["tv"] for _, history in runs]
         yield Claim(5, f"64 words: {name}'s total variation to the optimum", "<=", 0.02, values)
 
 

@@ -339,6 +339,7 @@ def test_losses_without_a_reference_do_not_see_it(loss):
         (dict(beta=-0.1), "beta is -0.1"),
         (dict(label_smoothing=0.5), "label_smoothing is 0.5"),
         (dict(label_smoothing=-0.1), "label_smoothing is -0.1"),
+        (dict(loss="ipo", label_smoothing=0.1), "label_smoothing goes with the loss 'dpo', not with 'ipo'"),
         (dict(steps=0), "steps is 0: use at least 1"),
         (dict(batch_size=0), "batch_size is 0: use at least 1"),
         (dict(loss="kto", batch_size=1), "batch_size is 1: use at least 2"),
@@ -354,7 +355,7 @@ def test_settings_that_cannot_work_are_refused_by_name(changes, message):
         next(dpo_steps(policy, reference, PAIRS, config))
     check_config(TINY)
     for loss in LOSSES:
-        check_config(DPOConfig(loss=loss, label_smoothing=0.49, steps=1, batch_size=2 if loss == "kto" else 1, replay=0))
+        check_config(DPOConfig(loss=loss, label_smoothing=0.49 if loss == "dpo" else 0.0, steps=1, batch_size=2 if loss == "kto" else 1, replay=0))
 
 
 # The loop

@@ -280,7 +280,7 @@ def test_at_the_optimum_every_advantage_is_zero_and_no_word_is_a_surprise():
 
 def test_ppo_reaches_the_optimum():
     before = weights(WORLD.reference)
-    trained, history = ppo_run(WORLD, BETA, seeded())
+    trained, history = ppo_run(WORLD, BETA, 0)
     assert same(before, WORLD.reference)
     assert [entry["words"] for entry in history] == [256 * i for i in range(101)]
     assert history[0]["kl"] == pytest.approx(0, abs=1e-12) and history[0]["tv"] > 0.5
@@ -289,7 +289,7 @@ def test_ppo_reaches_the_optimum():
 
 
 def test_without_the_penalty_in_the_reward_ppo_ends_far_away():
-    _, history = ppo_run(WORLD, BETA, seeded(), iterations=60, kl_in="loss", kl_estimator="k1")
+    _, history = ppo_run(WORLD, BETA, 0, iterations=60, kl_in="loss", kl_estimator="k1")
     assert history[-1]["tv"] > 0.5 and history[-1]["kl"] > 3
 
 
@@ -297,7 +297,7 @@ def test_without_the_penalty_in_the_reward_ppo_ends_far_away():
 def test_ppo_repeats_itself_by_seed_and_leaves_its_start_alone(changes):
     start = policy(6)
     before = weights(start)
-    runs = [ppo_run(WORLD, BETA, seeded(s), start, iterations=3, batch_size=32, **changes)[1] for s in (0, 0, 1)]
+    runs = [ppo_run(WORLD, BETA, s, start, iterations=3, batch_size=32, **changes)[1] for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
     assert same(before, start) and runs[0][0]["tv"] == measure(WORLD, start, BETA)["tv"]
 
@@ -311,8 +311,8 @@ def test_rates_fall_in_a_straight_line(monkeypatch):
             super().step()
 
     monkeypatch.setattr(torch.optim, "Adam", Watched)
-    ppo_run(WORLD, BETA, seeded(), iterations=4, batch_size=8, minibatches=1, value_lr=0.4)
-    dpo_run(WORLD, BETA, draw_pairs(WORLD, 9, seeded()), seeded(), steps=4, lr=0.4)
+    ppo_run(WORLD, BETA, 0, iterations=4, batch_size=8, minibatches=1, value_lr=0.4)
+    dpo_run(WORLD, BETA, draw_pairs(WORLD, 9, seeded()), 0, steps=4, lr=0.4)
     assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1] * 2)
 
 
@@ -367,7 +367,7 @@ def test_with_all_pairs_and_exact_labels_dpos_gradient_is_zero_at_the_optimum_of
 
 def test_dpo_reaches_the_optimum_with_a_thousand_exact_labels():
     before = weights(WORLD.reference)
-    trained, history = dpo_run(WORLD, BETA, draw_pairs(WORLD, 1000, seeded(), exact=True), seeded(), steps=300, lr=0.1)
+    trained, history = dpo_run(WORLD, BETA, draw_pairs(WORLD, 1000, seeded(), exact=True), 0, steps=300, lr=0.1)
     assert same(before, WORLD.reference)
     assert [entry["step"] for entry in history] == list(range(0, 301, 25))
     assert history[0]["kl"] == pytest.approx(0, abs=1e-12) and history[0]["tv"] > 0.5
@@ -378,7 +378,7 @@ def test_dpo_reaches_the_optimum_with_a_thousand_exact_labels():
 def test_more_drawn_labels_bring_dpo_nearer_and_few_lead_it_astray():
     ends = []
     for n in (1000, 10_000, 300_000):
-        _, history = dpo_run(WORLD, BETA, draw_pairs(WORLD, n, seeded()), seeded(), steps=300, lr=0.1)
+        _, history = dpo_run(WORLD, BETA, draw_pairs(WORLD, n, seeded()), 0, steps=300, lr=0.1)
         ends.append(history[-1]["tv"])
     assert ends[0] > 0.3 > ends[1] > 0.06 > ends[2]
 
@@ -386,7 +386,7 @@ def test_more_drawn_labels_bring_dpo_nearer_and_few_lead_it_astray():
 def test_dpo_repeats_itself_by_seed_and_leaves_its_start_alone():
     start, pairs = policy(6), draw_pairs(WORLD, 200, seeded())
     before = weights(start)
-    runs = [dpo_run(WORLD, BETA, pairs, seeded(s), start, steps=5, batch_size=50)[1] for s in (0, 0, 1)]
+    runs = [dpo_run(WORLD, BETA, pairs, s, start, steps=5, batch_size=50)[1] for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
     assert same(before, start) and runs[0][0]["tv"] == measure(WORLD, start, BETA)["tv"]
 
@@ -410,14 +410,14 @@ def test_dpo_orders_the_covered_words_and_leaves_the_others_mass_to_its_start_un
     higher.logits.data[0, 0] += 2.0
     masses = []
     for start in (None, higher):
-        trained, history = dpo_run(WORLD, BETA, pairs, seeded(), start, steps=300, lr=0.1)
+        trained, history = dpo_run(WORLD, BETA, pairs, 0, start, steps=300, lr=0.1)
         found = distribution(trained).detach()
         assert total_variation(within(found, COVERED), within(BEST, COVERED)) < 0.01
         assert history[-1]["tv"] > 0.15
         masses.append(float(found[~COVERED].sum()))
     assert masses[0] < 0.15 < 0.35 == pytest.approx(float(BEST[~COVERED].sum()), abs=0.01)
     assert masses[1] - masses[0] > 0.2
-    _, report = dpo_rounds(WORLD, BETA, pairs, seeded(), rounds=1, steps=300, lr=0.1)
+    _, report = dpo_rounds(WORLD, BETA, pairs, 0, rounds=1, steps=300, lr=0.1)
     assert [entry["pairs"] for entry in report] == [2000, 3000]
     assert report[0]["tv"] > 0.2 and report[1]["tv"] <= 0.05
     own = torch.tensor(report[1]["probabilities"], dtype=torch.float64)
@@ -430,10 +430,10 @@ def test_each_round_goes_on_from_the_policy_so_far_with_its_own_words_added():
         if added:
             own = draw_pairs(WORLD, added, generator, distribution(model).detach())
             pairs = Pairs(*(torch.cat(both) for both in zip(pairs, own)))
-        model, history = dpo_run(WORLD, BETA, pairs, generator, model, steps=5, lr=0.3)
+        model, history = dpo_run(WORLD, BETA, pairs, 0, model, steps=5, lr=0.3)
         expected.append(history[-1] | dict(pairs=len(pairs.wrong), probabilities=distribution(model).tolist()))
     start = draw_pairs(WORLD, 50, seeded())
-    _, report = dpo_rounds(WORLD, BETA, start, seeded(), rounds=2, n=20, exact=False, steps=5, lr=0.3)
+    _, report = dpo_rounds(WORLD, BETA, start, 0, rounds=2, n=20, exact=False, steps=5, lr=0.3)
     assert report == expected and [entry["pairs"] for entry in report] == [50, 70, 90]
 
 
@@ -445,9 +445,9 @@ def test_a_transformer_takes_the_tables_place():
     start = Speller(GPTConfig(vocab_size=V + 1, context=4, n_layer=1, n_head=1, width=16), seeded()).double()
     close(distribution(start), torch.full((64,), 1 / 64), 1e-12)
     pairs = draw_pairs(WORLD, 1000, seeded(), exact=True)
-    _, history = dpo_run(WORLD, BETA, pairs, seeded(), start, steps=200, lr=0.02)
+    _, history = dpo_run(WORLD, BETA, pairs, 0, start, steps=200, lr=0.02)
     assert history[0]["tv"] > 0.5 and history[-1]["tv"] <= 0.05
-    _, history = ppo_run(WORLD, BETA, seeded(), start, iterations=10, lr=0.02)
+    _, history = ppo_run(WORLD, BETA, 0, start, iterations=10, lr=0.02)
     assert history[-1]["objective"] > history[0]["objective"] + 0.5
 
 
@@ -459,8 +459,8 @@ def test_what_cannot_work_is_refused_by_name():
     for beta in (0.0, -1.0, math.nan):
         for run in (
             lambda b=beta: optimum(WORLD, b),
-            lambda b=beta: ppo_run(WORLD, b, seeded(), iterations=1),
-            lambda b=beta: dpo_run(WORLD, b, pairs, seeded(), steps=1),
+            lambda b=beta: ppo_run(WORLD, b, 0, iterations=1),
+            lambda b=beta: dpo_run(WORLD, b, pairs, 0, steps=1),
         ):
             with pytest.raises(ValueError, match="beta is .*: use a number above 0"):
                 run()
@@ -474,9 +474,9 @@ def test_what_cannot_work_is_refused_by_name():
     none = Pairs(*(part[:0] for part in pairs))
     for some, settings in ((none, {}), (pairs, dict(steps=0)), (pairs, dict(batch_size=0))):
         with pytest.raises(ValueError, match="at least one pair, one step"):
-            dpo_run(WORLD, BETA, some, seeded(), **settings)
+            dpo_run(WORLD, BETA, some, 0, **settings)
     for changes in (dict(temperature=0.8), dict(kl_target=1.0)):
         with pytest.raises(ValueError, match="temperature 1 and a fixed beta"):
-            ppo_run(WORLD, BETA, seeded(), **changes)
+            ppo_run(WORLD, BETA, 0, **changes)
     with pytest.raises(ValueError, match="iterations is 0"):
-        ppo_run(WORLD, BETA, seeded(), iterations=0)
+        ppo_run(WORLD, BETA, 0, iterations=0)

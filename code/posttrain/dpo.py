@@ -130,6 +130,8 @@ def check_config(config: DPOConfig) -> None:
             f"label_smoothing is {config.label_smoothing}: from 0 to below 0.5, where a label "
             "would say nothing"
         )
+    if config.label_smoothing and config.loss != "dpo":
+        raise ValueError(f"label_smoothing goes with the loss 'dpo', not with {config.loss!r}")
     smallest = 2 if config.loss == "kto" else 1  # KTO needs another pair's answer
     for name, least in dict(steps=1, batch_size=smallest, replay=0).items():
         if getattr(config, name) < least:

@@ -183,19 +183,19 @@ def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
 
 
 def ppo_run(
-    world: World, beta: float, generator: torch.Generator, start: nn.Module | None = None,
-    **changes,
+    world: World, beta: float, seed: int, start: nn.Module | None = None, **changes
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """PPO on sampled words: the policy, and what `measure` found before each round and after.
 
     start: the policy before, of which a copy is trained; the reference if none is given.
-    changes: to fields of SMALL_PPO, whose seed the generator stands for. `words` counts those
-    drawn so far. Raises ValueError for a setting that cannot work.
+    changes: to fields of SMALL_PPO. `words` counts those drawn so far. Raises ValueError for a
+    setting that cannot work.
     """
-    config = replace(SMALL_PPO, beta=beta, **changes)
+    config = replace(SMALL_PPO, beta=beta, seed=seed, **changes)
     ppo.check_config(config)
     if config.temperature != 1 or config.kl_target:
         raise ValueError("the optimum is for temperature 1 and a fixed beta, with kl_target 0")
+    generator = torch.Generator().manual_seed(config.seed)
     policy = copy.deepcopy(start or world.reference)
     value_model = TabularValue() if config.estimator == "gae" else None
     models = Models(policy, value_model, world.reference, None)
@@ -250,7 +250,7 @@ def draw_pairs(
 
 
 def dpo_run(
-    world: World, beta: float, pairs: Pairs, generator: torch.Generator,
+    world: World, beta: float, pairs: Pairs, seed: int,
     start: nn.Module | None = None, steps: int = 500, batch_size: int = 8192, lr: float = 0.05,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """DPO on pairs of words: the policy, and what `measure` found every 25 steps and after.
@@ -261,6 +261,7 @@ def dpo_run(
     N = len(pairs.chosen)
     if min(N, steps, batch_size) < 1:
         raise ValueError("DPO needs at least one pair, one step and one pair in each step")
+    generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(start or world.reference)
     tokens, mask = all_responses()
     known = get_response_log_probs(world.reference, tokens, mask).detach()  # (64,)
@@ -287,20 +288,20 @@ def dpo_run(
 
 
 def dpo_rounds(
-    world: World, beta: float, pairs: Pairs, generator: torch.Generator, rounds: int = 3,
-    n: int = 1000, exact: bool = True, **settings,
+    world: World, beta: float, pairs: Pairs, seed: int, rounds: int = 3, n: int = 1000,
+    exact: bool = True, **settings,
 ) -> tuple[nn.Module, list[dict]]:
     """DPO on given pairs, then on these and n more of the policy's own words, round by round.
 
     The policy, and after each stretch what `measure` found, the number of `pairs` so far and
     the `probabilities` of the 64 words. exact as in `draw_pairs`, settings as in `dpo_run`.
     """
-    policy, report = None, []
+    generator, policy, report = torch.Generator().manual_seed(seed), None, []
     for round_ in range(rounds + 1):
         if round_:
             own = draw_pairs(world, n, generator, distribution(policy), exact=exact)
             pairs = Pairs(*(torch.cat(both) for both in zip(pairs, own)))
-        policy, history = dpo_run(world, beta, pairs, generator, policy, **settings)
+        policy, history = dpo_run(world, beta, pairs, seed, policy, **settings)
         known = dict(pairs=len(pairs.chosen), probabilities=distribution(policy).tolist())
         report.append({**history[-1], **known})
     return policy, report

@@ -108,7 +108,8 @@ class KVCache:
     """The keys and values of the tokens read so far, so that a new one costs one token's work.
 
     Room for `length` tokens is set aside at once: per layer, keys and values of shape
-    (B, nh, length, hs).
+    (B, nh, length, hs). They are written in place, so there is no gradient through a cache: use
+    it under `torch.no_grad()`.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, length: int,

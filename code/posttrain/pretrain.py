@@ -177,19 +177,19 @@ def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
         switches |= {change: True} if change else {}
         model, rate = GPTConfig(**switches), 4e-3 if change else 2e-3
         rungs[rung] = PretrainConfig(
-            model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05
-        )
-    rungs["+ Muon"] = PretrainConfig(steps=steps)
+            model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05,
+            evaluations=6,
+        )  # fmt: skip
+    rungs["+ Muon"] = PretrainConfig(steps=steps, evaluations=6)
     return rungs
 
 
 def taken_away(steps: int = 300) -> dict[str, PretrainConfig]:
     """This book's model and optimiser with one of the changes since GPT-2 taken back."""
+    taken = dict(rope="RoPE", qk_norm="QK-norm", relu2="ReLU²", zero_init="zero init")
     return {
-        "without RoPE": PretrainConfig(GPTConfig(rope=False), steps),
-        "without QK-norm": PretrainConfig(GPTConfig(qk_norm=False), steps),
-        "without ReLU²": PretrainConfig(GPTConfig(relu2=False), steps),
-        "without zero init": PretrainConfig(GPTConfig(zero_init=False), steps),
+        f"without {name}": PretrainConfig(GPTConfig(**{switch: False}), steps, evaluations=1)
+        for switch, name in taken.items()
     }
 
 
@@ -205,7 +205,7 @@ def nanogpt_recipe() -> PretrainConfig:
         weight_decay=0.1,
         warmup=0.05,
         cooldown=0.95,
-        evaluations=40,
+        evaluations=20,
     )
 
 

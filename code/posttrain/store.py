@@ -123,41 +123,53 @@ def obtain(
     not kept.
     """
     key = stage_key(inputs, source)
-    folder = stages_folder()
-    base = folder / f"{name}-{key}"
+    base = stages_folder() / f"{name}-{key}"
     # Reading needs no turn: many may want one stage at a time
+    stored = stored_stage(base)
+    if stored is None:
+        with lock(base):
+            stored = stored_stage(base, warn=True)
+            if stored is None:
+                stored = train_and_keep(base, train)
+    return Stage(name, key, *stored)
+
+
+def stored_stage(base: Path, warn: bool = False) -> tuple[dict[str, Tensor], dict] | None:
+    """A stage's weights and history; None where there is none, or a damaged one."""
+    if not base.with_suffix(".json").exists():
+        return None
     try:
-        return Stage(name, key, *read(base))
-    except (DamagedStageError, OSError):
-        pass
-    with lock(base):
-        # Sweep up what a killed run was writing
-        for unfinished in folder.glob(f"{base.name}.*.tmp"):
-            unfinished.unlink()
-        try:
-            if base.with_suffix(".json").exists():
-                return Stage(name, key, *read(base))
-        except (DamagedStageError, OSError) as error:
+        return read(base)
+    except (DamagedStageError, OSError) as error:
+        if warn:
             log.warning(
                 "The stored stage %s is damaged (%s): training it again.", base.name, error
             )
-        weights, history = train()
-        # Keep what a later run will read: tensors that share no memory, a history out of JSON
-        weights = {
-            name: tensor.detach().clone(memory_format=torch.contiguous_format)
-            for name, tensor in weights.items()
-        }
-        history = json.loads(json.dumps(history))
-        try:
-            write(base, weights, history)
-        except OSError as error:
-            log.warning(
-                "The trained stage %s could not be kept (%s): the next run trains it again. "
-                "Free some space, or set POSTTRAIN_STAGES to a folder that can be written.",
-                base.name,
-                error.strerror or error,
-            )
-        return Stage(name, key, weights, history)
+        return None
+
+
+def train_and_keep(base: Path, train: Callable) -> tuple[dict[str, Tensor], dict]:
+    """Train a stage and store it; return weights and history as a later run will read them."""
+    # Sweep up what a killed run was writing
+    for unfinished in base.parent.glob(f"{base.name}.*.tmp"):
+        unfinished.unlink()
+    weights, history = train()
+    # Let the tensors share no memory, and take the history out of JSON
+    weights = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    history = json.loads(json.dumps(history))
+    try:
+        write(base, weights, history)
+    except OSError as error:
+        log.warning(
+            "The trained stage %s could not be kept (%s): the next run trains it again. "
+            "Free some space, or set POSTTRAIN_STAGES to a folder that can be written.",
+            base.name,
+            error.strerror or error,
+        )
+    return weights, history
 
 
 @contextmanager
