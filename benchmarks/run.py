@@ -14,14 +14,17 @@ import os
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import torch
 
-from posttrain import dpo
+from posttrain import dpo, reward_model, sft
 from posttrain.chat import render_prompt
 from posttrain.data import corpus, datasets
 from posttrain.gpt import GPT, GPTConfig, count_parameters
@@ -35,11 +38,12 @@ from posttrain.pretrain import (
     sprint,
     training_steps,
 )
-from posttrain.reward_model import Pair, RewardModel, encode_pairs
+from posttrain.reward_model import RewardModel, encode_pairs
 from posttrain.sampling import generate
 from posttrain.sft import epochs
 from posttrain.tokenizer import CharTokenizer
 
+ROOT = Path(__file__).resolve().parent.parent
 TARGET = 1.88  # nats per character, from nanoGPT's README
 
 
@@ -105,21 +109,11 @@ def sampling_speed(pairs: int) -> None:
     report("sampling 64 x 96 tokens", ours, theirs, "transformers generate")
 
 
-def trl_tokenizer():
-    """Our vocabulary as a tokenizer of transformers', of which TRL's trainers read the special tokens."""
-    import transformers
-    from tokenizers import Tokenizer, models
-
-    words = Tokenizer(models.WordLevel(CharTokenizer().ids, unk_token="<|pad|>"))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>", pad_token="<|pad|>")
-
-
 def trl_trainer(prompts: list[list[int]], shape: GPTConfig, config: PPOConfig, folder: str):
     """TRL's PPOTrainer on GPT-2s of our size, with our settings: float32, no checkpoints, reports or samples to show.
 
     A round is one device batch, so that every minibatch of it is a step of the optimiser, as it is with us.
     """
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import transformers
     from datasets import Dataset
     from trl.experimental import ppo
@@ -140,7 +134,7 @@ def trl_trainer(prompts: list[list[int]], shape: GPTConfig, config: PPOConfig, f
         temperature=config.temperature, learning_rate=config.lr, kl_coef=config.beta,
     )  # fmt: skip
     return ppo.PPOTrainer(
-        args=arguments, processing_class=trl_tokenizer(), model=policy, ref_model=None, reward_model=judge,
+        args=arguments, processing_class=twins().chat_tokenizer(), model=policy, ref_model=None, reward_model=judge,
         value_model=critic, train_dataset=Dataset.from_dict({"input_ids": prompts}),
     )  # fmt: skip
 
@@ -187,31 +181,12 @@ def ppo_step(pairs: int) -> None:
     report("PPO, a round of 32 x 64 tokens", ours[1:], theirs[1:], "TRL PPOTrainer", config.batch_size)
 
 
-def as_gpt2(model: GPT):
-    """transformers' GPT-2 with the weights of ours, a GPTConfig.gpt2(), and no dropout. Its logits are checked."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+def twins():
+    """The parity tests' module that makes transformers' twins of our models, with the same weights."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from parity import oracles
 
-    shape, tokenizer = model.config, CharTokenizer()
-    sizes = dict(n_embd=shape.width, n_layer=shape.n_layer, n_head=shape.n_head, n_positions=shape.context)
-    special = dict(eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad, bos_token_id=None)
-    dropout = dict(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
-    peer = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocab_size, **sizes, **special, **dropout))
-    peer.to(model.head.weight.dtype)
-    theirs = dict(
-        embedding="wte", position_embedding="wpe", blocks="h", final_norm="ln_f", attention_norm="ln_1",
-        attention="attn", qkv="c_attn", out="c_proj", mlp_norm="ln_2", up="c_fc", down="c_proj",
-    )  # fmt: skip
-    # Turn the matrices inside the blocks over, and leave out the head, which is the embedding
-    weights = {}
-    for name, weight in model.state_dict().items():
-        name = ".".join(theirs.get(part, part) for part in name.split("."))
-        if name != "head.weight":
-            weights[name] = weight.T if "c_" in name and weight.dim() == 2 else weight
-    peer.transformer.load_state_dict(weights)
-    tokens = torch.randint(shape.vocab_size, (4, shape.context))
-    with torch.no_grad():
-        torch.testing.assert_close(peer.eval()(tokens).logits, model(tokens))
-    return peer
+    return oracles
 
 
 def plain_adamw(model, rates: PretrainConfig) -> list[torch.optim.AdamW]:
@@ -219,63 +194,112 @@ def plain_adamw(model, rates: PretrainConfig) -> list[torch.optim.AdamW]:
     return [adamw([dict(params=list(model.parameters()))], lr=rates.adamw_lr, weight_decay=0.0)]
 
 
-def our_dpo(model: GPT, pairs: list[Pair], config: dpo.DPOConfig) -> list[float]:
-    """The losses of `dpo_steps` on a copy of a model, with plain AdamW in its optimisers' place."""
-    policy = copy.deepcopy(model)
-    with mock.patch.object(dpo, "build_optimizers", plain_adamw):
-        return [noted["loss"] for noted in dpo.dpo_steps(policy, model, pairs, config)]
+def in_order(rows: list, config) -> list:
+    """The rows of all batches of a run, in the order in which our loops draw them."""
+    drawn = epochs(len(rows), config.batch_size, torch.Generator().manual_seed(config.seed))
+    return [rows[i] for _ in range(config.steps) for i in next(drawn)]
 
 
-def trl_dpo(model: GPT, pairs: list[Pair], config: dpo.DPOConfig, precompute: bool, folder: str):
-    """TRL's DPOTrainer on the same weights, with the same pairs in the same order, optimiser and falling rate.
+def trainer_of(kind, settings, folder: str, model, rows: list[dict], config, rate: float, reference=None, **changes):
+    """One of TRL's trainers, on the same rows in the same order, with AdamW and a rate that falls to 0.
 
-    No checkpoints, no reports, no clipping, no recomputed activations, no bfloat16. precompute: whether the reference
-    is asked once, here, or in every step.
+    No checkpoints, no reports, no clipping, no recomputed activations, no bfloat16.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import DPOConfig, DPOTrainer
 
-    class FromTokens(DPOTrainer):
-        """TRL's trainer, for pairs that are token ids already."""
-
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
-    # Lay out the batches of the whole run in the order that `dpo_steps` draws them in
-    drawn = epochs(len(pairs), config.batch_size, torch.Generator().manual_seed(config.seed))
-    rows = [pairs[i] for _ in range(config.steps) for i in next(drawn)]
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    policy = as_gpt2(model)
-    (optimizer,) = plain_adamw(policy, PretrainConfig(adamw_lr=config.adamw_lr))
+    (optimizer,) = plain_adamw(model, PretrainConfig(adamw_lr=rate))
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.steps)
-    arguments = DPOConfig(
+    arguments = settings(
         output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False,
         report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
         max_steps=config.steps, per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=1,
-        train_sampling_strategy="sequential", max_length=None, max_grad_norm=0.0, beta=config.beta,
-        precompute_ref_log_probs=precompute, precompute_ref_batch_size=len(pairs),
+        train_sampling_strategy="sequential", max_length=None, max_grad_norm=0.0, **changes,
     )  # fmt: skip
-    trainer = FromTokens(
-        model=policy, ref_model=None if precompute else as_gpt2(model), args=arguments,
-        train_dataset=Dataset.from_list([dict(zip(names, row)) for row in rows]),
-        processing_class=trl_tokenizer(), optimizers=(optimizer, fall),
+    others = {} if reference is None else dict(ref_model=reference)
+    trainer = kind(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), **others,
+        processing_class=twins().chat_tokenizer(), optimizers=(optimizer, fall),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def timed_dpo(model: GPT, pairs: list[Pair], config: dpo.DPOConfig, precompute: bool) -> tuple[float, float, float]:
-    """Seconds of one run of ours and of one of TRL's, and the largest relative difference of a step's losses."""
+def timed(ours: Callable[[], list[float]], trainer: Callable) -> tuple[float, float, float]:
+    """Seconds of one run of ours and of one of TRL's, and the largest relative difference of a step's losses.
+
+    ours: trains and returns each step's loss. trainer(folder): TRL's, made before its time starts.
+    """
     losses: list[float] = []
-    ours = seconds(lambda: losses.extend(our_dpo(model, pairs, config)))
+    mine = seconds(lambda: losses.extend(ours()))
     out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, out, err:
-        trainer = trl_dpo(model, pairs, config, precompute, folder)
-        theirs = seconds(trainer.train)
-    noted = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(noted) == len(losses) == config.steps, (len(noted), len(losses))
-    return ours, theirs, max(abs(a / b - 1) for a, b in zip(losses, noted))
+        peer = trainer(folder)
+        theirs = seconds(peer.train)
+    noted = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    assert len(noted) == len(losses) == peer.args.max_steps, (len(noted), len(losses))
+    return mine, theirs, max(abs(a / b - 1) for a, b in zip(losses, noted))
+
+
+def report_runs(title: str, peer: str, pairs: int, once: Callable[[], tuple[float, float, float]]) -> None:
+    """Print the row of a training run that both sides make, and how far the losses of its steps are apart."""
+    ours, theirs, apart = zip(*(once() for _ in range(pairs + 1)))
+    report(title, ours[1:], theirs[1:], peer)
+    print(f"(the losses of a step differ by {max(apart):.1e} of TRL's at most)")
+    assert max(apart) < 1e-5, apart
+
+
+def sft_run(pairs: int) -> None:
+    """A run of SFT, 40 steps of 4 of the book's conversations without replay: our `sft_steps` against TRL's SFTTrainer.
+
+    Both train the same GPT-2 from the same weights, at a tenth of the book's rate (see `dpo_run`). The first run of each
+    is not counted.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer, config = CharTokenizer(), replace(sft.SFTConfig(replay=0), steps=40)
+    config = replace(config, adamw_lr=config.adamw_lr / 10)
+    model = GPT(GPTConfig.gpt2(vocab_size=tokenizer.vocab_size), torch.Generator().manual_seed(0))
+    examples = sft.encode_conversations(datasets.conversations(), tokenizer, model.config.context)
+    rows = in_order([dict(zip(("input_ids", "labels"), example)) for example in examples], config)
+
+    def ours() -> list[float]:
+        with mock.patch.object(sft, "build_optimizers", plain_adamw):
+            steps = sft.sft_steps(copy.deepcopy(model), examples, torch.zeros(0), config, tokenizer.pad)
+            return [loss.item() for loss in steps]
+
+    def theirs(folder: str):
+        return trainer_of(SFTTrainer, SFTConfig, folder, twins().as_gpt2(model), rows, config, config.adamw_lr)
+
+    title = f"SFT, {config.steps} steps of {config.batch_size} conversations"
+    report_runs(title, "TRL SFTTrainer", pairs, lambda: timed(ours, theirs))
+
+
+def reward_run(pairs: int) -> None:
+    """A run of reward modelling, 20 steps of all 18 pairs: our `reward_steps` against TRL's RewardTrainer.
+
+    The comparison token by token, which TRL has not, is left out on our side. Same weights, at a tenth of the book's
+    rate. The first run of each is not counted.
+    """
+    from trl import RewardConfig, RewardTrainer
+
+    tokenizer, config = CharTokenizer(), reward_model.RewardConfig(steps=20, token_weight=0.0)
+    config = replace(config, lr=config.lr / 10)
+    body = GPT(GPTConfig.gpt2(vocab_size=tokenizer.vocab_size), torch.Generator().manual_seed(0))
+    model = RewardModel(body, torch.Generator().manual_seed(0))
+    encoded = encode_pairs(datasets.preferences(), tokenizer, body.config.context)
+    rows = [dict(chosen_ids=prompt + a, rejected_ids=prompt + b) for prompt, a, b in in_order(encoded, config)]
+
+    def ours() -> list[float]:
+        steps = reward_model.reward_steps(copy.deepcopy(model), encoded, config, tokenizer.pad)
+        return [loss.item() for loss in steps]
+
+    def theirs(folder: str):
+        peer, centring = twins().as_scoring_gpt2(model), dict(center_rewards_coefficient=config.centring)
+        return trainer_of(RewardTrainer, RewardConfig, folder, peer, rows, config, config.lr, **centring)
+
+    title = f"reward model, {config.steps} steps of {config.batch_size} pairs"
+    report_runs(title, "TRL RewardTrainer", pairs, lambda: timed(ours, theirs))
 
 
 @contextlib.contextmanager
@@ -297,19 +321,43 @@ def dpo_run(pairs: int) -> None:
     training is chaotic. Two runs of ours from weights one rounding apart then come to losses that differ by several
     percent within 30 steps, in float64 too.
     """
-    config, tokenizer = dpo.DPOConfig(replay=0), CharTokenizer()
+    from trl import DPOConfig, DPOTrainer
+
+    class FromTokens(DPOTrainer):
+        """TRL's trainer, for pairs that are token ids already."""
+
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    tokenizer, config = CharTokenizer(), dpo.DPOConfig(replay=0)
     config = replace(config, adamw_lr=config.adamw_lr / 10)
-    shape = GPTConfig.gpt2(vocab_size=tokenizer.pad + 1)
-    encoded = encode_pairs(datasets.preferences(), tokenizer, shape.context)
-    model, differences = GPT(shape, torch.Generator().manual_seed(0)), []
+    model = GPT(GPTConfig.gpt2(vocab_size=tokenizer.vocab_size), torch.Generator().manual_seed(0))
+    encoded = encode_pairs(datasets.preferences(), tokenizer, model.config.context)
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [dict(zip(names, pair)) for pair in in_order(encoded, config)]
+
+    def once(model: GPT, precompute: bool) -> tuple[float, float, float]:
+        def ours() -> list[float]:
+            with mock.patch.object(dpo, "build_optimizers", plain_adamw):
+                return [noted["loss"] for noted in dpo.dpo_steps(copy.deepcopy(model), model, encoded, config)]
+
+        def theirs(folder: str):
+            reference = None if precompute else twins().as_gpt2(model)
+            asked = dict(precompute_ref_log_probs=precompute, precompute_ref_batch_size=len(encoded))
+            return trainer_of(
+                FromTokens, DPOConfig, folder, twins().as_gpt2(model), rows, config, config.adamw_lr, reference,
+                beta=config.beta, **asked,
+            )  # fmt: skip
+
+        return timed(ours, theirs)
+
     for peer, precompute in (("TRL DPOTrainer", False), ("TRL DPOTrainer, precompute_ref_log_probs", True)):
-        ours, theirs, apart = zip(*(timed_dpo(model, encoded, config, precompute) for _ in range(pairs + 1)))
-        report(f"DPO, {config.steps} steps of {config.batch_size} pairs", ours[1:], theirs[1:], peer)
-        differences += apart
+        title = f"DPO, {config.steps} steps of {config.batch_size} pairs"
+        report_runs(title, peer, pairs, lambda precompute=precompute: once(model, precompute))
     with float64():
-        *_, exact = timed_dpo(copy.deepcopy(model).double(), encoded, config, False)
-    print(f"(DPO: the losses of a step differ by {max(differences):.1e} of TRL's at most, in float64 by {exact:.1e})")
-    assert max(differences) < 1e-5 and exact < 1e-12, (differences, exact)
+        *_, apart = once(copy.deepcopy(model).double(), False)
+    print(f"(in float64 by {apart:.1e})")
+    assert apart < 1e-12, apart
 
 
 def share_of_peak(pairs: int) -> None:
@@ -330,12 +378,81 @@ def share_of_peak(pairs: int) -> None:
           f"({shares[0]:.0%} to {shares[-1]:.0%}) |", flush=True)  # fmt: skip
 
 
+SCALES = {
+    "width": (64, 128, 256, 512),
+    "layers": (2, 4, 8, 16),
+    "context": (64, 128, 256, 512),
+    "sequences": (2, 4, 8, 16),
+    "cores": (1, 2),
+}
+
+
+def sized(width=128, layers=4, context=256, sequences=4, cores=2) -> dict[str, Callable[[], None]]:
+    """The work whose cost is asked for, at a size: three steps of pre-training, and filling a context by sampling.
+
+    A head has 64 features, as in the book. sequences: of the training batch; four times as many are sampled.
+    """
+    shape = GPTConfig(width=width, n_layer=layers, n_head=max(1, width // 64), context=context)
+    model, data = GPT(shape, torch.Generator().manual_seed(0)), torch.arange(10_000) % 65
+    config = PretrainConfig(shape, steps=3, batch_size=sequences, sequence_length=context)
+    prompts = [list(range(8))] * 4 * sequences
+
+    def with_cores(work: Callable) -> Callable[[], None]:
+        def run() -> None:
+            torch.set_num_threads(cores)
+            work()
+
+        return run
+
+    return {
+        "pre-training step": with_cores(lambda: list(training_steps(model, data, config))),
+        "sampling": with_cores(lambda: generate(model, prompts, context - 8)),
+    }
+
+
+def scaling(pairs: int) -> None:
+    """How the cost of a step grows with width, layers, context, batch and cores, against the book's own size.
+
+    Each other size runs in turn with the book's. Draws benchmarks/scaling.png beside printing its numbers.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    standard = dict(width=128, layers=4, context=256, sequences=4, cores=min(2, os.cpu_count() or 1))
+    threads, usual = torch.get_num_threads(), sized(**standard)
+    print("| | " + " | ".join(["size", *usual]) + " |\n|---|---|" + "---|" * len(usual))
+    figure, axes = plt.subplots(1, len(SCALES), figsize=(13, 3.2), sharey=True)
+    for axis, (name, sizes) in zip(axes, SCALES.items()):
+        ratios: dict[str, list[float]] = {work: [] for work in usual}
+        for size in sizes:
+            other = sized(**{**standard, name: size})
+            for work in usual:
+                times = in_turn(usual[work], other[work], pairs)
+                ratios[work].append(1.0 if size == standard[name] else statistics.median(b / a for a, b in zip(*times)))
+            print(f"| {name} | {size} | " + " | ".join(f"{ratios[work][-1]:.2f}" for work in usual) + " |", flush=True)
+        for (work, found), marker in zip(ratios.items(), "os"):
+            axis.loglog(sizes, found, marker=marker, label=work)
+        slope = -1 if name == "cores" else 1
+        axis.loglog(sizes, [(size / standard[name]) ** slope for size in sizes], ":", color="grey", label="in proportion")
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.set_xlabel(name)
+    torch.set_num_threads(threads)
+    axes[0].set_ylabel("time, against the book's size")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(ROOT / "benchmarks" / "scaling.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="how often each pair is run (default 5)")
     parser.add_argument("only", nargs="*", choices=[*BENCHMARKS, []], help="which to run (default: all)")
     arguments = parser.parse_args()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # no talk with a server while a clock runs
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, Python {platform.python_version()}, "
           f"{platform.system()} {platform.machine()}\n")  # fmt: skip
     print("| what | this book | peer | ratio: median (least to greatest) |\n|---|---|---|---|", flush=True)
@@ -344,7 +461,8 @@ def main() -> None:
 
 
 BENCHMARKS = {
-    "sampling": sampling_speed, "peak": share_of_peak, "time-to-loss": time_to_loss, "ppo": ppo_step, "dpo": dpo_run,
+    "sampling": sampling_speed, "peak": share_of_peak, "time-to-loss": time_to_loss, "sft": sft_run, "reward": reward_run,
+    "ppo": ppo_step, "dpo": dpo_run, "scaling": scaling,
 }  # fmt: skip
 
 if __name__ == "__main__":

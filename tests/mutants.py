@@ -5,10 +5,11 @@ folder, and names the test that has to fail because of it. A test that fails for
 think of is the reason to believe it where it passes. The named tests first run on the package as it is,
 where all have to pass.
 
-    python tests/mutants.py [--jobs N] [--markdown FILE]
+    python tests/mutants.py [--jobs N] [--markdown FOLDER]
 
 prints a table with a row per mutant, and ends with exit code 1 if any of them is not caught. --markdown
-writes the table, without its last column, for the book; only where all were caught.
+writes the table, without its last column, for the book, and the list of the details; only where all
+were caught.
 """
 
 from __future__ import annotations
@@ -724,10 +725,16 @@ def markdown() -> str:
     return "\n".join(["| detail | what was broken | in | the test that turns red |", "|---|---|---|---|", *rows, ""])
 
 
+def legend() -> str:
+    """The numbered details as the book lists them."""
+    rows = [f"| {detail} | {what} |" for detail, what in DETAILS.items()]
+    return "\n".join(["| detail | what has to be right |", "|---|---|", *rows, ""])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many run at a time")
-    parser.add_argument("--markdown", type=Path, help="a file to write the table to")
+    parser.add_argument("--markdown", type=Path, help="a folder to write mutants.md and details.md to")
     arguments, started = parser.parse_args(), time.perf_counter()
     if faults():
         print(*faults(), sep="\n")
@@ -747,7 +754,8 @@ def main() -> int:
             print(*row, sep=" | ", flush=True)
     print(f"{caught} of {len(MUTANTS)} caught, in {time.perf_counter() - started:.0f} s")
     if caught == len(MUTANTS) and arguments.markdown:
-        arguments.markdown.write_text(markdown(), encoding="utf-8")
+        (arguments.markdown / "mutants.md").write_text(markdown(), encoding="utf-8")
+        (arguments.markdown / "details.md").write_text(legend(), encoding="utf-8")
     return 0 if caught == len(MUTANTS) else 1
 
 

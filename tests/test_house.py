@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import json
 import os
@@ -308,6 +310,8 @@ def test_a_good_book_builds_and_follows_the_package(book):
     answer = build(book)
     assert answer.returncode == 0, answer.stdout
     assert "second 1" in html(book)
+    # It may run what it came with
+    assert html(book).count('<meta http-equiv="Content-Security-Policy"') == 1
     # The chapter can be taken away, and its first cell installs the package
     notebook = json.loads((book / "_build/html/_sources/book/page.ipynb").read_text(encoding="utf-8"))
     assert "pip" in "".join(notebook["cells"][0]["source"])
@@ -413,15 +417,16 @@ def test_a_package_edited_during_the_build_fails_it(book):
 
 
 @pytest.mark.slow
-def test_two_builds_at_once_take_turns(book):
+@pytest.mark.parametrize("n", [2, 4])
+def test_builds_at_once_take_turns(book, n):
     (book / "book" / "page.md").write_text(chapter("import time\ntime.sleep(3)"), encoding="utf-8")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book)]
     environment = {**os.environ, "PYTHONUTF8": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    builds = [subprocess.Popen(command, cwd=book, env=environment, **pipes) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in builds]
-    assert [process.returncode for process in builds] == [0, 0], outputs
-    assert sum("Waiting for it to finish" in output for output in outputs) == 1
+    builds = [subprocess.Popen(command, cwd=book, env=environment, **pipes) for _ in range(n)]
+    outputs = [process.communicate(timeout=240)[0] for process in builds]
+    assert [process.returncode for process in builds] == [0] * n, outputs
+    assert sum("Waiting for it to finish" in output for output in outputs) == n - 1
     assert sum("Executed notebook" in output for output in outputs) == 1
 
 
@@ -432,6 +437,33 @@ def test_a_downloaded_notebook_finds_the_package_or_says_what_to_do(house, tmp_p
     assert (here.returncode, here.stdout) == (0, "")
     elsewhere = run(sys.executable, "-S", "-c", cell, cwd=tmp_path)
     assert "open this notebook inside a clone" in elsewhere.stdout
+
+
+def test_a_pages_policy_allows_its_own_scripts_and_handlers_and_no_other(house):
+    page = '<head><meta charset="utf-8"></head><script src="a.js"></script><script>one()</script><p onclick="two(&quot;&quot;)">x</p>'
+    hashed = lambda script: f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"  # noqa: E731
+    rules = dict(rule.split(" ", 1) for rule in house.policy(page).split("; "))
+    assert rules["default-src"] == "'none'" and rules["base-uri"] == "'none'"
+    assert set(rules["script-src"].split()) == {"'self'", "'unsafe-hashes'", hashed("one()"), hashed('two("")')}
+    assert not [rule for rule in rules.values() if "http" in rule or "*" in rule or "unsafe-eval" in rule]
+
+
+def test_each_page_is_given_its_policy_once_behind_its_encoding(house, tmp_path):
+    app = types.SimpleNamespace(outdir=tmp_path, builder=types.SimpleNamespace(format="html"))
+    (tmp_path / "deep").mkdir()
+    for name, text in (("page.html", '<html>\n<head>\n <meta charset="utf-8" />\n<title>'), ("deep/other.html", "<head><title>")):
+        (tmp_path / name).write_text(text + "x</title></head><script>1</script>", encoding="utf-8")
+    (tmp_path / "page.html").chmod(0o644)
+    pages = []
+    for _ in range(2):
+        house.restrict_pages(app, None)
+        pages.append([(tmp_path / name).read_text(encoding="utf-8") for name in ("page.html", "deep/other.html")])
+    assert pages[0] == pages[1]
+    for text in pages[0]:
+        tag = f'<meta http-equiv="Content-Security-Policy" content="{house.policy(text)}">'
+        assert text.count("Content-Security-Policy") == 1 and tag in text
+        assert text.index("Policy") < text.index("<title>") < text.index("<script>")
+    assert pages[0][0].index("charset") < pages[0][0].index("Policy")
 
 
 # --- pytest --nbmake on Markdown chapters -------------------------------------------------------------------

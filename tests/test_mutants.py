@@ -5,7 +5,7 @@ import functools
 
 import mutants
 import pytest
-from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, faults, markdown
+from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, faults, legend, markdown
 
 NUMBERED = {"SFT": 6, "Reward model": 5, "Rollouts": 6, "PPO": 10, "DPO": 6, "Tutorials": 12}
 each = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.detail}: {mutant.what}")
@@ -68,4 +68,10 @@ def test_the_books_table_has_a_row_of_four_cells_per_mutant_and_is_the_one_the_b
         detail, what, module, test = (cell.strip() for cell in row.strip("|").split("|"))
         assert (detail, what, module) == (mutant.detail, mutant.what, mutant.module)
         assert test.split(": ")[0] == file and f"test_{test.split(': ', 1)[1].replace(' ', '_')}" == name
-    assert (ROOT / "docs" / "mutants.md").read_text(encoding="utf-8") == markdown()  # else run with --markdown
+    assert (ROOT / "docs" / "mutants.md").read_text(encoding="utf-8") == markdown()  # else run with --markdown docs
+
+
+def test_the_books_list_of_details_is_the_one_that_the_mutants_are_numbered_by():
+    _, _, *rows = legend().splitlines()
+    assert [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows] == list(DETAILS.items())
+    assert (ROOT / "docs" / "details.md").read_text(encoding="utf-8") == legend()

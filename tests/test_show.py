@@ -86,3 +86,65 @@ def test_every_number_that_prose_shows_is_recorded_by_its_own_page():
         assert recorded - {None} <= glued, f"{page.name} records what it never shows"
         # record(**values): not all names are in the source
         assert None in recorded or glued <= recorded, page.name
+
+
+def test_what_the_book_set_out_to_show_is_an_executed_check_of_the_chapter_named():
+    page = (ROOT / "book" / "how-we-know.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| \{ref\}`ch-(\w+)` \| ([^|]+) \|$", page, re.M)
+    assert len(rows) >= 15 and {chapter for chapter, _ in rows} == {"pretraining", "sft", "reward", "ppo", "dpo", "comparison"}
+    for chapter, check in rows:
+        assert check in checks(ROOT / "book" / f"{chapter}.md"), f"{chapter} has no check {check!r}"
+
+
+def checks(page: Path) -> list[str]:
+    """What the page's `verify` calls say they check."""
+    calls = [node for cell in cells(page) for node in ast.walk(cell) if isinstance(node, ast.Call)]
+    rows = [row for call in calls if getattr(call.func, "id", "") == "verify" for row in call.args]
+    return [row.elts[0].value for row in rows]
+
+
+# Figures with decimals or units that stand typed in prose, and why each is not glued. What this book measures is never here
+TYPED = {
+    "pretraining": {
+        "a setting": "0.8 0.002 0.004 0.008 0.6",
+        "literature": "1.88 1.4697",
+        "a trial outside the page, which says so": "0.001 0.003",
+    },
+    "sft": {"a setting": "0.8 0.1", "worked out by hand": "2.5", "an aim, or a level of confidence": "95%"},
+    "reward": {
+        "a setting": "0.001",
+        "literature": "73%",
+        "an aim, or a level of confidence": "90% 95%",
+        "worked out by hand": "8_points 100%",
+        "an earlier form of the trial, which says so": "6_points",
+    },
+    "ppo": {
+        "a setting": "0.95",
+        "worked out by hand": "0.2 0.5 1.5 1.2 0.25 20% 12_nats",
+        "an aim, or a level of confidence": "95% 12_nats",
+        "a section": "3.5",
+    },
+    "dpo": {
+        "a setting": "0.1 0.02 0.5 2.0",
+        "worked out by hand": "3_nats 2_nats 50_nats 25_nats",
+        "an aim, or a level of confidence": "0.02 95%",
+        "a symptom, not a result": "100% 0.000",
+    },
+    "comparison": {"a setting": "0.8 0.02 0.2", "literature": "1.2 2.5 8_points"},
+    "how-we-know": {"an aim, or a level of confidence": "0.9 0.8", "a version": "1.12"},
+}
+
+
+def prose(page: Path) -> str:
+    """A page's text without front matter, cells, code, formulas, addresses and roles."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", page.read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(r"^```\{code-cell\}.*?^```$", "", text, flags=re.M | re.S)
+    return re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|\{[^}]*\}", "", text, flags=re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_figure_is_typed_in_prose_but_those_listed_here_with_their_reason(page):
+    """Glue what is measured; list what is a setting, an aim, a hand calculation or somebody else's result."""
+    figures = re.findall(r"(?<![\w.])(\d[\d,]*(?:\.\d+|%| percent| nats| points))(?![\w.])", prose(page))
+    listed = {figure for words in TYPED.get(page.stem, {}).values() for figure in words.split()}
+    assert {figure.replace(" ", "_") for figure in figures} == listed

@@ -1,14 +1,13 @@
 """Stages on disk: found again, keyed by what they depend on, and never wrong, whatever is done to them."""
 
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 from filelock import FileLock
 
 from posttrain import store
+from posttrain.gpt import GPTConfig
+from posttrain.pretrain import PretrainConfig, pretrain
 
 WEIGHTS = {"a": torch.arange(2000.0), "b": torch.ones(3, 4)}
 HISTORY = {"loss": [1.5, 0.1], "note": "é"}
@@ -186,42 +187,105 @@ def test_an_error_or_ctrl_c_while_training_leaves_nothing_and_frees_the_lock(fol
     assert_right(obtain(Counting()))
 
 
-CHILD = textwrap.dedent("""
-    import sys, time, torch
-    sys.path.insert(0, {code!r})
-    from posttrain import store
-    print("ready", flush=True)
-    def train():
-        for _ in range(20):
-            time.sleep(0.001)
-        return {{"a": torch.arange(2_000_000.0)}}, {{"n": 1}}
-    for seed in range(1000):
-        store.obtain("toy", dict(seed=seed), train, source="posttrain.tokenizer")
-""")
+def small_training(seed):
+    """Pre-training in a fraction of a second; a save takes about as long, for the ballast."""
+    shape = GPTConfig(vocab_size=10, context=8, n_layer=1, n_head=1, width=8)
+    config = PretrainConfig(shape, steps=8, batch_size=2, sequence_length=8, evaluations=1, seed=seed)
+    text = torch.arange(200) % 10
+    model, history = pretrain(config, text, text)
+    losses = {name: history[name] for name in ("train", "validation")}
+    return model.state_dict() | {"ballast": torch.arange(1e6) + seed}, losses | dict(seed=seed)
+
+
+def train_on_and_on(folder, seed, ready):
+    os.environ["POSTTRAIN_STAGES"] = folder
+    torch.set_num_threads(1)
+    small_training(seed)  # PyTorch's first steps are slow
+    ready.set()
+    for each in itertools.count(seed):
+        obtain(lambda seed=each: small_training(seed), seed=each)
 
 
 @pytest.mark.slow
-def test_20_kills_while_training_and_saving_leave_only_whole_stages(folder):
-    generator, code = random.Random(0), str(store.PACKAGE.parent)
-    expected = torch.arange(2_000_000.0)
-    for _ in range(20):
-        child = subprocess.Popen([sys.executable, "-c", CHILD.format(code=code)], stdout=subprocess.PIPE)
-        child.stdout.readline()
-        time.sleep(generator.uniform(0, 0.4))
-        child.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-        child.wait()
-        for record in folder.glob("*.json"):
-            weights, history = store.read(record.with_suffix(""))
-            assert torch.equal(weights["a"], expected) and history == {"n": 1}
-    # The next run goes on with what is finished, and sweeps up what is not
-    finished = len(list(folder.glob("*.json")))
-    assert finished > 0
-    calls = []
-    for seed in range(finished + 2):
-        train = lambda: calls.append(1) or ({"a": expected}, {"n": 1})  # noqa: E731
-        store.obtain("toy", dict(seed=seed), train, source="posttrain.tokenizer")
-    assert len(calls) <= 2 + 1
+def test_50_kills_of_a_training_run_and_its_saves_leave_only_whole_stages(folder):
+    # Import PyTorch once where processes can be forked; Windows starts each from nothing
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(["test_store"])
+    generator, seen, first = random.Random(0), set(), range(0, 50_000, 1000)  # a thousand seeds for each
+    folder.mkdir()
+    for seed in first:
+        ready = context.Event()
+        child = context.Process(target=train_on_and_on, args=(str(folder), seed, ready))
+        child.start()
+        assert ready.wait(60)
+        time.sleep(generator.uniform(0, 0.3))
+        child.kill()
+        child.join()
+        seen |= {path.suffix for path in folder.iterdir()}
+    assert ".tmp" in seen  # some of them died while they saved
+    # What is there is right
+    finished = {}
+    for record in folder.glob("*.json"):
+        weights, history = store.read(record.with_suffix(""))
+        expected, losses = small_training(history["seed"])
+        assert history == losses and weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        finished.setdefault(history["seed"] // 1000 * 1000, []).append(history["seed"])
+    assert len(finished) >= 25
+    # The next run finds what was finished, trains what was not, and sweeps up
+    again = Counting()
+    for start in first:
+        done = sorted(finished.get(start, []))
+        assert done == list(range(start, start + len(done)))
+        for seed in (*done, start + len(done)):
+            obtain(again, seed=seed)
+    assert again.calls == 50
     assert list(folder.glob("*.tmp")) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own with 4 MB; given a word, it is mounted anew with that option."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(mount, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+    except OSError:
+        done = 1
+    if done:
+        pytest.skip("mounting a small disk takes Linux and root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_costs_the_copy_and_says_what_to_do(small_disk, monkeypatch, caplog):
+    monkeypatch.setenv("POSTTRAIN_STAGES", str(small_disk / "stages"))
+    large = {"a": torch.arange(2_000_000.0)}  # 8 MB
+    for _ in range(2):
+        caplog.clear()
+        stage = store.obtain("large", {}, lambda: (large, HISTORY), source="posttrain.tokenizer")
+        assert torch.equal(stage.weights["a"], large["a"]) and stage.history == HISTORY
+        assert "No space left on device" in caplog.text and "Free some space, or set POSTTRAIN_STAGES" in caplog.text
+        assert [path.suffix for path in (small_disk / "stages").iterdir()] == [".lock"]
+    # What fits is kept all the same
+    train = Counting()
+    for _ in range(2):
+        assert_right(obtain(train))
+    assert train.calls == 1
+
+
+def test_a_disk_that_cannot_be_written_is_read_and_costs_only_the_copy(small_disk, monkeypatch, caplog):
+    monkeypatch.setenv("POSTTRAIN_STAGES", str(small_disk / "stages"))
+    train = Counting()
+    obtain(train, seed=0)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for _ in range(2):
+        assert_right(obtain(train, seed=0))
+    assert train.calls == 1 and not caplog.records
+    assert_right(obtain(train, seed=1))
+    assert train.calls == 2 and "Read-only file system" in caplog.text and "POSTTRAIN_STAGES" in caplog.text
 
 
 def race(barrier, results, folder):
@@ -238,16 +302,17 @@ def race(barrier, results, folder):
 
 
 @pytest.mark.slow
-def test_four_builds_at_once_train_a_stage_once(folder):
+@pytest.mark.parametrize("n", [2, 4])
+def test_processes_that_want_a_stage_at_once_train_it_once(folder, n):
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    children = [context.Process(target=race, args=(barrier, results, str(folder))) for _ in range(4)]
+    barrier, results = context.Barrier(n), context.Queue()
+    children = [context.Process(target=race, args=(barrier, results, str(folder))) for _ in range(n)]
     for child in children:
         child.start()
-    said = sorted(results.get(timeout=60) for _ in range(5))
+    said = sorted(results.get(timeout=60) for _ in range(n + 1))
     for child in children:
         child.join()
-    assert said == ["right"] * 4 + ["trained"]
+    assert said == ["right"] * n + ["trained"]
 
 
 def test_the_stages_folder_is_the_checkouts_unless_told_otherwise(monkeypatch, tmp_path):

@@ -4,12 +4,15 @@
 * Chapters run again when the package, its data or the corpus changed, not only when their cells did.
 * One build at a time: a second one waits.
 * The site loads nothing from another host: MathJax is copied into it, and the finished pages are checked.
+* Each page carries a content-security policy that names the scripts it may run.
 * Each chapter can be downloaded as a notebook that runs on its own.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import importlib.metadata
 import os
 import re
@@ -45,6 +48,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
     app.connect("build-finished", check_source_unchanged, priority=700)
     app.connect("build-finished", check_offline, priority=800)
+    app.connect("build-finished", restrict_pages, priority=850)
     app.connect("build-finished", remember_outcome, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -278,6 +282,50 @@ def check_offline(app: Sphinx, exception: Exception | None) -> None:
         for url in outside_resources(path):
             page = path.relative_to(app.outdir).as_posix()
             logger.warning("%s loads %s, but the book must work offline", page, url)
+
+
+# --- A content-security policy ----------------------------------------------------------------------------
+
+POLICY_TAG = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n?')
+INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
+HANDLER = re.compile(r'''<[a-z][^<>]*?\son[a-z]+="([^"]*)"''', re.IGNORECASE)
+
+
+def policy(page: str) -> str:
+    """What a browser may do with a page: run the site's script files and the scripts that stand in the page.
+
+    Those are named by their hash, so that nothing that gets into the page otherwise can run, a chat with a
+    model included. Styles may stand anywhere: MathJax and the theme write them.
+    """
+    own = {script for script in INLINE_SCRIPT.findall(page) if script.strip()}
+    own |= {html.unescape(handler) for handler in HANDLER.findall(page)}
+    digests = (hashlib.sha256(script.encode()).digest() for script in own)
+    hashes = sorted(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    rules = {
+        "default-src": ["'none'"],
+        "script-src": ["'self'", "'unsafe-hashes'", *hashes],  # the word allows hashes of handlers such as onclick
+        "style-src": ["'self'", "'unsafe-inline'"],
+        "img-src": ["'self'", "data:"],
+        "font-src": ["'self'"],
+        "connect-src": ["'self'"],
+        "form-action": ["'self'"],
+        "base-uri": ["'none'"],
+    }
+    return "; ".join(" ".join([name, *sources]) for name, sources in rules.items())
+
+
+def restrict_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Write each page's policy at the beginning of its head."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for path in sorted(Path(app.outdir).rglob("*.html")):
+        page = path.read_text(encoding="utf-8")
+        tag = f'<meta http-equiv="Content-Security-Policy" content="{policy(page)}">\n'
+        # Keep the encoding first: browsers look for it in a page's first 1,024 bytes
+        head = re.compile(r"<head[^>]*>\s*(<meta charset[^>]*>\s*)?")
+        restricted = head.sub(lambda found: found[0] + tag, POLICY_TAG.sub("", page), count=1)
+        if restricted != page:
+            path.write_text(restricted, encoding="utf-8")
 
 
 # --- Chapters to take away --------------------------------------------------------------------------------
