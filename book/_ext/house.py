@@ -5,6 +5,7 @@
 * One build at a time: a second one waits.
 * The site loads nothing from another host: MathJax is copied into it, and the finished pages are checked.
 * Each page carries a content-security policy that names the scripts it may run.
+* The page that talks finds its models: they are written into the site, from the stages that the book has trained.
 * Each chapter can be downloaded as a notebook that runs on its own.
 """
 
@@ -47,6 +48,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
     app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
     app.connect("build-finished", check_source_unchanged, priority=700)
+    app.connect("build-finished", write_models, priority=750)
     app.connect("build-finished", check_offline, priority=800)
     app.connect("build-finished", restrict_pages, priority=850)
     app.connect("build-finished", remember_outcome, priority=900)
@@ -282,6 +284,19 @@ def check_offline(app: Sphinx, exception: Exception | None) -> None:
         for url in outside_resources(path):
             page = path.relative_to(app.outdir).as_posix()
             logger.warning("%s loads %s, but the book must work offline", page, url)
+
+
+# --- The models that run in a page ------------------------------------------------------------------------
+
+
+def write_models(app: Sphinx, exception: Exception | None) -> None:
+    """Write the trained models as script files, for the page that talks."""
+    if exception is not None or app.builder.format != "html" or "book/talk" not in app.env.found_docs:
+        return
+    from posttrain import browser
+    from posttrain.data import corpus
+
+    browser.write_models(corpus.load(), Path(app.outdir, "_static", "models"))
 
 
 # --- A content-security policy ----------------------------------------------------------------------------

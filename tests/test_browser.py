@@ -1,0 +1,208 @@
+"""The finished pages in a real browser: the models that run in one, what pages load, and how they fit a phone.
+
+Needs Playwright (the extra `browser`), Chromium, and the built book.
+"""
+
+import functools
+import http.server
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain.browser import STAGES, rounded
+from posttrain.chat import render_prompt
+from posttrain.data import corpus, datasets
+from posttrain.reward_model import score_answer
+from posttrain.sampling import generate
+from posttrain.tokenizer import CharTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_build" / "html"
+TALK = "book/talk.html"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGES = ["index.html", "search.html", *(f"book/{path.stem}.html" for path in sorted((ROOT / "book").glob("*.md")))]
+TOKENIZER = CharTokenizer()
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is in the extra 'browser': pip install -e '.[browser]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (on Debian or Ubuntu: apt install chromium)"),
+    pytest.mark.skipif(not (SITE / TALK).exists(), reason="the book has not been built yet (make book)"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where the site is served: {"file": ..., "http": ...}."""
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield dict(file=SITE.as_uri(), http=f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def page(chromium):
+    """A page that keeps what goes wrong in it, and all that it asks for."""
+    page = chromium.new_page(viewport=dict(width=1280, height=900))
+    page.complaints, page.requests = [], []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+    page.on("request", lambda request: page.requests.append(request.url))
+    yield page
+    page.close()
+
+
+@functools.cache
+def model(name):
+    return STAGES[name](corpus.load())[0]
+
+
+def ask(page, question, **settings):
+    """Fill in the form, ask, and wait for the end; the cards' texts and notes by model."""
+    page.fill("[name=question]", question)
+    if "seed" in settings:
+        page.fill("[name=seed]", str(settings["seed"]))
+    if "temperature" in settings:
+        page.locator("[name=temperature]").fill(str(settings["temperature"]))
+    page.click("form.talk [type=submit]")
+    page.locator("form.talk button[type=submit]:enabled").wait_for(timeout=120_000)
+    return {
+        card.get_attribute("data-model"): (card.locator(".talk-text").text_content(), card.locator(".talk-note").text_content())
+        for card in page.locator(".talk-card").all()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["base", "sft", "ppo", "dpo"])
+def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same_on_fifty_prompts(page, address, name):
+    page.goto(f"{address['file']}/{TALK}")
+    questions = datasets.heldout_prompts()[:50]
+    prompts = [
+        TOKENIZER.encode(question + "\n") if name == "base" else render_prompt([dict(role="user", content=question)], TOKENIZER)
+        for question in questions
+    ]
+    theirs = page.evaluate(
+        """async ([name, prompts]) => {
+          const model = await load(name), found = [];
+          for (const prompt of prompts) {
+            model.forget();
+            const logits = prompt.map((token) => Array.from(model.logits(model.read(token))));
+            found.push([logits, [...write(model, prompt, {temperature: 0, most: 64, stop: special("end")})]]);
+          }
+          return found;
+        }""",
+        [name, prompts],
+    )
+    assert page.evaluate(f"promptOf({name!r}, {questions[0]!r})") == prompts[0]
+    with torch.no_grad():
+        for prompt, (logits, _) in zip(prompts, theirs):
+            assert (torch.tensor(logits) - model(name)(torch.tensor([prompt]))[0]).abs().max() <= 1e-3
+    ours = generate(model(name), prompts, 64, temperature=0, stop=TOKENIZER.end).responses()
+    assert [answer for _, answer in theirs] == ours
+    assert len({tuple(answer) for answer in ours}) > 5
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_four_models_answer_side_by_side_with_the_reward_models_score_and_nothing_leaves_the_page(page, address, scheme):
+    page.goto(f"{address[scheme]}/{TALK}")
+    answers = ask(page, "Where is the king?", seed=3)
+    assert list(answers) == ["base", "sft", "ppo", "dpo"] and page.locator("[role=status]").text_content() == "Done."
+    for name, (text, note) in answers.items():
+        assert text and ("it did not end" in note) == (name == "base" or len(text) >= 96)
+        said = float(note.removeprefix("reward model: ").split(",")[0])
+        assert abs(said - score_answer(model("reward"), "Where is the king?", text)) < 0.006
+    assert ask(page, "Where is the king?", seed=3) == answers
+    assert ask(page, "Where is the king?", seed=4) != answers
+    assert not page.complaints
+    assert all(url.startswith(address[scheme]) for url in page.requests)
+    # Each model's file was asked for once
+    files = [url for url in page.requests if "/models/" in url]
+    assert len(files) == len(set(files)) == 6
+
+
+def test_hostile_input_is_shown_as_text_and_asked_in_the_models_alphabet(page, address):
+    page.goto(f"{address['file']}/{TALK}")
+    page.uncheck("[value=base]")
+    answers = ask(page, "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d", temperature=0)
+    assert page.locator("[role=status]").text_content() == "Done." and len(answers) == 3
+    typed = "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d"
+    assert page.evaluate("(text) => clean(text)", typed) == TOKENIZER.clean(typed)
+    # Let a model write HTML: it stays text
+    page.evaluate("TOKENS[0] = TOKENS[1] = '<img src=x onerror=alert(1)>'")
+    ask(page, "Where is the king?", temperature=0)
+    assert "<img" in page.locator(".talk-answers").text_content()
+    assert page.locator(".talk-page img, .talk-page script").count() == 0 and not page.complaints
+
+
+def test_what_is_missing_is_said(page, address):
+    page.route("**/models/ppo.js", lambda route: route.abort())
+    page.goto(f"{address['http']}/{TALK}")
+    ask(page, "   ")
+    assert page.locator("[role=status]").text_content() == "Ask something first."
+    ask(page, "Where is the king?")
+    assert "ppo.js could not be loaded" in page.locator("[role=status]").text_content()
+    page.unroute("**/models/ppo.js")
+    assert len(ask(page, "Where is the king?")) == 4 and page.locator("[role=status]").text_content() == "Done."
+
+
+def test_writing_can_be_stopped(page, address):
+    page.goto(f"{address['file']}/{TALK}")
+    for name in ("sft", "ppo", "dpo"):
+        page.uncheck(f"[value={name}]")
+    page.evaluate("load('base')")
+    page.click("form.talk [type=submit]")
+    page.locator(".talk-text:not(:empty)").wait_for()
+    page.click("form.talk [type=button]")
+    page.locator("[role=status]", has_text="Stopped.").wait_for()
+    assert len(page.locator(".talk-text").text_content()) < 96
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(page, address, name):
+    page.set_viewport_size(dict(width=390, height=800))
+    page.goto(f"{address['http']}/{name}", wait_until="networkidle")
+    assert not page.complaints
+    assert all(url.startswith((address["http"], "data:")) for url in page.requests)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_policy_stops_a_script_that_got_into_a_page(page, address):
+    page.route(f"**/{TALK}", lambda route: route.fulfill(
+        body=(SITE / TALK).read_text(encoding="utf-8").replace("</body>", "<script>document.title = 'taken over'</script></body>"),
+        content_type="text/html",
+    ))  # fmt: skip
+    page.goto(f"{address['http']}/{TALK}")
+    assert page.title() != "taken over" and any("Content Security Policy" in complaint for complaint in page.complaints)
+
+
+def test_the_rounded_model_is_what_the_page_runs(page, address):
+    """Closer to the rounded weights than rounding is to the trained ones."""
+    page.goto(f"{address['file']}/{TALK}")
+    prompt = render_prompt([dict(role="user", content="Where is the king?")], TOKENIZER)
+    logits = page.evaluate(
+        "async (prompt) => { const model = await load('sft'); return prompt.map((t) => Array.from(model.logits(model.read(t)))); }",
+        prompt,
+    )
+    with torch.no_grad():
+        apart = [
+            (torch.tensor(logits) - each(torch.tensor([prompt]))[0]).abs().max().item()
+            for each in (rounded(model("sft")), model("sft"))
+        ]
+    assert apart[0] <= 1e-4 and apart[1] <= 1e-3
