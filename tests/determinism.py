@@ -37,9 +37,9 @@ time.perf_counter = lambda: float(next(counter))
 
 
 def chapters() -> list[str]:
-    """The names of the pages that run, in the book's order."""
+    """The names of the pages that run, in the book's order, the front page last."""
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    pages = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    pages = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]] + [contents["root"]]
     texts = {page: (ROOT / f"{page}.md").read_text(encoding="utf-8") for page in pages}
     return [Path(page).name for page, text in texts.items() if "\nkernelspec:" in text.partition("\n---\n")[0]]
 

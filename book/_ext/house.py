@@ -145,8 +145,9 @@ def corpus_key(root: Path) -> str:
 
 
 def read_in_order(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    """Run the chapters in the book's order: each needs what the ones before it have trained."""
-    order = list(env.external_site_map)
+    """Run the chapters in the book's order, each needs what the ones before it have trained; the front page last."""
+    first, *order = env.external_site_map
+    order.append(first)
     docnames.sort(key=lambda name: order.index(name) if name in order else len(order))
 
 
