@@ -26,7 +26,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 PAGES = ["index.html", "search.html", *(f"book/{path.stem}.html" for path in sorted((ROOT / "book").glob("*.md")))]
 TOKENIZER = CharTokenizer()
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is in the extra 'browser': pip install -e '.[browser]'")
+WHERE = "Playwright and axe are in the extra 'browser': pip install -e '.[browser]'"
+axe_playwright_python = pytest.importorskip("axe_playwright_python", reason=WHERE)
+sync_api = pytest.importorskip("playwright.sync_api", reason=WHERE)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (on Debian or Ubuntu: apt install chromium)"),
@@ -181,6 +183,22 @@ def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(pag
     assert not page.complaints
     assert all(url.startswith((address["http"], "data:")) for url in page.requests)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_no_serious_fault_wide_or_narrow(chromium, address, name, scheme):
+    """Contrast, names, roles, keyboard access, as Deque's axe checks them."""
+    axe = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    with chromium.new_context(bypass_csp=True, color_scheme=scheme) as context:
+        page = context.new_page()
+        for width in (1280, 390):
+            page.set_viewport_size(dict(width=width, height=900))
+            page.goto(f"{address['http']}/{name}", wait_until="networkidle")
+            page.evaluate(axe)
+            found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+            bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
+            assert not bad, f"{width} px: {bad}"
 
 
 def test_the_policy_stops_a_script_that_got_into_a_page(page, address):

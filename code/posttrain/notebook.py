@@ -107,7 +107,11 @@ class Table:
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.header)
+        # Leave the corner above the rows' names empty, and no heading
+        head = "".join(
+            f'<th scope="col">{html.escape(name)}</th>' if name else "<td></td>"
+            for name in self.header
+        )
         body = "".join(
             "<tr>"
             + "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row)
