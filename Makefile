@@ -13,6 +13,8 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 PARITY_READY := .venv/.parity-ready
 INSTALL := "$(BIN)/python" -m pip install --disable-pip-version-check
+# Wheels only: building from sources would fetch tools that no hash vouches for.
+INSTALL_LOCKED := $(INSTALL) --require-hashes --no-deps --only-binary :all:
 
 # A POSIX shell expands $0, Windows' cmd.exe does not.
 ifeq ($(shell echo $$0),$$0)
@@ -29,7 +31,7 @@ help:
 	@echo "make claims  measure the chapters' claims over many seeds: make claims SEEDS=20 (hours)"
 	@echo "make bench   run the comparisons in benchmarks/ (Python 3.11 or newer)"
 	@echo "make clean   remove what was made: _build, stages (the trained models), .venv, caches; data/ stays"
-	@echo "make lock    resolve constraints.txt again (for maintainers; needs uv)"
+	@echo "make lock    resolve constraints.txt again and the locks from it (for maintainers; needs uv)"
 	@echo
 	@echo "Each of them first makes .venv when it is missing or out of date. Settings:"
 	@echo "  PYTHON=python3.12    the Python to make .venv with (3.10 to 3.13)"
@@ -56,9 +58,18 @@ bench: $(PARITY_READY)
 	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"
 	@"$(BIN)/python" benchmarks/run.py $(BENCH_FLAGS)
 
+# PyTorch's builds come from several indexes, so no lock can hold its hashes, nor those of what its CUDA build brings.
+# parity.lock is what the extra parity adds to requirements.lock. Versions are constraints.txt's; --upgrade asks for hashes anew.
+RESOLVE := grep -v '^-' requirements.txt | uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
+  --custom-compile-command "make lock"
+RESOLVE_LOCKED := $(RESOLVE) --generate-hashes --upgrade -c constraints.txt
+WITHOUT_TORCH := sed -nE 's/^(torch|triton|nvidia-[^=]*|cuda-[^=]*)==.*/--no-emit-package \1/p' constraints.txt
+WITHOUT_LOCKED := sed -nE 's/^([^ =]+)==.*/--no-emit-package \1/p' requirements.lock
+
 lock:
-	@grep -v '^-' requirements.txt | uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
-	  --custom-compile-command "make lock" --extra test --extra parity pyproject.toml - --output-file constraints.txt
+	@$(RESOLVE) --extra test --extra parity pyproject.toml - --output-file constraints.txt
+	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH)) pyproject.toml - --output-file requirements.lock
+	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH); $(WITHOUT_LOCKED)) --extra parity pyproject.toml - --output-file parity.lock
 
 clean:
 	rm -rf _build stages .venv .jupyter_cache .pytest_cache .ruff_cache .hypothesis build dist
@@ -71,20 +82,23 @@ ifeq ($(wildcard $(BIN)/python $(BIN)/python.exe),)
 $(shell rm -f $(READY) $(PARITY_READY))
 endif
 
-$(READY): requirements.txt constraints.txt pyproject.toml
+# PyTorch comes after the lock, with the CUDA packages if its build wants them; the package, built with the lock's setuptools, last.
+$(READY): requirements.txt constraints.txt requirements.lock pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "There is no '$(PYTHON)' here. Install Python 3.10 to 3.13, or name one: make PYTHON=..." >&2; exit 1; }
 	@"$(PYTHON)" -c "$$CHECK_PYTHON"
 	@if test -e $@; then echo "Updating .venv ..."; mv $@ $@-before; else \
 	  echo "Making .venv. This takes some minutes and, unless TORCH_INDEX names the CPU build, gigabytes on Linux ..."; \
 	  "$(PYTHON)" -m venv --clear .venv; fi
-	@$(if $(TORCH_INDEX),$(INSTALL) --index-url "$(TORCH_INDEX)" --no-deps -c constraints.txt torch)
-	@$(INSTALL) -r requirements.txt || { test ! -e $@-before || mv $@-before $@; exit 1; }
+	@{ $(INSTALL_LOCKED) -r requirements.lock && \
+	  $(if $(TORCH_INDEX),$(INSTALL) --index-url "$(TORCH_INDEX)" --no-deps -c constraints.txt torch &&) \
+	  $(INSTALL) -c constraints.txt torch && \
+	  $(INSTALL) --no-deps --no-build-isolation -e .; } || { test ! -e $@-before || mv $@-before $@; exit 1; }
 	@rm -f $@-before && echo ready > $@
 
 # What only the parity tests and the benchmarks need. Offline the rest of the tests can run without it.
-$(PARITY_READY): $(READY)
-	@if $(INSTALL) -c constraints.txt -e ".[parity]"; then echo ready > $@; else \
+$(PARITY_READY): $(READY) parity.lock
+	@if $(INSTALL_LOCKED) -r parity.lock; then echo ready > $@; else \
 	  test -z "$$CI" || exit 1; echo "The libraries to compare with could not be installed: the parity tests will be skipped." >&2; fi
 
 # Runs on any Python, the oldest included, to say in one sentence what is wrong with it.

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,14 @@ def test_chapters_run_in_the_order_of_the_table_of_contents(house):
 # --- Pins ---------------------------------------------------------------------------------------------------
 
 
+def lines(name: str) -> list[str]:
+    """What is not a comment, a requirement and its hashes on one line."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace(" \\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
 def requirements(name: str) -> list[Requirement]:
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+    return [Requirement(line.split(" --hash=")[0]) for line in lines(name) if not line.startswith("-")]
 
 
 def environments() -> list[dict[str, str]]:
@@ -160,6 +166,37 @@ def test_constraints_name_no_place_to_download_from():
     assert not re.search(r"^-|://| @ ", text, re.MULTILINE)
 
 
+def from_torch(name: str) -> bool:
+    """PyTorch and what only its CUDA build brings: its indexes' files have other hashes."""
+    return name in ("torch", "triton") or name.startswith(("nvidia-", "cuda-"))
+
+
+@pytest.mark.parametrize(
+    "environment", environments(), ids=lambda e: "-".join(list(e.values())[:2] + [e["python_version"]])
+)
+def test_the_locks_hold_every_pin_but_pytorch(environment):
+    book, parity = pins("requirements.lock", environment), pins("parity.lock", environment)
+    assert not book.keys() & parity.keys()
+    allowed = pins("constraints.txt", environment)
+    assert book | parity == {name: pin for name, pin in allowed.items() if not from_torch(name)}
+    wanted = {name: pin for name, pin in pins("requirements.txt", environment).items() if name != "torch"}
+    assert {name: book.get(name) for name in wanted} == wanted
+    extra = re.search(r"^parity = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)
+    compared = [Requirement(text) for text in re.findall(r'"(.*)"', extra.group(1))]
+    assert {requirement.name for requirement in compared} == {"trl", "transformers"}
+    for requirement in compared:
+        pin = str(requirement.specifier) if requirement.marker.evaluate(environment) else None
+        assert parity.get(requirement.name) == pin
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "parity.lock"])
+def test_every_line_of_a_lock_has_hashes_and_nothing_else(name):
+    locked = re.compile(r"[a-z0-9-]+==[a-z0-9.]+( ; [\w\s.*'()<>=!]+?)?(\s+--hash=sha256:[0-9a-f]{64})+")
+    assert lines(name)
+    assert not [line for line in lines(name) if not locked.fullmatch(line)]
+    assert "://" not in (ROOT / name).read_text(encoding="utf-8")
+
+
 def test_the_package_itself_is_installed_last_and_editable():
     assert (ROOT / "requirements.txt").read_text(encoding="utf-8").rstrip().endswith("\n-e .")
 
@@ -198,6 +235,74 @@ def test_make_says_which_python_it_needs(monkeypatch, system, machine, version, 
     else:
         with pytest.raises(SystemExit, match=re.escape(complaint)):
             exec(check, {})
+
+
+@pytest.fixture
+def unmade(tmp_path):
+    """What make reads to install the environment, somewhere else."""
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml", "parity.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("index", [None, "https://example.org/cpu"])
+def test_make_installs_from_the_locks_and_then_pytorch(unmade, index):
+    shutil.copy(ROOT / "requirements.lock", unmade)
+    settings = [f"TORCH_INDEX={index}"] if index else []
+    answer = run("make", "-n", ".venv/.parity-ready", f"PYTHON={sys.executable}", *settings, cwd=unmade)
+    assert answer.returncode == 0, answer.stdout
+    found = re.findall(r"-m pip install --disable-pip-version-check (.*?)(?: &&|; |$)", answer.stdout, re.M)
+    locked = "--require-hashes --no-deps --only-binary :all: -r"
+    assert [command.replace('"', "") for command in found] == [
+        f"{locked} requirements.lock",
+        *([f"--index-url {index} --no-deps -c constraints.txt torch"] if index else []),
+        "-c constraints.txt torch",
+        "--no-deps --no-build-isolation -e .",
+        f"{locked} parity.lock",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("name", ["requirements.txt", "constraints.txt", "requirements.lock", "pyproject.toml"])
+def test_a_changed_list_of_packages_updates_the_environment(unmade, name):
+    shutil.copy(ROOT / "requirements.lock", unmade)
+    python = unmade / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    (unmade / ".venv" / ".ready").touch()
+    assert run("make", "-q", ".venv/.ready", cwd=unmade).returncode == 0
+    later = (unmade / ".venv" / ".ready").stat().st_mtime + 10
+    os.utime(unmade / name, (later, later))
+    assert run("make", "-q", ".venv/.ready", cwd=unmade).returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_a_package_with_another_hash_is_not_installed(unmade):
+    """With a wheel made here and no network. With its right hash an update stops later, at PyTorch."""
+    wheel = unmade / "tiny-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
+        archive.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.dist-info/RECORD", "")
+    ready = unmade / ".venv" / ".ready"
+
+    def install(digest: str) -> str:
+        (unmade / "requirements.lock").write_text(f"tiny==1 --hash=sha256:{digest}\n", encoding="utf-8")
+        here = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(unmade), "PIP_QUIET": "0"}
+        answer = run("make", ".venv/.ready", f"PYTHON={sys.executable}", cwd=unmade, **here)
+        assert answer.returncode != 0, answer.stdout
+        return answer.stdout
+
+    out = install("0" * 64)
+    assert "DO NOT MATCH THE HASHES" in out and "installed tiny-1" not in out, out
+    assert not ready.exists()
+    ready.write_text("before", encoding="utf-8")
+    os.utime(ready, (0, 0))
+    out = install(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert "installed tiny-1" in out, out
+    assert ready.read_text(encoding="utf-8") == "before"
 
 
 # --- A page must load nothing from another host -------------------------------------------------------------
