@@ -7,11 +7,12 @@ TEST_FLAGS ?=
 LAB_FLAGS ?=
 BENCH_FLAGS ?=
 MUTANT_FLAGS ?=
+DETERMINISM_FLAGS ?=
 SEEDS ?= 5
 
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
-PARITY_READY := .venv/.parity-ready
+EXTRAS_READY := .venv/.extras-ready
 INSTALL := "$(BIN)/python" -m pip install --disable-pip-version-check
 # Wheels only: building from sources would fetch tools that no hash vouches for.
 INSTALL_LOCKED := $(INSTALL) --require-hashes --no-deps --only-binary :all:
@@ -21,13 +22,14 @@ ifeq ($(shell echo $$0),$$0)
 $(error This Makefile needs a POSIX shell. On Windows, run make from Git Bash)
 endif
 
-.PHONY: help book test lab bench mutants claims lock clean
+.PHONY: help book test lab bench mutants determinism claims lock clean
 
 help:
 	@echo "make book    build the book into _build/html (the first time trains every model: some minutes)"
-	@echo "make test    run the unit tests, the parity tests and, through nbmake, every chapter"
+	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
 	@echo "make lab     open the chapters as notebooks in JupyterLab"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
+	@echo "make determinism    train everything twice and compare all outputs, byte by byte (hours)"
 	@echo "make claims  measure the chapters' claims over many seeds: make claims SEEDS=20 (hours)"
 	@echo "make bench   run the comparisons in benchmarks/ (Python 3.11 or newer)"
 	@echo "make clean   remove what was made: _build, stages (the trained models), .venv, caches; data/ stays"
@@ -36,13 +38,13 @@ help:
 	@echo "Each of them first makes .venv when it is missing or out of date. Settings:"
 	@echo "  PYTHON=python3.12    the Python to make .venv with (3.10 to 3.13)"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu    PyTorch's small CPU build, on Linux"
-	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS, MUTANT_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
+	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS, MUTANT_FLAGS, DETERMINISM_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
 
 book: $(READY)
 	@"$(BIN)/jupyter-book" build $(BOOK_FLAGS) .
 
-test: $(PARITY_READY)
-	@"$(BIN)/python" -m pytest --nbmake $(TEST_FLAGS)
+test: $(EXTRAS_READY)
+	@"$(BIN)/python" -m pytest --nbmake --numprocesses 2 --dist loadfile $(TEST_FLAGS)
 
 # .jupyter holds the one setting that opens a .md chapter as a notebook.
 lab: $(READY)
@@ -51,25 +53,29 @@ lab: $(READY)
 mutants: $(READY)
 	@"$(BIN)/python" tests/mutants.py $(MUTANT_FLAGS)
 
+determinism: $(READY)
+	@"$(BIN)/python" tests/determinism.py $(DETERMINISM_FLAGS)
+
 claims: $(READY)
 	@"$(BIN)/python" benchmarks/claims.py --seeds $(SEEDS)
 
-bench: $(PARITY_READY)
+bench: $(EXTRAS_READY)
 	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"
 	@"$(BIN)/python" benchmarks/run.py $(BENCH_FLAGS)
 
 # PyTorch's builds come from several indexes, so no lock can hold its hashes, nor those of what its CUDA build brings.
-# parity.lock is what the extra parity adds to requirements.lock. Versions are constraints.txt's; --upgrade asks for hashes anew.
+# extras.lock is what the extras parity and browser add to requirements.lock. Versions are constraints.txt's; --upgrade asks for hashes anew.
 RESOLVE := grep -v '^-' requirements.txt | uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
   --custom-compile-command "make lock"
 RESOLVE_LOCKED := $(RESOLVE) --generate-hashes --upgrade -c constraints.txt
 WITHOUT_TORCH := sed -nE 's/^(torch|triton|nvidia-[^=]*|cuda-[^=]*)==.*/--no-emit-package \1/p' constraints.txt
-WITHOUT_LOCKED := sed -nE 's/^([^ =]+)==.*/--no-emit-package \1/p' requirements.lock
+# What the book's lock holds for every machine need not be in the other.
+WITHOUT_LOCKED := sed -nE 's/^([^ =]+)==[^;]*$$/--no-emit-package \1/p' requirements.lock
 
 lock:
-	@$(RESOLVE) --extra test --extra parity pyproject.toml - --output-file constraints.txt
+	@$(RESOLVE) --extra test --extra parity --extra browser pyproject.toml - --output-file constraints.txt
 	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH)) pyproject.toml - --output-file requirements.lock
-	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH); $(WITHOUT_LOCKED)) --extra parity pyproject.toml - --output-file parity.lock
+	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH); $(WITHOUT_LOCKED)) --extra parity --extra browser pyproject.toml - --output-file extras.lock
 
 clean:
 	rm -rf _build stages .venv .jupyter_cache .pytest_cache .ruff_cache .hypothesis build dist
@@ -79,7 +85,7 @@ clean:
 # .ready is written last: an interrupted installation does not count, and the next one starts afresh.
 
 ifeq ($(wildcard $(BIN)/python $(BIN)/python.exe),)
-$(shell rm -f $(READY) $(PARITY_READY))
+$(shell rm -f $(READY) $(EXTRAS_READY))
 endif
 
 # PyTorch comes after the lock, with the CUDA packages if its build wants them; the package, built with the lock's setuptools, last.
@@ -96,10 +102,10 @@ $(READY): requirements.txt constraints.txt requirements.lock pyproject.toml
 	  $(INSTALL) --no-deps --no-build-isolation -e .; } || { test ! -e $@-before || mv $@-before $@; exit 1; }
 	@rm -f $@-before && echo ready > $@
 
-# What only the parity tests and the benchmarks need. Offline the rest of the tests can run without it.
-$(PARITY_READY): $(READY) parity.lock
-	@if $(INSTALL_LOCKED) -r parity.lock; then echo ready > $@; else \
-	  test -z "$$CI" || exit 1; echo "The libraries to compare with could not be installed: the parity tests will be skipped." >&2; fi
+# What only the parity tests, the browser tests and the benchmarks need. Offline the rest of the tests can run without it.
+$(EXTRAS_READY): $(READY) extras.lock
+	@if $(INSTALL_LOCKED) -r extras.lock; then echo ready > $@; else \
+	  test -z "$$CI" || exit 1; echo "What parity and browser tests need could not be installed: they will be skipped." >&2; fi
 
 # Runs on any Python, the oldest included, to say in one sentence what is wrong with it.
 define CHECK_PYTHON

@@ -175,21 +175,21 @@ def from_torch(name: str) -> bool:
     "environment", environments(), ids=lambda e: "-".join(list(e.values())[:2] + [e["python_version"]])
 )
 def test_the_locks_hold_every_pin_but_pytorch(environment):
-    book, parity = pins("requirements.lock", environment), pins("parity.lock", environment)
-    assert not book.keys() & parity.keys()
+    book, others = pins("requirements.lock", environment), pins("extras.lock", environment)
+    assert {name: book[name] for name in others if name in book} == {name: others[name] for name in book if name in others}
     allowed = pins("constraints.txt", environment)
-    assert book | parity == {name: pin for name, pin in allowed.items() if not from_torch(name)}
+    assert book | others == {name: pin for name, pin in allowed.items() if not from_torch(name)}
     wanted = {name: pin for name, pin in pins("requirements.txt", environment).items() if name != "torch"}
     assert {name: book.get(name) for name in wanted} == wanted
-    extra = re.search(r"^parity = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)
-    compared = [Requirement(text) for text in re.findall(r'"(.*)"', extra.group(1))]
-    assert {requirement.name for requirement in compared} == {"trl", "transformers"}
-    for requirement in compared:
-        pin = str(requirement.specifier) if requirement.marker.evaluate(environment) else None
-        assert parity.get(requirement.name) == pin
+    extras = re.findall(r"^(?:parity|browser) = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)
+    needed = [Requirement(text) for extra in extras for text in re.findall(r'"(.*?)"', extra)]
+    assert {requirement.name for requirement in needed} == {"trl", "transformers", "playwright", "axe-playwright-python"}
+    for requirement in needed:
+        here = requirement.marker is None or requirement.marker.evaluate(environment)
+        assert others.get(requirement.name) == (str(requirement.specifier) if here else None)
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "parity.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "extras.lock"])
 def test_every_line_of_a_lock_has_hashes_and_nothing_else(name):
     locked = re.compile(r"[a-z0-9-]+==[a-z0-9.]+( ; [\w\s.*'()<>=!]+?)?(\s+--hash=sha256:[0-9a-f]{64})+")
     assert lines(name)
@@ -240,7 +240,7 @@ def test_make_says_which_python_it_needs(monkeypatch, system, machine, version, 
 @pytest.fixture
 def unmade(tmp_path):
     """What make reads to install the environment, somewhere else."""
-    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml", "parity.lock"):
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml", "extras.lock"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -250,7 +250,7 @@ def unmade(tmp_path):
 def test_make_installs_from_the_locks_and_then_pytorch(unmade, index):
     shutil.copy(ROOT / "requirements.lock", unmade)
     settings = [f"TORCH_INDEX={index}"] if index else []
-    answer = run("make", "-n", ".venv/.parity-ready", f"PYTHON={sys.executable}", *settings, cwd=unmade)
+    answer = run("make", "-n", ".venv/.extras-ready", f"PYTHON={sys.executable}", *settings, cwd=unmade)
     assert answer.returncode == 0, answer.stdout
     found = re.findall(r"-m pip install --disable-pip-version-check (.*?)(?: &&|; |$)", answer.stdout, re.M)
     locked = "--require-hashes --no-deps --only-binary :all: -r"
@@ -259,7 +259,7 @@ def test_make_installs_from_the_locks_and_then_pytorch(unmade, index):
         *([f"--index-url {index} --no-deps -c constraints.txt torch"] if index else []),
         "-c constraints.txt torch",
         "--no-deps --no-build-isolation -e .",
-        f"{locked} parity.lock",
+        f"{locked} extras.lock",
     ]
 
 
