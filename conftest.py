@@ -17,6 +17,8 @@ BOOK = ROOT / "book"
 
 def pytest_configure(config: pytest.Config) -> None:
     prepare_kernels()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        share_cores()
     if not config.getoption("nbmake", default=False):
         return
     if config.getoption("overwrite"):
@@ -37,6 +39,13 @@ def prepare_kernels() -> None:
     corpus = os.environ.get("POSTTRAIN_CORPUS")
     if corpus and Path(corpus).expanduser().is_file():
         os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).expanduser().resolve())
+
+
+def share_cores() -> None:
+    """Keep a test process that has others beside it to one thread. Chapters' kernels decide for themselves."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def cell_timeout() -> int:
