@@ -1,0 +1,544 @@
+"""Exercises: right answers however written, every mistake by its name, every other fault, and no stage spoilt."""
+
+import ast
+import itertools
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import CORPUS, TOKENIZER, close, empty_shelf, judge, moved, pair, same, weights
+
+from posttrain import dpo, enumerable, exercises, logprobs, ppo, reward_model, store, workers
+from posttrain.dpo import DPOConfig, dpo_steps
+from posttrain.exercises import (
+    EXERCISES,
+    Outcome,
+    agree,
+    check,
+    difference,
+    names,
+    outcome,
+    plugged_in,
+    size,
+)
+from posttrain.ppo import PPOConfig, assemble, ppo_steps
+from posttrain.reward_model import encode_pairs
+
+ROOT = Path(__file__).resolve().parent.parent
+ALL = [(name, mistake) for name, exercise in EXERCISES.items() for mistake in exercise.mistakes]
+
+
+# The exercises themselves
+
+
+def test_there_are_exercises_for_each_chapter_from_two_to_six():
+    assert set(names().values()) == {2, 3, 4, 5, 6} and len(names()) >= 9
+    assert list(names()) == [exercise.function.__name__ for exercise in EXERCISES.values()]
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_books_own_function_is_right(name):
+    result = check(name, EXERCISES[name].function)
+    assert result and result.right and result.name == "" and repr(result).startswith(f"{name}: right")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_each_exercise_has_five_mistakes_or_more_and_a_plain_case(name):
+    exercise = EXERCISES[name]
+    called = [mistake.name for mistake in exercise.mistakes]
+    assert len(called) >= 5 and len(set(called)) == len(called)
+    assert exercise.cases[0].kind == "" and all(case.kind for case in exercise.cases[1:])
+    assert not [mistake for mistake in exercise.mistakes if ":" in mistake.name or mistake.why.endswith(".")]
+
+
+@pytest.mark.parametrize(("name", "mistake"), ALL, ids=[f"{name}-{mistake.name}" for name, mistake in ALL])
+def test_each_mistake_is_called_by_its_name_with_a_small_example(name, mistake):
+    result = check(name, mistake.function)
+    assert not result and result.name == mistake.name
+    first, *lines = repr(result).splitlines()
+    assert first == f"{name}: {mistake.name}: {mistake.why}."
+    yours, right = lines[-2:]
+    assert yours.startswith("    yours: ") and right.startswith("    right: ") and yours[11:] != right[11:]
+    shown = [line.split(" = ")[0].strip() for line in lines[:-2]]
+    # As many numbers as can be followed by eye
+    assert shown and len(re.findall(r"\d+", " ".join(lines[:-2]))) <= 60 and max(map(len, lines)) <= 160
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_no_two_mistakes_of_an_exercise_give_the_same(name):
+    exercise = EXERCISES[name]
+    answered = [case for case in exercise.cases if outcome(exercise, exercise.function, case).error is None]
+    functions = {"the book's own": exercise.function} | {mistake.name: mistake.function for mistake in exercise.mistakes}
+    seen = {called: [outcome(exercise, function, case) for case in answered] for called, function in functions.items()}
+    for one, other in itertools.combinations(seen, 2):
+        assert not agree(exercise, seen[one], seen[other]), (one, other)
+
+
+def test_the_example_is_the_smallest_case_that_fails():
+    exercise = EXERCISES["policy_loss"]
+    (mistake,) = [mistake for mistake in exercise.mistakes if mistake.name == "the mask is ignored"]
+    fails = [
+        case for case in exercise.cases
+        if difference(outcome(exercise, mistake.function, case), outcome(exercise, exercise.function, case), 1e-9)
+    ]
+    assert len({size(case) for case in fails}) > 1
+    smallest = min(fails, key=size)
+    assert f"advantages = {exercises.show(smallest.arguments['advantages'], 6)}\n" in repr(check("policy_loss", mistake.function))
+
+
+# The same functions, written in another way
+
+
+def labels_by_looking_back(tokens, tokenizer):
+    marks = [[t for t in tokens[:i] if t in (tokenizer.assistant, tokenizer.end)][-1:] for i in range(len(tokens))]
+    return [t if mark == [tokenizer.assistant] else -100 for t, mark in zip(tokens, marks)]
+
+
+def sft_loss_in_a_loop(logits, labels, n_graded=None):
+    found = [
+        logits[row, t - 1].logsumexp(-1) - logits[row, t - 1, labels[row, t]]
+        for row in range(len(labels)) for t in range(1, labels.size(1)) if labels[row, t] != -100
+    ]
+    if not found:
+        raise ValueError("nothing is graded")
+    return torch.stack(found).sum() / (n_graded or len(found))
+
+
+def bradley_terry_by_softplus(chosen, rejected, centring=0.0):
+    if not torch.isfinite(chosen - rejected).all():
+        raise ValueError("not a number")
+    return (F.softplus(rejected - chosen) + centring * (chosen + rejected) ** 2).sum() / len(chosen)
+
+
+def last_of_in_a_loop(values, mask):
+    if not mask.any(1).all():
+        raise ValueError("nothing to read")
+    return torch.stack([row[where][-1] for row, where in zip(values, mask)])
+
+
+def kl_by_hyperbolic_sine(logprobs, reference_logprobs, kind="k1"):
+    r = reference_logprobs - logprobs
+    formulas = dict(k1=-r, k2=0.5 * r * r, k3=2 * (r / 2).exp() * torch.sinh(r / 2) - r)
+    if kind not in formulas:
+        raise ValueError(kind)
+    return formulas[kind]
+
+
+def gae_as_a_double_sum(rewards, values, actions, gamma=1.0, lam=0.95):
+    B, A = rewards.shape
+    advantages = torch.zeros(B, A, dtype=rewards.dtype)
+    for row in range(B):
+        steps = actions[row].nonzero().flatten().tolist()
+        v = {t: values[row, t] for t in steps}
+        for t in steps:
+            advantages[row, t] = sum(
+                (gamma * lam) ** (s - t) * (rewards[row, s] + gamma * v.get(s + 1, 0.0) - v[s]) for s in steps if s >= t
+            )
+    return advantages, torch.where(actions, advantages + values, torch.zeros_like(values))
+
+
+def whiten_by_the_library(values, mask, shift_mean=True):
+    chosen = values[mask].tolist()
+    if not chosen:
+        raise ValueError("nothing to whiten")
+    mean, deviation = statistics.fmean(chosen), statistics.pstdev(chosen)
+    white = torch.zeros_like(values)
+    white[mask] = (values[mask] - mean) / (deviation + 1e-8) + (0.0 if shift_mean else mean)
+    return white
+
+
+def policy_loss_by_cases(logprobs, old_logprobs, advantages, actions, clip_eps=0.2):
+    ratio = logprobs[actions].exp() / old_logprobs[actions].exp()
+    gains = advantages[actions]
+    held = ((gains > 0) & (ratio > 1 + clip_eps)) | ((gains < 0) & (ratio < 1 - clip_eps))
+    bound = torch.where(gains > 0, torch.full_like(ratio, 1 + clip_eps), torch.full_like(ratio, 1 - clip_eps))
+    return -(torch.where(held, bound, ratio) * gains).mean(), held.double().mean()
+
+
+def value_loss_by_cases(values, old_values, returns, actions, clip=0.2):
+    v, old, wanted = values[actions], old_values[actions], returns[actions]
+    near = torch.minimum(torch.maximum(v, old - clip), old + clip) if clip else v
+    return ((v - wanted).abs().maximum((near - wanted).abs()) ** 2).sum() / (2 * len(v))
+
+
+def logprobs_one_by_one(model, tokens, mask, temperature=1.0):
+    rows = []
+    for row, chosen in zip(tokens, mask):
+        at = chosen.nonzero().flatten().tolist()
+        rows.append(sum((model(row[None, :t])[0, -1] / temperature).log_softmax(-1)[row[t]] for t in at))
+    return torch.stack(rows)
+
+
+def dpo_by_rewards(chosen, rejected, reference_chosen, reference_rejected, beta=0.1, label_smoothing=0.0):
+    h = beta * chosen - beta * reference_chosen - beta * rejected + beta * reference_rejected
+    return (F.softplus(-h) + label_smoothing * h).mean()
+
+
+def best_of_n_kl_in_another_order(n):
+    return -math.log(1 / n) - 1 + 1 / n if n >= 1 else int("none")
+
+
+def win_rate_by_sign(scores, others):
+    return statistics.fmean([1 / 2 if a == b else float(a > b) for a, b in zip(scores, others)])
+
+
+WRITTEN_ANEW = dict(
+    build_labels=labels_by_looking_back, sft_loss=sft_loss_in_a_loop, bradley_terry_loss=bradley_terry_by_softplus,
+    last_of=last_of_in_a_loop, kl_estimate=kl_by_hyperbolic_sine, gae=gae_as_a_double_sum, whiten=whiten_by_the_library,
+    policy_loss=policy_loss_by_cases, value_loss=value_loss_by_cases, get_response_log_probs=logprobs_one_by_one,
+    dpo_loss=dpo_by_rewards, best_of_n_kl=best_of_n_kl_in_another_order, win_rate=win_rate_by_sign,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_right_function_written_in_another_way_is_right(name):
+    result = check(name, WRITTEN_ANEW[name])
+    assert result, result
+
+
+# Wrong functions, as readers write them
+
+
+def gae_off_by_one(rewards, values, actions, gamma=1.0, lam=0.95):
+    advantages, running = torch.zeros_like(values), 0
+    for t in range(values.size(1) - 1, -1, -1):
+        delta = rewards[:, t] + gamma * values[:, t] - values[:, t]
+        running = (delta + gamma * lam * running) * actions[:, t]
+        advantages[:, t] = running
+    return advantages, (advantages + values) * actions
+
+
+def gae_bootstrapped(rewards, values, actions, gamma=1.0, lam=0.95):
+    advantages, running = torch.zeros_like(values), 0
+    following = torch.cat([values[:, 1:] * actions[:, 1:], torch.zeros(len(values), 1)], 1)
+    for row in range(len(values)):
+        last = int(actions[row].nonzero().max())
+        following[row, last] = values[row, last]
+    for t in reversed(range(values.size(1))):
+        running = (rewards[:, t] + gamma * following[:, t] - values[:, t] + gamma * lam * running) * actions[:, t]
+        advantages[:, t] = running
+    return advantages, (advantages + values) * actions
+
+
+def averaged_logprobs(model, tokens, mask, temperature=1.0):
+    logprobs = F.log_softmax(model(tokens)[:, :-1] / temperature, -1)
+    picked = torch.gather(logprobs, 2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+    return (picked * mask[:, 1:]).sum(1) / mask[:, 1:].sum(1)
+
+
+def prompt_counted(model, tokens, mask, temperature=1.0):
+    logprobs = F.log_softmax(model(tokens)[:, :-1] / temperature, -1)
+    picked = torch.gather(logprobs, 2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+    ends = [int(row.nonzero().max()) for row in mask]
+    return torch.stack([row[:end].sum() for row, end in zip(picked, ends)])
+
+
+def unshifted_sft(logits, labels, n_graded=None):
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") / (n_graded or int((labels != -100).sum()))
+
+
+def divided_by_beta(c, r, ref_c, ref_r, beta=0.1, label_smoothing=0.0):
+    h = (c - ref_c - r + ref_r) / beta
+    return (F.softplus(-h) * (1 - label_smoothing) + F.softplus(h) * label_smoothing).mean()
+
+
+def unclipped(logprobs, old_logprobs, advantages, actions, clip_eps=0.2):
+    ratio = (logprobs - old_logprobs)[actions].exp()
+    return -(ratio * advantages[actions]).mean(), ((ratio - 1).abs() > clip_eps).double().mean()
+
+
+def unbiased_whitening(values, mask, shift_mean=True):
+    chosen = values[mask]
+    white = (values - chosen.mean()) / (((chosen - chosen.mean()) ** 2).sum() / (len(chosen) - 1) + 1e-8).sqrt()
+    return (white if shift_mean else white + chosen.mean()) * mask
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "called"),
+    [
+        ("gae", gae_off_by_one, "off by one"),
+        ("gae", gae_bootstrapped, "something after the end"),
+        ("gae", lambda r, v, m, *rest: (gae_off_by_one(r, v, m, *rest)[0], v), "off by one"),  # and wrong returns
+        ("get_response_log_probs", averaged_logprobs, "the mean instead of the sum"),
+        ("get_response_log_probs", prompt_counted, "the prompt is counted"),
+        ("sft_loss", unshifted_sft, "off by one"),
+        ("dpo_loss", divided_by_beta, "beta the wrong way round"),
+        ("policy_loss", unclipped, "no clip"),  # and another share
+        ("whiten", unbiased_whitening, "n - 1 instead of n"),
+        ("last_of", lambda values, mask: values[:, -1], "the last column"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: (-(c - r).sigmoid().log() + k * (c + r) ** 2).mean(), "the logarithm of a rounded 0"),
+        ("kl_estimate", lambda p, q, kind="k1": {"k1": p - q, "k2": (p - q) ** 2 / 2, "k3": (p - q).exp() - 1 - (p - q)}[kind], "k3 has the wrong sign"),
+        ("kl_estimate", lambda p, q, kind="k1": (p - q).exp() if kind == "k2" else EXERCISES["kl_estimate"].function(p, q, "k1"), "the wrong value"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: (-(r - c).sigmoid().log() + k * (c + r) ** 2).mean(), "chosen and rejected the wrong way round"),
+        ("value_loss", lambda v, o, r, m, clip=0.2: ((v - r)[m] ** 2).mean() / 2, "no clip"),
+        ("best_of_n_kl", lambda n: math.log(n), "log n alone"),
+        ("build_labels", lambda tokens, tokenizer: list(tokens), "the mask is missing"),
+        ("win_rate", lambda a, b: sum(x > y for x, y in zip(a, b)) / len(a), "a tie is a loss"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_known_however_it_is_written(name, function, called):
+    result = check(name, function)
+    assert not result and result.name == called, result
+
+
+# What fits no mistake
+
+
+def last_of(values, mask):
+    return EXERCISES["last_of"].function(values, mask)
+
+
+def gae(*arguments):
+    return EXERCISES["gae"].function(*arguments)
+
+
+def gae_in_place(rewards, values, actions, gamma=1.0, lam=0.95):
+    values *= actions
+    return gae(rewards, values, actions, gamma, lam)
+
+
+def last_of_in_place(values, mask):
+    last = last_of(values.clone(), mask)
+    values.zero_()
+    return last
+
+
+def with_gradient_of(value, other):
+    return value.detach() + other - other.detach()
+
+
+def labels_in_place(tokens, tokenizer):
+    labels = EXERCISES["build_labels"].function(tokens, tokenizer)
+    tokens.clear()
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "sentence"),
+    [
+        ("last_of", lambda values, mask: None, "it returns None"),
+        ("last_of", lambda values, mask: last_of(values, mask).tolist(), "the wrong type, a list instead of a tensor"),
+        ("last_of", lambda values, mask: last_of(values, mask)[:, None], "the wrong shape, (1, 1) instead of (1,)"),
+        ("last_of", lambda values, mask: last_of(values, mask).float(), "the wrong dtype, torch.float32 instead of torch.float64"),
+        ("last_of", lambda values, mask: 3 * last_of(values, mask), "the wrong value: in every case, and by no mistake"),
+        ("last_of", lambda values, mask: values[:, -1] if mask.all() else values[0, 99], "it raises IndexError: right in the plain case, wrong with"),
+        ("last_of", lambda values, mask: values[0, 99], "it raises IndexError: in every case"),
+        ("last_of", lambda values, mask: last_of(values, mask) / 0, "it returns NaN or infinity"),
+        ("last_of", lambda values, mask: last_of(values, mask).detach(), "right value, no gradient"),
+        ("last_of", lambda values, mask: last_of(values, mask) + values[:, 0] - values[:, 0].detach(), "right value, wrong gradient"),
+        ("last_of", lambda values, mask: with_gradient_of(last_of(values, mask), last_of(values, mask).flip(0)), "right value, wrong gradient: right without rows of unequal length"),
+        ("last_of", lambda values: values, "it raises TypeError"),
+        ("last_of", lambda values, mask: last_of(values, mask | ~mask.any(1, keepdim=True)), "not refused: it should raise ValueError for a row without an answer"),
+        ("last_of", last_of_in_place, "its input is changed: right, but values is overwritten"),
+        ("gae", gae_in_place, "its input is changed: right, but values is overwritten"),
+        ("build_labels", labels_in_place, "its input is changed: right, but tokens is overwritten"),
+        ("build_labels", lambda tokens, tokenizer: [None for _ in tokens], "it returns something other than numbers"),
+        ("build_labels", lambda tokens, tokenizer: tuple(tokens), "the wrong type, a tuple instead of a list"),
+        ("gae", lambda *arguments: gae(*arguments)[0], "it returns 1 value, and should return 2 values"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae(r, v, m, gamma, lam if lam != 0.5 else 0.6), "the wrong value: right without gamma and lambda, wrong with it"),
+        ("gae", lambda r, v, m, *rest: gae(r + (v * ~m).sum(1, keepdim=True), v, m, *rest), "the wrong value: right in the plain case, wrong with padding, a prompt"),
+        ("dpo_loss", lambda *arguments: EXERCISES["dpo_loss"].function(*arguments).item(), "the wrong type, a number instead of a tensor"),
+        ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p, q, kind if kind != "k4" else "k1"), "not refused: it should raise ValueError for another kind"),
+        ("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n else 0.0, "not refused: it should raise ValueError for no draw"),
+        ("best_of_n_kl", lambda n: torch.tensor(1.0), "the wrong type, a tensor instead of a number"),
+        ("best_of_n_kl", lambda n: 0.5 if n == 2 else EXERCISES["best_of_n_kl"].function(n), "the wrong value: in the plain case, too"),
+        ("best_of_n_kl", lambda n: math.inf, "it returns NaN or infinity"),
+        ("whiten", lambda v, m, shift_mean=True: EXERCISES["whiten"].function(v, m, shift_mean) + 0.1, "the wrong value: in every case"),
+    ],
+)  # fmt: skip
+def test_what_fits_no_mistake_is_said_in_general_words(name, function, sentence):
+    result = check(name, function)
+    first = repr(result).splitlines()[0]
+    assert not result and first.startswith(f"{name}: {sentence}") and first.endswith("."), first
+    assert "\n    yours: " in repr(result) and "\n    right: " in repr(result)
+    assert result.name not in [mistake.name for mistake in EXERCISES[name].mistakes]
+
+
+def test_an_example_says_what_was_raised_and_what_should_have_been():
+    raised = repr(check("last_of", lambda values, mask: values.nonsense))
+    assert "yours: AttributeError: 'Tensor' object has no attribute 'nonsense'" in raised and "right: [" in raised
+    refused = repr(check("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n else 0.0))
+    assert refused.endswith("    n = 0\n    yours: 0\n    right: ValueError: n is 0: draw at least 1")
+
+
+def test_a_gradient_is_shown_where_the_values_are_the_same():
+    halved = repr(check("bradley_terry_loss", lambda c, r, *k: EXERCISES["bradley_terry_loss"].function(c, r.detach(), *k)))
+    assert "yours: 0.3133, gradient [-0.2689], [0]\n    right: 0.3133, gradient [-0.2689], [0.2689]" in halved
+    detached = repr(check("last_of", lambda values, mask: last_of(values, mask).detach()))
+    assert ", gradient none\n" in detached
+
+
+def test_as_many_digits_are_shown_as_it_takes():
+    almost = repr(check("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n + 1e-6 if n else int("none")))
+    assert almost.endswith("yours: 0.19314818\n    right: 0.19314718")
+    nearly = repr(check("win_rate", lambda a, b: EXERCISES["win_rate"].function(a, b) * (1 + 1e-6)))
+    assert "yours: 1.000001\n    right: 1" in nearly
+    assert exercises.show([torch.tensor([-0.0, 0.5]), 3], 4) == "[[0, 0.5], 3]"
+
+
+def test_an_input_that_a_function_changes_does_not_spoil_the_next_check():
+    assert not check("gae", gae_in_place) and not check("last_of", last_of_in_place) and not check("build_labels", labels_in_place)
+    assert check("gae", gae) and check("last_of", last_of) and check("build_labels", labels_by_looking_back)
+
+
+def test_an_unknown_name_and_what_cannot_be_called_are_refused():
+    with pytest.raises(ValueError, match="'gea' is no exercise: use one of build_labels, sft_loss, .*win_rate"):
+        check("gea", gae)
+    with pytest.raises(TypeError, match=r"gae is graded by calling it, and \(1, 2\) cannot be called"):
+        check("gae", (1, 2))
+    with pytest.raises(ValueError, match="no exercise"), plugged_in("gea", gae):
+        pass
+    with pytest.raises(TypeError, match="cannot be called"), plugged_in("gae", None):
+        pass
+
+
+def test_outcomes_differ_by_the_kind_of_error_and_by_any_part():
+    one, two = torch.ones(1), torch.tensor([2.0])
+    assert difference(Outcome((), error=ValueError()), Outcome((), error=ValueError()), 0.0) == ""
+    assert difference(Outcome((), error=KeyError()), Outcome((), error=ValueError()), 0.0) == "it raises KeyError"
+    assert difference(Outcome((one, two)), Outcome((one, one)), 0.0) == "the wrong value"
+    assert difference(Outcome((one,), gradients=(one, two)), Outcome((one,), gradients=(one, one)), 0.0) == "right value, wrong gradient"
+    assert difference(Outcome((one * math.nan,)), Outcome((one * math.nan,)), 0.0) == ""
+
+
+# The reader's function in the training run
+
+QUESTIONS = ["Who?", "Why so?", "Say", "Ay"]
+TINY = PPOConfig(iterations=2, batch_size=4, max_new_tokens=6)
+PAIRS = [pair("1", "Who?", "The king.", "Me"), pair("2", "Why?", "So.", "Because I say so.")]
+
+
+def ppo_run():
+    models = assemble(moved(), judge(5), TINY)
+    rounds = list(ppo_steps(models, QUESTIONS, TINY))
+    return models.policy, rounds
+
+
+def dpo_run():
+    policy = moved()
+    pairs = encode_pairs(PAIRS, TOKENIZER, 64)
+    return policy, list(dpo_steps(policy, moved(), pairs, DPOConfig(steps=2, batch_size=2)))
+
+
+RUNS = [("gae", ppo_run), ("whiten", ppo_run), ("policy_loss", ppo_run), ("value_loss", ppo_run), ("kl_estimate", ppo_run),
+        ("last_of", ppo_run), ("get_response_log_probs", dpo_run), ("dpo_loss", dpo_run)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "run"), RUNS, ids=[name for name, _ in RUNS])
+def test_a_function_that_is_plugged_in_runs_in_training_and_is_gone_afterwards(name, run):
+    calls = []
+
+    def wrong(*arguments, **options):
+        calls.append(arguments)
+        found = EXERCISES[name].function(*arguments, **options)
+        return tuple(3 * part for part in found) if isinstance(found, tuple) else 3 * found
+
+    policy, before = run()
+    with plugged_in(name, wrong):
+        _, changed = run()
+    assert calls and changed != before
+    calls.clear()
+    again, after = run()
+    assert not calls and after == before and same(weights(policy), again)
+
+
+def test_a_right_function_that_is_plugged_in_gives_the_same_run():
+    policy, before = ppo_run()
+    with plugged_in("gae", gae_as_a_double_sum):
+        other, rounds = ppo_run()
+    assert [each.keys() for each in rounds] == [each.keys() for each in before]
+    for one, another in zip(policy.parameters(), other.parameters()):
+        close(one, another, 1e-9)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_module_that_has_the_function_is_given_the_readers_and_then_its_own_again(name):
+    own = EXERCISES[name].function
+    having = [
+        module
+        for path in (ROOT / "code" / "posttrain").glob("*.py")
+        if path.stem not in ("__main__", "exercises", "mistakes") and name in bound(path)
+        for module in [__import__(f"posttrain.{path.stem}", fromlist=["_"])]
+    ]
+    assert having and all(getattr(module, name) is own for module in having)
+    with plugged_in(name, len):
+        assert all(getattr(module, name) is len for module in having)
+        assert check(name, own), "the grader still knows the book's own"
+    assert all(getattr(module, name) is own for module in having)
+
+
+def bound(path):
+    """The functions that a module defines or imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imported = [alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return imported + [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
+def test_everything_is_put_back_after_an_error_and_after_two_at_once():
+    kept = [ppo.gae, ppo.whiten, dpo.get_response_log_probs, logprobs.get_response_log_probs, enumerable.dpo_loss,
+            reward_model.last_of, store.obtain, workers.start_workers, workers.Workers.get]  # fmt: skip
+    with pytest.raises(ZeroDivisionError), plugged_in("gae", gae), plugged_in("whiten", max), plugged_in("gae", len):
+        assert ppo.gae is len and ppo.whiten is max
+        raise ZeroDivisionError
+    assert kept == [ppo.gae, ppo.whiten, dpo.get_response_log_probs, logprobs.get_response_log_probs, enumerable.dpo_loss,
+                    reward_model.last_of, store.obtain, workers.start_workers, workers.Workers.get]  # fmt: skip
+
+
+def train():
+    return {"a": torch.ones(1)}, {}
+
+
+def obtain_toy():
+    return store.obtain("toy", {}, train, source="posttrain.tokenizer")
+
+
+STAGES = [
+    obtain_toy, lambda: ppo.ppo_model(CORPUS), lambda: dpo.dpo_model(CORPUS), lambda: reward_model.reward_model(CORPUS),
+    lambda: workers.run_all(abs, [(1,)]), lambda: workers.run_alone(abs, 1), lambda: workers.run_groups(abs, {"a": [(1,)]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", STAGES, ids=["obtain", "ppo", "dpo", "reward", "run_all", "run_alone", "run_groups"])
+def test_no_stage_is_read_or_written_while_a_function_is_plugged_in(ask, tmp_path, monkeypatch):
+    empty_shelf(monkeypatch, tmp_path)
+    obtain_toy()
+    before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="gae is plugged in, .*: load the models before this block"), plugged_in("gae", gae):
+        ask()
+    assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == before
+    assert obtain_toy().weights["a"] == 1
+
+
+def test_workers_that_are_running_already_are_not_asked_either(monkeypatch):
+    monkeypatch.setattr(workers.Workers, "get", lambda self: pytest.fail("a worker knows the book's own alone"))
+    with pytest.raises(RuntimeError, match="is plugged in"), plugged_in("gae", gae):
+        workers.run_all(abs, [(1,)])
+
+
+# The chapters
+
+
+def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
+    pages = {2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison"}
+    for name, chapter in names().items():
+        text = (ROOT / "book" / f"{pages[chapter]}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
+        (found,) = re.findall(rf"^````\{{exercise\}}[^\n]*\n(?:(?!^````$).)*?check\(\"{name}\", {name}\).*?^````$", text, re.M | re.S)
+        # The first line of the function, as the package has it
+        signature = re.search(r"```python\n(.*?)\n```", found, re.S).group(1)
+        written, own = ast.parse(signature + "\n    ...").body[0], own_definition(name)
+        assert (written.name, ast.dump(written.args)) == (name, ast.dump(own.args))
+        label = re.search(r"^:label: (ex-\S+)$", found, re.M).group(1)
+        assert f"{{solution}} {label}\n:label: {label.replace('ex-', 'sol-', 1)}\n:class: dropdown\n" in text
+
+
+def own_definition(name):
+    """The book's own function, parsed, without its annotations."""
+    source = (ROOT / "code" / "posttrain" / f"{EXERCISES[name].function.__module__.split('.')[1]}.py").read_text(encoding="utf-8")
+    found = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    for argument in found.args.args:
+        argument.annotation = None
+    return found
