@@ -339,7 +339,7 @@ def restrict_pages(app: Sphinx, exception: Exception | None) -> None:
         tag = f'<meta http-equiv="Content-Security-Policy" content="{policy(page)}">\n'
         # Keep the encoding first: browsers look for it in a page's first 1,024 bytes
         head = re.compile(r"<head[^>]*>\s*(<meta charset[^>]*>\s*)?")
-        restricted = head.sub(lambda found: found[0] + tag, POLICY_TAG.sub("", page), count=1)
+        restricted = head.sub(lambda found, tag=tag: found[0] + tag, POLICY_TAG.sub("", page), count=1)
         if restricted != page:
             path.write_text(restricted, encoding="utf-8")
 
