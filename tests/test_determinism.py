@@ -19,7 +19,7 @@ def test_equal_outputs_are_equal_and_a_bit_of_a_figure_a_word_or_a_cell_less_is_
     assert differences("sft", [figure, text, []], [figure, text, []]) == []
     other = [dict(output_type="display_data", data={"image/png": "iVBORw0KGgp="})]
     (line,) = differences("sft", [text, figure], [text, other])
-    assert line.startswith("sft, code cell 2: ") and "Kgo=" in line and "Kgp=" in line
+    assert line.startswith("sft, code cell 2: ") and "0KGgo=" in line and "0KGgp=" in line
     assert len(differences("sft", [text], [[]])) == 1
     assert differences("sft", [text], [text, []]) == ["sft: 1 and 2 code cells"]
 

@@ -378,7 +378,7 @@ def book(tmp_path):
     root = tmp_path / "a book"
     (root / "code" / "throwaway").mkdir(parents=True)
     (root / "code" / "throwaway" / "__init__.py").write_text('WORD = "first"\n', encoding="utf-8")
-    for name in ("_config.yml", "book/_ext/house.py", "book/_static/book.css", "book/_static/book.js", "book/references.bib"):
+    for name in ("_config.yml", "book/_ext/house.py", "book/_static/book.css", "book/_static/book.js", "book/_static/favicon.svg", "book/references.bib"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "_toc.yml").write_text("format: jb-book\nroot: book/page\n", encoding="utf-8")

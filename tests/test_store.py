@@ -211,7 +211,7 @@ def test_50_kills_of_a_training_run_and_its_saves_leave_only_whole_stages(folder
     # Import PyTorch once where processes can be forked; Windows starts each from nothing
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["test_store"])
+        context.set_forkserver_preload(["torch", "posttrain.pretrain", "posttrain.store"])
     generator, seen, first = random.Random(0), set(), range(0, 50_000, 1000)  # a thousand seeds for each
     folder.mkdir()
     for seed in first:
