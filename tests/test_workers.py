@@ -201,3 +201,28 @@ def test_workers_end_when_their_parent_is_killed():
         parent.stdout.close()
         for pid in filter(alive, pids):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_an_interruption_ends_parent_and_workers_at_once_with_one_traceback():
+    script = PARENT.format(code=str(store.PACKAGE.parent))
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, **pipes)
+    try:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 1 and all(map(alive, pids))
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does, and a notebook that is shut down
+        _, said = parent.communicate(timeout=30)
+        assert parent.returncode != 0 and not any(map(alive, pids))
+        assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL) if parent.poll() is None else None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_workers_without_a_job_outlive_an_interruption(cores):
+    cores(1)
+    (pid,) = run_all(os.getpid, [()])
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert run_all(os.getpid, [()]) == [pid]

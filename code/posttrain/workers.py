@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +27,8 @@ def available_cores() -> int:
 def prepare_worker() -> None:
     """Keep PyTorch to one thread, and end this process should its parent die."""
     torch.set_num_threads(1)
+    # Leave an interruption to the parent, which ends its workers if they have something to do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
@@ -60,11 +63,14 @@ class Workers:
             self.pool, self.started_for = start_workers(wanted[0]), wanted
         return self.pool
 
-    def stop(self) -> None:
-        """Drop the jobs not yet begun, wait for the others, and end the processes."""
+    def stop(self, at_once: bool = False) -> None:
+        """Drop the jobs not begun, wait for the others or break them off, end the processes."""
         pool, self.pool = self.pool, None
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        if pool is None:
+            return
+        for child in multiprocessing.active_children() if at_once else ():
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 kept = Workers()
@@ -76,8 +82,8 @@ def run_all(
     """[function(*job) for job in jobs], computed by single-threaded processes.
 
     function and jobs must be importable and picklable. Should one job fail, those not yet begun
-    are dropped and its error is raised here. The processes stay for the next call; they do not
-    see changes made to the package since they started.
+    are dropped and its error is raised here; an interruption breaks off all. The processes stay
+    for the next call; they do not see changes made to the package since they started.
     """
     jobs = list(jobs)
     if not jobs:
@@ -88,8 +94,8 @@ def run_all(
         for future in progress(as_completed(waiting), total=len(jobs)):
             future.result()
         return [future.result() for future in waiting]
-    except BaseException:
-        kept.stop()
+    except BaseException as error:
+        kept.stop(at_once=isinstance(error, KeyboardInterrupt))
         raise
 
 
