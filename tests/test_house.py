@@ -572,6 +572,13 @@ def test_each_page_is_given_its_policy_once_behind_its_encoding(house, tmp_path)
     assert pages[0][0].index("charset") < pages[0][0].index("Policy")
 
 
+def test_the_works_of_a_list_are_list_items(house):
+    context = dict(body='<div role="list"><div class="citation" role="doc-biblioentry">A</div></div>')
+    house.name_entries(None, "book/bibliography", "page.html", context, None)
+    assert context["body"] == '<div role="list"><div class="citation" role="listitem">A</div></div>'
+    house.name_entries(None, "genindex", "genindex.html", {}, None)
+
+
 # --- pytest --nbmake on Markdown chapters -------------------------------------------------------------------
 
 
