@@ -379,10 +379,10 @@ def share_of_peak(pairs: int) -> None:
 
 
 SCALES = {
-    "width": (64, 128, 256, 512),
-    "layers": (2, 4, 8, 16),
+    "width": (64, 128, 256),
+    "layers": (2, 4, 8),
     "context": (64, 128, 256, 512),
-    "sequences": (2, 4, 8, 16),
+    "sequences": (2, 4, 8),
     "cores": (1, 2),
 }
 
