@@ -168,7 +168,11 @@ def test_writing_can_be_stopped(page, address):
     page.goto(f"{address['file']}/{TALK}")
     for name in ("sft", "ppo", "dpo"):
         page.uncheck(f"[value={name}]")
-    page.evaluate("load('base')")
+    # Let each token take its time, so that there is something to stop
+    page.evaluate("""load('base').then((model) => {
+      const read = model.read.bind(model);
+      model.read = (token) => { const until = performance.now() + 40; while (performance.now() < until); return read(token); };
+    })""")
     page.click("form.talk [type=submit]")
     page.locator(".talk-text:not(:empty)").wait_for()
     page.click("form.talk [type=button]")
