@@ -197,6 +197,7 @@ def test_axe_finds_no_serious_fault(chromium, address, name):
         page = context.new_page()
         page.goto(f"{address['http']}/{name}", wait_until="networkidle")
         page.evaluate(axe)
+        page.add_style_tag(content="* { transition: none !important; animation: none !important }")  # no colours between two
         for scheme, width, rules in (("light", 1280, None), ("dark", 1280, ["color-contrast"]), ("dark", 390, ["scrollable-region-focusable"])):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size(dict(width=width, height=900))
