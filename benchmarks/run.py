@@ -429,8 +429,8 @@ def scaling(pairs: int) -> None:
         for size in sizes:
             other = sized(**{**standard, name: size})
             for work in usual:
-                times = in_turn(usual[work], other[work], pairs)
-                ratios[work].append(1.0 if size == standard[name] else statistics.median(b / a for a, b in zip(*times)))
+                times = ([1.0], [1.0]) if size == standard[name] else in_turn(usual[work], other[work], pairs)
+                ratios[work].append(statistics.median(b / a for a, b in zip(*times)))
             print(f"| {name} | {size} | " + " | ".join(f"{ratios[work][-1]:.2f}" for work in usual) + " |", flush=True)
         for (work, found), marker in zip(ratios.items(), "os"):
             axis.loglog(sizes, found, marker=marker, label=work)
