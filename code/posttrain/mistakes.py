@@ -672,6 +672,24 @@ def ratio_of(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     return (logprobs - old_logprobs).exp()
 
 
+def averaged_wrongly(other: Callable) -> tuple[Mistake, ...]:
+    """Three ways not to take the mean over the actions; other(average=...) makes the loss."""
+    return (
+        Mistake(
+            "the sum instead of the mean", "take the mean over the actions",
+            other(average=masked_sum),
+        ),
+        Mistake(
+            "the mean over all columns", "prompt and padding do not count in the mean",
+            other(average=whole_mean),
+        ),
+        Mistake(
+            "the mean of the rows' means", "a token of a short answer counts for more",
+            other(average=rows_mean),
+        ),
+    )  # fmt: skip
+
+
 def other_policy_loss(
     ratio=ratio_of, choose=torch.max, average=masked_mean, sign=-1, room=None, held=None
 ) -> Callable:
@@ -734,23 +752,12 @@ POLICY_LOSS = Exercise(
             "no exponential", "the difference of logarithms is not yet the ratio",
             other_policy_loss(ratio=lambda new, old: new - old),
         ),
-        Mistake(
-            "the sum instead of the mean", "take the mean over the actions",
-            other_policy_loss(average=masked_sum),
-        ),
-        Mistake(
-            "the mean over all columns", "prompt and padding do not count in the mean",
-            other_policy_loss(average=whole_mean),
-        ),
+        *averaged_wrongly(other_policy_loss),
         Mistake(
             "the mask is ignored", "prompt and padding are no actions",
             lambda new, old, advantages, actions, *eps: policy_loss(
                 new, old, advantages, torch.ones_like(actions), *eps
             ),
-        ),
-        Mistake(
-            "the mean of the rows' means", "a token of a short answer counts for more",
-            other_policy_loss(average=rows_mean),
         ),
         Mistake(
             "clip_eps is ignored", "the room around 1 is an argument",
@@ -819,23 +826,12 @@ VALUE_LOSS = Exercise(
             "the value itself is clipped", "it is its distance from the old value", near_zero
         ),
         Mistake("not squared", "the error is squared", other_value_loss(size=torch.abs)),
-        Mistake(
-            "the sum instead of the mean", "take the mean over the actions",
-            other_value_loss(average=masked_sum),
-        ),
-        Mistake(
-            "the mean over all columns", "prompt and padding do not count in the mean",
-            other_value_loss(average=whole_mean),
-        ),
+        *averaged_wrongly(other_value_loss),
         Mistake(
             "the mask is ignored", "prompt and padding are no actions",
             lambda values, old, returns, actions, *clip: value_loss(
                 values, old, returns, torch.ones_like(actions), *clip
             ),
-        ),
-        Mistake(
-            "the mean of the rows' means", "a token of a short answer counts for more",
-            other_value_loss(average=rows_mean),
         ),
         Mistake(
             "clip is ignored", "the room around the old value is an argument",
