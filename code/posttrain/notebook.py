@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import itertools
+import json
 import os
 import sys
 import textwrap
@@ -302,6 +303,27 @@ class TokenTable:
     def __repr__(self) -> str:
         header = ["position", "token", *self.columns]
         return "\n".join(" | ".join(row) for row in [header, *self.rows()])
+
+
+class Interactive:
+    """A view to play with: in the book's pages its script takes the still view's place.
+
+    kind: "mask", "rollout" or "beta", as book/_static/views.js knows them; values: what it shows,
+    as JSON; still: what stands there without that script, as in JupyterLab.
+    """
+
+    def __init__(self, kind: str, still: object, **values: object):
+        self.kind, self.still, self.values = kind, still, values
+
+    def _repr_html_(self) -> str:
+        values = html.escape(json.dumps(self.values, allow_nan=False))
+        still = self.still._repr_html_()
+        return (
+            f'<div class="interactive" data-kind="{self.kind}" data-values="{values}">{still}</div>'
+        )
+
+    def __repr__(self) -> str:
+        return repr(self.still)
 
 
 class CheckFailed(AssertionError):
