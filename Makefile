@@ -25,7 +25,7 @@ endif
 .PHONY: help book test lab bench mutants determinism claims lock clean
 
 help:
-	@echo "make book    build the book into _build/html (the first time trains every model: some minutes)"
+	@echo "make book    build the book into _build/html (the first time trains every model: up to an hour)"
 	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
 	@echo "make lab     open the chapters as notebooks in JupyterLab"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
@@ -35,7 +35,7 @@ help:
 	@echo "make clean   remove what was made: _build, stages (the trained models), .venv, caches; data/ stays"
 	@echo "make lock    resolve constraints.txt again and the locks from it (for maintainers; needs uv)"
 	@echo
-	@echo "Each of them first makes .venv when it is missing or out of date. Settings:"
+	@echo "Each of them first makes .venv when it is missing or out of date. To use it yourself: . .venv/bin/activate. Settings:"
 	@echo "  PYTHON=python3.12    the Python to make .venv with (3.10 to 3.13)"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu    PyTorch's small CPU build, on Linux"
 	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS, MUTANT_FLAGS, DETERMINISM_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"

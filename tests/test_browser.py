@@ -5,6 +5,7 @@ Needs Playwright (the extra `browser`), Chromium, and the built book.
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from posttrain.browser import STAGES, rounded
 from posttrain.chat import render_prompt
 from posttrain.data import corpus, datasets
+from posttrain.enumerable import WORDS, build_world, optimum
 from posttrain.reward_model import score_answer
 from posttrain.sampling import generate
 from posttrain.tokenizer import CharTokenizer
@@ -143,8 +145,9 @@ def test_hostile_input_is_shown_as_text_and_asked_in_the_models_alphabet(page, a
     page.goto(f"{address['file']}/{TALK}")
     page.uncheck("[value=base]")
     answers = ask(page, "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d", temperature=0)
-    assert page.locator("[role=status]").text_content() == "Done." and len(answers) == 3
     typed = "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d"
+    status = page.locator("[role=status]").text_content()
+    assert status.startswith("Done.") and status.endswith(TOKENIZER.clean(typed)) and len(answers) == 3
     assert page.evaluate("(text) => clean(text)", typed) == TOKENIZER.clean(typed)
     # Let a model write HTML: it stays text
     page.evaluate("TOKENS[0] = TOKENS[1] = '<img src=x onerror=alert(1)>'")
@@ -178,6 +181,96 @@ def test_writing_can_be_stopped(page, address):
     page.click("form.talk [type=button]")
     page.locator("[role=status]", has_text="Stopped.").wait_for()
     assert len(page.locator(".talk-text").text_content()) < 96
+
+
+def values_of(page, kind):
+    """What a chapter gave a view to show."""
+    return json.loads(page.locator(f".interactive[data-kind={kind}]").get_attribute("data-values"))
+
+
+def walk(view, i):
+    """Move a view's slider to i, as a keyboard does; what is said then."""
+    view.locator("input[type=range]").evaluate("(bar, i) => { bar.value = i; bar.dispatchEvent(new Event('input')); }", i)
+    return view.locator(".view-said").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_the_mask_viewer_shows_every_token_its_label_and_its_surprise(page, address, scheme):
+    page.goto(f"{address[scheme]}/book/sft.html")
+    view, examples = page.locator(".interactive[data-kind=mask]"), values_of(page, "mask")
+    assert view.locator("option").count() == len(examples) + 3
+    for number, example in enumerate(examples):
+        view.locator("select").first.select_option(str(number))
+        assert view.locator(".view-tokens span").all_text_contents() == example["tokens"]
+        graded = view.locator(".view-tokens span.view-graded").count()
+        assert graded == sum(label >= 0 for label in example["labels"]) > 0
+        # The labels are the tokens themselves, and what the page says of one is what the model gave it
+        last = len(example["tokens"]) - 1
+        said = walk(view, last)
+        assert f"label {example['ids'][last]}: graded" in said and f"{example['surprise']['after SFT'][last]:.2f} nats (after SFT)" in said
+        assert "label -100: read, and not graded" in walk(view, 1)
+    # A click says the same as the slider, and a colour is the surprise's
+    view.locator(".view-tokens span").nth(3).click()
+    assert view.locator("input").input_value() == "3" and view.locator("[aria-current]").count() == 1
+    view.locator("select").nth(1).select_option("1")
+    colours = view.locator(".view-tokens span").evaluate_all("(spans) => spans.map((span) => span.style.background)")
+    assert len(set(colours)) > 10 and not page.complaints
+
+
+def test_the_rollout_microscope_makes_each_number_from_those_before_it(page, address):
+    page.goto(f"{address['file']}/book/ppo.html")
+    view, values = page.locator(".interactive[data-kind=rollout]"), values_of(page, "rollout")
+    for number, answer in enumerate(values["answers"]):
+        view.locator("select").first.select_option(str(number))
+        n = len(answer["tokens"])
+        assert view.locator(".view-tokens span").count() == n
+        for i in (0, n // 2, n - 1):
+            said = walk(view, i).replace("\u2212", "-")
+            last = i == n - 1
+            reward = -answer["beta"] * (answer["log-probability"][i] - answer["reference"][i]) + (answer["score"] if last else 0)
+            following = (0, 0) if last else (answer["value"][i + 1], answer["advantage"][i + 1])
+            delta = reward + values["gamma"] * following[0] - answer["value"][i]
+            advantage = delta + values["gamma"] * values["lam"] * following[1]
+            # What the page's formulas give is what the package had computed
+            assert reward == pytest.approx(answer["reward"][i], abs=1e-4) and advantage == pytest.approx(answer["advantage"][i], abs=1e-4)
+            for number_said in (answer["reward"][i], answer["advantage"][i]):
+                assert f"= {number_said:+.3f}" in said or f"= {number_said + 1e-9:+.3f}" in said
+    assert not page.complaints
+
+
+def test_the_beta_slider_shows_the_optimum_that_the_formula_names(page, address):
+    page.goto(f"{address['file']}/book/dpo.html")
+    view, values = page.locator(".interactive[data-kind=beta]"), values_of(page, "beta")
+    world = build_world()
+    for i in (0, values["start"], len(values["betas"]) - 1):
+        said, best = walk(view, i), optimum(world, values["betas"][i])
+        assert f"= {values['betas'][i]:.2f}: mean reward {(best * world.rewards).sum().item():+.2f}" in said.replace("\u2212", "-")
+        for row, word in zip(view.locator("tbody tr").all(), values["words"]):
+            cells = row.locator("th, td").all_inner_texts()
+            assert cells[0] == word and cells[3].strip() == f"{100 * best[WORDS.index(word)].item():.1f}%"
+    assert not page.complaints
+
+
+def test_without_its_script_a_page_shows_the_still_views(chromium, address):
+    with chromium.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        for name, still in (("sft", "p.token-view"), ("ppo", "p.token-view"), ("dpo", "table")):
+            page.goto(f"{address['file']}/book/{name}.html")
+            assert page.locator(f".interactive {still}").count() == 1 and page.locator(".interactive input").count() == 0
+
+
+@pytest.mark.parametrize("name", ["index", "sft", "dpo"])
+def test_a_page_prints_whole_with_nothing_folded_or_cut_off(page, address, name):
+    page.goto(f"{address['http']}/book/{name}.html", wait_until="networkidle")
+    printed = page.pdf(format="A4", margin=dict(top="15mm", bottom="15mm", left="15mm", right="15mm"))
+    assert printed.startswith(b"%PDF") and len(printed) > 50_000
+    # The listeners have opened what was folded; a sheet is 680 px wide
+    assert page.locator(".bd-article details:not([open])").count() == 0
+    page.emulate_media(media="print")
+    page.set_viewport_size(dict(width=680, height=960))
+    assert page.locator(".bd-sidebar-primary, .bd-header, .bd-sidebar-secondary").filter(visible=True).count() == 0
+    wide = "(places) => places.filter((place) => place.getBoundingClientRect().right > 690).map((place) => place.outerHTML.slice(0, 150))"
+    assert page.locator(".bd-article :is(p, pre, table, img, figure)").evaluate_all(wide) == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -1,5 +1,6 @@
-"""The token view: what a page shows, what a screen reader says, and that no token becomes markup."""
+"""The views: what a page shows, what a screen reader says, and that no token becomes markup."""
 
+import json
 from html.parser import HTMLParser
 
 import pytest
@@ -12,10 +13,13 @@ from posttrain.notebook import (
     SPECIAL_STYLE,
     SPOKEN_STYLE,
     UNGRADED_STYLE,
+    Interactive,
     ScoreView,
+    Table,
     TokenTable,
     TokenView,
     shade,
+    stage_colour,
 )
 from posttrain.tokenizer import CharTokenizer
 
@@ -255,3 +259,28 @@ def test_zero_is_shaded_neither_way():
 def test_a_score_view_refuses_another_number_of_scores_than_tokens():
     with pytest.raises(ValueError, match="2 scores do not fit 3 tokens"):
         ScoreView(["a", "b", "c"], [0.1, 0.2])
+
+
+def test_a_view_to_play_with_carries_its_values_as_text_around_the_still_view():
+    still = TokenView(["a", "b"], [IGNORE, 1])
+    view = Interactive("mask", still, tokens=HOSTILE, surprise=[None, 0.5])
+    (tag, attributes), *_ = parsed(view)[0]
+    assert tag == "div" and attributes["class"] == "interactive" and attributes["data-kind"] == "mask"
+    assert json.loads(attributes["data-values"]) == dict(tokens=HOSTILE, surprise=[None, 0.5])
+    assert still._repr_html_() in view._repr_html_() and repr(view) == repr(still)
+    with pytest.raises(ValueError):  # NaN is no JSON: a page could not read it
+        Interactive("mask", still, surprise=[float("nan")])._repr_html_()
+
+
+def test_each_stage_has_a_colour_of_its_own_by_whatever_name_a_row_calls_it():
+    names = ["base", "SFT", "reward model", "PPO", "DPO", "DPO, own answers", "best of n"]
+    assert len({stage_colour(name) for name in names}) == 7 and None not in map(stage_colour, names)
+    for one, other in (("base model", "base"), ("SFT model", "SFT"), ("after PPO", "PPO"), ("PPO, no fee", "PPO"), ("best of 16", "best of n")):
+        assert stage_colour(one) == stage_colour(other)
+    assert stage_colour("seed 0") is stage_colour("") is None
+
+
+def test_a_row_named_after_a_stage_is_marked_with_its_colour_and_no_other_cell():
+    rows = [("PPO", "DPO"), ("seed 0", "PPO")]
+    cells = [attributes.get("style", "") for tag, attributes in parsed(Table(("", "a"), rows))[0] if tag == "td" and "class" in attributes]
+    assert cells == [f"border-left: 4px solid {notebook.BLUE}", "", "", ""]

@@ -1,8 +1,8 @@
-// What scrolls within itself on a narrow screen can be reached and scrolled by keyboard.
+// What scrolls within itself on a narrow screen can be reached and scrolled by keyboard; on paper nothing stays folded.
 "use strict";
 
 function reachable() {
-  for (const place of document.querySelectorAll(".bd-article :is(table, pre, div.math)")) {
+  for (const place of document.querySelectorAll(".bd-article :is(table, pre, div.math, figure, div.cell_output)")) {
     if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
     else if (place.tabIndex === 0) place.removeAttribute("tabindex");
   }
@@ -10,3 +10,7 @@ function reachable() {
 
 addEventListener("load", reachable);
 addEventListener("resize", reachable);
+
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll(".bd-article details")) folded.open = true;
+});

@@ -40,10 +40,15 @@ function promptOf(name, question) {
   return [special("user"), ...encode(question), special("assistant")];
 }
 
+// A seed for this question: with one seed for all, models that hardly heed the question would write the same again.
+function mixed(seed, question) {
+  return encode(question).reduce((sum, token) => (Math.imul(sum, 31) + token) >>> 0, seed);
+}
+
 // Ask one model; hand each new piece of text to `show`, and return the whole.
 async function answer(name, question, { temperature, seed, signal, show }) {
   const model = await load(name);
-  const options = { temperature, stop: special("end"), random: seeded(seed) };
+  const options = { temperature, stop: special("end"), random: seeded(mixed(seed, question)) };
   let text = "", paused = performance.now();
   for (const token of write(model, promptOf(name, question), options)) {
     if (token === special("end")) return { text, ended: true };
@@ -75,19 +80,26 @@ function begin(form) {
     form.querySelector("output").value = form.elements.temperature.value;
   });
   stop.addEventListener("click", () => running?.abort());
+  // Enter asks, with Shift it begins a new line
+  form.elements.question.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    if (!ask.disabled) form.requestSubmit();
+  });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const question = clean(form.elements.question.value.trim());
     const chosen = [...form.querySelectorAll("[name=model]:checked")];
     if (!question || !chosen.length) {
+      results.replaceChildren();
       status.textContent = question ? "Choose at least one model." : "Ask something first.";
       return;
     }
     running = new AbortController();
     ask.disabled = true;
     stop.disabled = false;
-    status.textContent = question === form.elements.question.value.trim() ? "The models write ..."
-      : `The models know 65 characters, and are asked: ${question}`;
+    const read = question === form.elements.question.value.trim() ? "" : ` The models know 65 characters, and were asked: ${question}`;
+    status.textContent = "The models write ..." + read;
     results.replaceChildren();
     const cards = chosen.map((box) => card(results, box));
     try {
@@ -101,7 +113,7 @@ function begin(form) {
         const points = await judge(question, said.text);
         note.textContent = `reward model: ${points.toFixed(2)}${said.ended ? "" : ", cut off: it did not end"}`;
       }));
-      status.textContent = running.signal.aborted ? "Stopped." : "Done.";
+      status.textContent = (running.signal.aborted ? "Stopped." : "Done.") + read;
     } catch (error) {
       status.textContent = error.message;
     } finally {

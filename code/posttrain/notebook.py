@@ -19,6 +19,17 @@ GREY = "#7f868e"  # reads on white and on black
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d8"
 )  # fmt: skip
+# Each stage has its colour, in every figure, table and page; what differs from it is grey
+STAGE_COLOURS = {
+    "base": GREY, "SFT": GREEN, "reward model": YELLOW, "PPO": BLUE, "DPO, own answers": PINK,
+    "DPO": ORANGE, "best of": SKY,
+}  # fmt: skip
+
+
+def stage_colour(name: str) -> str | None:
+    """The colour of the stage that a row, a box or a line is named after, or None."""
+    stages = (stage for stage in STAGE_COLOURS if name.removeprefix("after ").startswith(stage))
+    return next((STAGE_COLOURS[stage] for stage in stages), None)
 
 
 class Listing:
@@ -113,12 +124,13 @@ class Table:
             f'<th scope="col">{html.escape(name)}</th>' if name else "<td></td>"
             for name in self.header
         )
-        body = "".join(
-            "<tr>"
-            + "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row)
-            + "</tr>"
-            for row in self.rows
-        )
+        body = ""
+        for row in self.rows:
+            # Mark a row that is named after a stage
+            colour = stage_colour(row[0]) if row else None
+            mark = f' style="border-left: 4px solid {colour}"' if colour else ""
+            cells = "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row)
+            body += f"<tr>{cells.replace('<td', f'<td{mark}', 1)}</tr>"
         return (
             f'<table class="table samples">{caption}<thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table>"
@@ -308,8 +320,8 @@ class TokenTable:
 class Interactive:
     """A view to play with: in the book's pages its script takes the still view's place.
 
-    kind: "mask", "rollout" or "beta", as book/_static/views.js knows them; values: what it shows,
-    as JSON; still: what stands there without that script, as in JupyterLab.
+    kind: "mask", "rollout" or "beta", as book/_static/views.js knows them; values: what it
+    shows, as JSON; still: what stands there without that script, as in JupyterLab.
     """
 
     def __init__(self, kind: str, still: object, **values: object):
@@ -317,10 +329,8 @@ class Interactive:
 
     def _repr_html_(self) -> str:
         values = html.escape(json.dumps(self.values, allow_nan=False))
-        still = self.still._repr_html_()
-        return (
-            f'<div class="interactive" data-kind="{self.kind}" data-values="{values}">{still}</div>'
-        )
+        opening = f'<div class="interactive" data-kind="{self.kind}" data-values="{values}">'
+        return f"{opening}{self.still._repr_html_()}</div>"
 
     def __repr__(self) -> str:
         return repr(self.still)
