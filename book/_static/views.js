@@ -134,7 +134,8 @@
     const bars = words.map(() => element("div", { class: "view-bar" }));
     const shares = words.map(() => element("span", {}));
     const rows = words.map((word, i) => element("tr", {}, element("th", { scope: "row" }, word), element("td", {}, signed(rewards[i]).slice(0, -2)),
-      element("td", {}, (100 * reference[i]).toFixed(1) + "%"), element("td", { class: "view-share" }, bars[i], shares[i])));
+      element("td", {}, (100 * reference[i]).toFixed(1) + "%"), element("td", { class: "view-share" }, shares[i], bars[i])));
+    const largest = Math.max(...best.flat());
     const head = ["word", "reward", "reference", "best policy at this \u03b2"].map((name) => element("th", { scope: "col" }, name));
     const table = element("table", { class: "table view-table" },
       element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
@@ -142,8 +143,8 @@
       const i = Number(bar.value);
       bar.setAttribute("aria-valuetext", betas[i].toFixed(2));
       words.forEach((_, w) => {
-        bars[w].style.width = `${60 * best[i][w]}%`;
-        shares[w].textContent = ` ${(100 * best[i][w]).toFixed(1)}%`;
+        bars[w].style.width = `calc(${best[i][w] / largest} * (100% - 4.5em))`;
+        shares[w].textContent = `${(100 * best[i][w]).toFixed(1)}%`;
       });
       said.textContent = `\u03b2 = ${betas[i].toFixed(2)}: mean reward ${signed(reward[i]).slice(0, -1)}, ` +
         `${kl[i].toFixed(2)} nats from the reference. All other words together: ${(100 * (1 - best[i].reduce((a, b) => a + b, 0))).toFixed(1)}%.`;
