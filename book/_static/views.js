@@ -143,7 +143,7 @@
       const i = Number(bar.value);
       bar.setAttribute("aria-valuetext", betas[i].toFixed(2));
       words.forEach((_, w) => {
-        bars[w].style.width = `calc(${best[i][w] / largest} * (100% - 4.5em))`;
+        bars[w].style.width = `${(100 * best[i][w]) / largest}%`;
         shares[w].textContent = `${(100 * best[i][w]).toFixed(1)}%`;
       });
       said.textContent = `\u03b2 = ${betas[i].toFixed(2)}: mean reward ${signed(reward[i]).slice(0, -1)}, ` +
