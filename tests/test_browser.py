@@ -262,12 +262,18 @@ def test_without_its_script_a_page_shows_the_still_views(chromium, address):
 @pytest.mark.parametrize("name", ["index", "sft", "dpo"])
 def test_a_page_prints_whole_with_nothing_folded_or_cut_off(page, address, name):
     page.goto(f"{address['http']}/book/{name}.html", wait_until="networkidle")
+    page.emulate_media(color_scheme="dark")
+    page.locator("html[data-theme=dark]").wait_for()
+    folded = page.locator(".bd-article details:not([open])").count()
     printed = page.pdf(format="A4", margin=dict(top="15mm", bottom="15mm", left="15mm", right="15mm"))
     assert printed.startswith(b"%PDF") and len(printed) > 50_000
-    # The listeners have opened what was folded; a sheet is 680 px wide
-    assert page.locator(".bd-article details:not([open])").count() == 0
+    # Afterwards the page is as it was
+    assert page.locator(".bd-article details:not([open])").count() == folded and page.locator("html[data-theme=dark]").count() == 1
+    # See it as the printer does; a sheet is 680 px wide
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     page.set_viewport_size(dict(width=680, height=960))
+    assert page.locator(".bd-article details:not([open])").count() == 0 and page.locator("html[data-theme=light]").count() == 1
     assert page.locator(".bd-sidebar-primary, .bd-header, .bd-sidebar-secondary").filter(visible=True).count() == 0
     wide = "(places) => places.filter((place) => place.getBoundingClientRect().right > 690).map((place) => place.outerHTML.slice(0, 150))"
     assert page.locator(".bd-article :is(p, pre, table, img, figure)").evaluate_all(wide) == []

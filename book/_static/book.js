@@ -1,4 +1,4 @@
-// What scrolls within itself on a narrow screen can be reached and scrolled by keyboard; on paper nothing stays folded.
+// What scrolls within itself on a narrow screen can be reached and scrolled by keyboard; on paper nothing is dark or folded.
 "use strict";
 
 function reachable() {
@@ -11,6 +11,18 @@ function reachable() {
 addEventListener("load", reachable);
 addEventListener("resize", reachable);
 
+const page = document.documentElement;
+let before = null; // how the page was before it was printed
+
 addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll(".bd-article details")) folded.open = true;
+  const folded = [...document.querySelectorAll(".bd-article details:not([open])")];
+  before ??= { theme: page.dataset.theme, folded };
+  page.dataset.theme = "light";
+  for (const part of folded) part.open = true;
+});
+
+addEventListener("afterprint", () => {
+  page.dataset.theme = before.theme;
+  for (const part of before.folded) part.open = false;
+  before = null;
 });
