@@ -206,8 +206,8 @@ MUTANTS = (
     # Reward model 4: zero and unit
     Mutant(
         "Reward model 4", "normalised on answers to the pairs' prompts", "reward_model.py",
-        "answers = sample_answers(sft, prompts, config.seed)",
-        'answers = sample_answers(sft, [pair["prompt"] for pair in pairs], config.seed)',
+        "answers = sample_answers(sft, data.prompts, config.seed)",
+        'answers = sample_answers(sft, [pair["prompt"] for pair in data.pairs], config.seed)',
         "test_reward_model.py::test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_models_answers_to_the_training_prompts",
     ),
     # Reward model 5: centring

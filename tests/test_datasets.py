@@ -6,14 +6,20 @@ import pytest
 
 from posttrain.data import datasets
 from posttrain.data.datasets import (
+    ANSWER_TOKENS,
+    FEWEST_PROMPTS,
     DatasetError,
     conversations,
+    example,
     heldout_conversations,
     heldout_preferences,
     heldout_prompts,
     preferences,
+    training_data,
     training_prompts,
 )
+from posttrain.gpt import GPTConfig
+from posttrain.ppo import PPOConfig
 
 MANY = 100_000  # characters, more than any message should repeat
 
@@ -54,7 +60,7 @@ def refusal(path, read=conversations):
         read(path)
     message = str(refused.value)
     assert message.startswith(str(path)) and "Traceback" not in message
-    return message
+    return message.partition("\nA line ")[0]
 
 
 def test_the_books_own_files_load():
@@ -246,3 +252,102 @@ def test_a_huge_bad_row_is_not_repeated_in_the_message(file, huge):
 @pytest.mark.parametrize("text", ["[" * MANY, '{"id": ' + "1" * 5000 + "}"], ids=["deep", "5000 digits"])
 def test_json_that_python_cannot_read_is_a_bad_line(file, text):
     assert "line 2: " in refusal(file(GOOD, text))
+
+
+# What models learn from
+
+
+READERS = dict(conversations=conversations, preferences=preferences, prompts=heldout_prompts)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_the_line_that_is_shown_as_an_example_is_a_good_one(file, kind):
+    assert READERS[kind](file(example(kind), name="mine.jsonl"))
+    row = json.loads(example(kind))
+    assert row.pop("id") and row
+    with pytest.raises(DatasetError) as refused:
+        READERS[kind](file(example(kind), json.dumps(row)))
+    assert str(refused.value).splitlines()[1:] == [
+        "  line 2: 'id' is a required property", f"A line looks like this: {example(kind)}",
+    ]  # fmt: skip
+
+
+def test_no_example_is_shown_where_the_form_is_right(file):
+    for text in (line(user("caf\u00e9"), assistant("b")), line(user("a"), user("b"))):
+        with pytest.raises(DatasetError) as refused:
+            conversations(file(text))
+        assert "line 1" in str(refused.value) and "looks like" not in str(refused.value)
+
+
+def test_what_models_learn_from_is_the_books_own_unless_a_file_is_named(file):
+    own = training_data()
+    assert (own.conversations, own.pairs, own.prompts) == (conversations(), preferences(), training_prompts())
+    talks = training_data(conversation_file=file(GOOD))
+    assert (talks.conversations, talks.pairs, talks.prompts) == ([row()], own.pairs, own.prompts)
+    pairs = training_data(pair_file=file(json.dumps(pair())))
+    assert (pairs.conversations, pairs.pairs) == (own.conversations, [pair()])
+
+
+def test_who_brings_pairs_practises_on_each_of_their_prompts_and_on_few_of_them_more_than_once(file):
+    few = [pair(id=str(i), prompt=prompt) for i, prompt in enumerate(["Who?", "Why?", "Who?"])]
+    assert training_data(pair_file=file(*map(json.dumps, few))).prompts == ["Who?", "Why?"] * (FEWEST_PROMPTS // 2)
+    many = [pair(id="x" * i, prompt="x" * i) for i in range(1, FEWEST_PROMPTS + 2)]
+    assert training_data(pair_file=file(*map(json.dumps, many))).prompts == [row["prompt"] for row in many]
+
+
+PAIR = json.dumps(pair())
+
+
+@pytest.mark.parametrize("lines", [[PAIR], [PAIR, "oops"], ["", PAIR, json.dumps(without("id"))]], ids=len)
+def test_pairs_in_the_place_of_conversations_are_told_by_name(file, lines):
+    with pytest.raises(DatasetError) as refused:
+        training_data(conversation_file=file(*lines))
+    first, second = str(refused.value).splitlines()
+    assert "this looks like preference pairs, and conversations are expected" in first and "`train reward --data`" in first
+    assert second.endswith(example("conversations"))
+
+
+def test_conversations_in_the_place_of_pairs_are_told_by_name(file):
+    with pytest.raises(DatasetError) as refused:
+        training_data(pair_file=file(GOOD))
+    first, second = str(refused.value).splitlines()
+    assert "this looks like conversations, and preference pairs are expected" in first and "`train sft --data`" in first
+    assert second.endswith(example("preferences"))
+
+
+def test_a_file_with_a_line_of_the_right_kind_is_not_mixed_up(file):
+    message = refusal(file(GOOD, PAIR))
+    assert "line 2: " in message and "line 1" not in message and "this looks like" not in message
+    # And a text that speaks of a field is no field
+    assert "this looks like" not in refusal(file(json.dumps(dict(id="a", text='what is "chosen"'))))
+
+
+def test_a_conversation_fits_the_context_to_the_last_token_and_is_otherwise_refused(file):
+    longest = GPTConfig.context - 4  # beside the three signs, and an answer of one letter
+    assert training_data(conversation_file=file(line(user("x" * longest), assistant("a")))).conversations
+    path = file(GOOD, line(user("x" * (longest + 1)), assistant("a"), id="long"))
+    with pytest.raises(DatasetError, match=r"line 2 \(id long\): 257 tokens .* the model reads 256: shorten it$"):
+        training_data(conversation_file=path)
+    assert len(conversations(path)) == 2  # another model may read more
+
+
+@pytest.mark.parametrize("field", ["chosen", "rejected"])
+def test_an_answer_is_refused_and_not_cut_where_it_does_not_fit_behind_its_prompt(file, field):
+    room = GPTConfig.context - len("Who goes there?") - 3
+    assert training_data(pair_file=file(json.dumps(pair(**{field: "x" * room}))))
+    with pytest.raises(DatasetError, match=rf"line 2 \(id b\): prompt and {field}: 257 tokens"):
+        training_data(pair_file=file(PAIR, json.dumps(pair(id="b", **{field: "x" * (room + 1)}))))
+
+
+def test_a_prompt_leaves_room_for_an_answer_of_the_policy_that_practises_on_it(file):
+    assert ANSWER_TOKENS == PPOConfig().max_new_tokens
+    longest = GPTConfig.context - ANSWER_TOKENS - 2
+    assert training_data(pair_file=file(json.dumps(pair(prompt="x" * longest))))
+    with pytest.raises(DatasetError, match=r"line 1 \(id a\): prompt: 161 tokens leave no room for 96 of an answer"):
+        training_data(pair_file=file(json.dumps(pair(prompt="x" * (longest + 1)))))
+
+
+def test_pairs_that_would_be_the_same_after_a_cut_are_refused_one_by_one(file):
+    rows = [pair(id=id, chosen="x" * 300 + "a", rejected="x" * 300 + "b") for id in "uv"]
+    message = refusal(file(*map(json.dumps, rows)), lambda path: training_data(pair_file=path))
+    assert "line 1 (id u)" in message and "line 2 (id v)" in message

@@ -720,7 +720,8 @@ def test_progress_is_handed_on_to_the_models_before_it(shelf, monkeypatch):
     monkeypatch.setattr(module, "sft_model", lambda corpus, config, **options: handed.append(options) or (copy.deepcopy(shelf.sft), {}))
     dpo_model(CORPUS, TINY, shelf.progress)
     dpo_model(CORPUS, TINY)
-    assert handed == [dict(progress=shelf.progress), {}]
+    data = module.datasets.training_data()
+    assert handed == [dict(data=data, progress=shelf.progress), dict(data=data)]
 
 
 def test_unless_told_otherwise_the_stored_run_is_the_default_configs(shelf, monkeypatch):

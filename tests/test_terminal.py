@@ -1,10 +1,14 @@
 """The chat in the terminal: what the model is given, what is remembered, and that no input and no signal breaks it."""
 
+import functools
+import importlib
 import io
+import json
 import os
 import random
 import runpy
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,17 +17,21 @@ import time
 
 import pytest
 import torch
-from tiny import CORPUS, judge, moved
+from tiny import CORPUS, empty_shelf, judge, moved, pair, same, weights
 from tiny import LONG as ROOMY
 
 from posttrain import __main__ as program
-from posttrain import store, terminal
+from posttrain import stages, store, terminal
 from posttrain.chat import render_prompt
-from posttrain.dpo import dpo_model
+from posttrain.data.corpus import Corpus
+from posttrain.data.datasets import example
+from posttrain.dpo import DPOConfig, dpo_model
 from posttrain.evaluate import gold_score, lexicon
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.ppo import ppo_model
-from posttrain.reward_model import score_answer
+from posttrain.ppo import PPOConfig, ppo_model
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig, score_answer
+from posttrain.sft import SFTConfig
 from posttrain.terminal import HELP, MAX_NEW_TOKENS, Chat, command, converse
 from posttrain.tokenizer import END, SPECIAL_TOKENS, CharTokenizer
 
@@ -473,6 +481,11 @@ def refuse(*arguments, **options):
         ("score", "the following arguments are required: prompt, response"),
         ("score Who?", "the following arguments are required: response"),
         ("score Who? I am", "unrecognized arguments: am"),
+        ("train", "the following arguments are required: stage"),
+        ("train judge", "argument stage: invalid choice: 'judge'"),
+        ("train sft --seed -1", "argument --seed: -1 is not a whole number from 0 to 2^64 - 1"),
+        ("train sft --data", "argument --data: expected one argument"),
+        ("chat --model-seed x", "argument --model-seed: invalid seed value: 'x'"),
     ],
 )
 def test_a_wrong_argument_ends_with_2_and_a_sentence_before_anything_is_trained(monkeypatch, capsys, arguments, reason):
@@ -649,3 +662,205 @@ def test_every_models_answer_is_compared_with_what_both_judges_say(judged, asked
 def test_a_prompt_that_cannot_be_asked_is_2_and_a_sentence(judged, asked, capsys, prompt, reason):
     assert program.main(["compare", prompt]) == 2
     assert reason in capsys.readouterr().err
+
+
+# A reader's own data
+
+SMALL = dict(
+    PretrainConfig=functools.partial(
+        PretrainConfig, GPTConfig(n_layer=1, n_head=1, width=16), steps=2, sequence_length=32, evaluations=1
+    ),
+    SFTConfig=functools.partial(SFTConfig, steps=2, replay_length=32, evaluations=2),
+    RewardConfig=functools.partial(RewardConfig, steps=2),
+    PPOConfig=functools.partial(PPOConfig, iterations=1, batch_size=4, max_new_tokens=4),
+    DPOConfig=functools.partial(DPOConfig, steps=2),
+)
+TALKS = [dict(id=name, messages=[user(f"{name}, who art thou?"), assistant("A friend.")]) for name in ("Ho", "Ay")]
+PAIRS = [pair(name, f"{name}, who art thou?", "A friend.", "None.") for name in ("Ho", "Ay", "So")]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A reader's folder, an empty stages folder beside it, all runs short, and the lengths of those that took place."""
+    empty_shelf(monkeypatch, tmp_path / "stages")
+    for module in ("pretrain", "sft", "reward_model", "ppo", "dpo"):
+        module = importlib.import_module(f"posttrain.{module}")
+        for name in SMALL.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, SMALL[name])
+    for config, name in zip(("Pretrain", "SFT", "Reward", "PPO", "DPO"), stages.CONFIGS):
+        monkeypatch.setitem(stages.CONFIGS, name, SMALL[f"{config}Config"])
+    monkeypatch.setattr(program.corpus, "load", lambda: Corpus("To be, or not to be.\n" * 300, "test", "0" * 64))
+    trained = []
+    monkeypatch.setattr(program, "progress", lambda steps, total: trained.append(total) or steps)
+    (tmp_path / "desk").mkdir()
+    monkeypatch.chdir(tmp_path / "desk")
+    return trained
+
+
+def write(name, rows):
+    with open(name, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return name
+
+
+def stored_stages():
+    return sorted(path.name.split("-")[0] for path in store.stages_folder().glob("*.json"))
+
+
+def test_conversations_of_your_own_train_a_model_once_which_is_found_again_and_talks(desk, capsys, monkeypatch):
+    write("my talks.jsonl", TALKS)
+    assert program.main(["train", "sft", "--data", "my talks.jsonl"]) == 0
+    first, course, use = capsys.readouterr().out.splitlines()
+    assert first == "The sft model has learned from 2 conversations." and desk == [2, 2]
+    assert course.startswith("loss 4.") and " nats per graded token (means of 1 steps); 0 s" in course
+    assert use == "Try it: python -m posttrain chat --stage sft --data 'my talks.jsonl'"
+    chats, folder = [], sorted(os.listdir(store.stages_folder()))
+    monkeypatch.setattr(program, "converse", chats.append)
+    for again in (["train", "sft", "--data", "my talks.jsonl"], shlex.split(use)[5:]):
+        assert program.main(again) == 0
+    assert desk == [2, 2] and sorted(os.listdir(store.stages_folder())) == folder and stored_stages() == ["base", "sft"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [first, course, use] and printed[3].startswith("The sft model.")
+    model, _ = stages.sft_model(program.corpus.load(), data=stages.data_for("sft", "my talks.jsonl", None))
+    assert desk == [2, 2] and same(weights(model), chats[0].model)
+    # It is not the book's
+    assert not same(weights(stages.sft_model(program.corpus.load())[0]), model)
+
+
+def test_another_row_or_seed_is_another_model_and_the_same_rows_in_another_file_are_not(desk, capsys):
+    def trains(*arguments):
+        before = len(desk)
+        assert program.main(["train", "sft", "--data", *arguments]) == 0
+        return len(desk) > before
+
+    assert trains(write("mine.jsonl", TALKS)) and not trains(write("copy.jsonl", TALKS))
+    assert trains(write("mine.jsonl", [*TALKS[:1], dict(TALKS[1], messages=[user("Hi"), assistant("Ay.")])]))
+    assert trains("copy.jsonl", "--seed", "3") and not trains("copy.jsonl", "--seed", "3")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("chat --stage sft --data copy.jsonl --model-seed 3")
+    assert stored_stages() == ["base", "sft", "sft", "sft"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "runs", "course"),
+    [("reward", [2] * 3, "of the pairs ranked right"), ("dpo", [2] * 3, "nats per pair"), ("ppo", [2, 2, 2, 1], "KL to the SFT model")],
+)
+def test_pairs_of_your_own_train_what_learns_from_pairs_after_your_own_sft_model(desk, capsys, monkeypatch, stage, runs, course):
+    write("pairs.jsonl", PAIRS), write("mine.jsonl", TALKS)
+    assert program.main(["train", "sft", "--data", "mine.jsonl"]) == 0
+    own = ["--data", "pairs.jsonl", "--conversations", "mine.jsonl"]
+    assert program.main(["train", stage, *own]) == 0 and desk == runs
+    *_, first, how, use = capsys.readouterr().out.splitlines()
+    assert first == f"The {stage} model has learned from 3 pairs, after the SFT model's 2 conversations."
+    assert course in how and stored_stages() == sorted(["base", "sft", *dict(ppo=["reward"]).get(stage, []), stage])
+    chats = []
+    monkeypatch.setattr(program, "converse", chats.append)
+    assert use.endswith(shlex.join(own)) and program.main(shlex.split(use)[5:]) == 0 and desk == runs
+    if stage == "reward":
+        assert capsys.readouterr().out.startswith("reward model  ")
+    # Take one pair away, and only what learned from it is trained anew
+    write("pairs.jsonl", PAIRS[:2])
+    assert program.main(["train", stage, *own]) == 0 and desk == runs + runs[2:]
+
+
+def test_pairs_alone_start_from_the_books_own_sft_model(desk, capsys):
+    assert program.main(["train", "sft"]) == 0 and desk == [2, 2]
+    assert program.main(["train", "dpo", "--data", write("pairs.jsonl", PAIRS)]) == 0 and desk == [2, 2, 2]
+    assert "3 pairs, after the SFT model's 40 conversations" in capsys.readouterr().out
+
+
+def test_ppo_practises_on_the_prompts_of_your_own_pairs(desk, monkeypatch):
+    asked, module = [], importlib.import_module("posttrain.ppo")
+    steps = module.ppo_steps
+    monkeypatch.setattr(module, "ppo_steps", lambda models, prompts, config: asked.extend(prompts) or steps(models, prompts, config))
+    assert program.main(["train", "ppo", "--data", write("pairs.jsonl", PAIRS)]) == 0
+    assert set(asked) == {row["prompt"] for row in PAIRS}
+
+
+def test_one_row_is_fewer_than_any_batch_and_enough(desk, capsys):
+    own = ["--data", write("pairs.jsonl", PAIRS[:1]), "--conversations", write("mine.jsonl", TALKS[:1])]
+    for stage in ("reward", "ppo", "dpo"):
+        assert program.main(["train", stage, *own]) == 0
+    assert capsys.readouterr().out.count("1 pair, after the SFT model's 1 conversation.") == 3
+
+
+@pytest.mark.parametrize(("stage", "module"), [("reward", "reward_model"), ("dpo", "dpo")])
+def test_what_is_compared_is_your_own_pairs_and_what_is_rehearsed_your_own_conversations(desk, monkeypatch, stage, module):
+    module, compared, rehearsed = importlib.import_module(f"posttrain.{module}"), [], []
+    for name, seen in (("encode_pairs", compared), ("encode_conversations", rehearsed)):
+        encode = getattr(module, name, None)
+        spy = lambda rows, *rest, seen=seen, encode=encode: seen.extend(rows) or encode(rows, *rest)  # noqa: E731
+        monkeypatch.setattr(module, name, spy, raising=False)
+    own = ["--data", write("pairs.jsonl", PAIRS), "--conversations", write("mine.jsonl", TALKS)]
+    assert program.main(["train", stage, *own]) == 0
+    assert compared == PAIRS and rehearsed == (TALKS if stage == "dpo" else [])
+
+
+def test_without_data_the_books_own_is_learned_and_a_base_model_reads_the_corpus(desk, capsys):
+    for stage in ("base", "dpo"):
+        assert program.main(["train", stage]) == 0
+    first, course, use, then, *_ = capsys.readouterr().out.splitlines()
+    assert first == "The base model has learned from the corpus." and use.endswith("posttrain chat --stage base")
+    assert "nats per character (means of 2 steps)" in course and "18 pairs, after the SFT model's 40 conv" in then
+
+
+LONG_TALK = dict(id="long", messages=[user("x" * 250), assistant("y" * 50)])
+REFUSED = {
+    "missing file": ("sft --data nowhere.jsonl", "", ["nowhere.jsonl cannot be read: No such file"]),
+    "no name": ("sft --data=", "", [". cannot be read: "]),
+    "empty file": ("sft --data {}", "", ["{} holds no lines: it needs at least one conversation"]),
+    "not JSON": ("sft --data {}", "oops", ["line 1: not JSON", "A line looks like this: " + example("conversations")]),
+    "misfit": ("dpo --data {}", '{"id": "a"}', ["line 1: ", "is a required property", example("preferences")]),
+    "strange letter": ("sft --data {}", json.dumps(dict(id="a", messages=[user("7"), assistant("b")])), ["'7' (U+0037"]),
+    "pairs as conversations": (
+        "sft --data {}", json.dumps(PAIRS[0]), ["{}: this looks like preference pairs", "`train reward --data`"],
+    ),
+    "conversations as pairs": ("ppo --data {}", json.dumps(TALKS[0]), ["{}: this looks like conversations", "`train sft --data`"]),
+    "pairs as the SFT model's": ("dpo --conversations {}", json.dumps(PAIRS[0]), ["{}: this looks like preference pairs"]),
+    "too long": ("sft --data {}", json.dumps(LONG_TALK), ["line 1 (id long): 303 tokens", "the model reads 256"]),
+    "too long before": ("reward --conversations {}", json.dumps(LONG_TALK), ["line 1 (id long): 303 tokens"]),
+    "the same after a cut": (
+        "dpo --data {}", json.dumps(pair("a", "Who?", "x" * 300 + "a", "x" * 300 + "b")), ["line 1 (id a): prompt and chosen: 308 tokens"],
+    ),
+    "a base model's": ("base --data {}", json.dumps(TALKS[0]), ["choose that with POSTTRAIN_CORPUS"]),
+    "an SFT model's": ("sft --conversations {}", json.dumps(TALKS[0]), ["name it with --data"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "chat"])
+@pytest.mark.parametrize("reason", REFUSED)
+def test_data_that_cannot_be_used_is_2_and_its_reasons_before_anything_is_trained(desk, capsys, monkeypatch, command, reason):
+    monkeypatch.setattr(program.corpus, "load", refuse)
+    arguments, text, expected = REFUSED[reason]
+    with open("mine.jsonl", "w", encoding="utf-8") as file:
+        file.write(text)
+    stage, *rest = arguments.format("mine.jsonl").split()
+    if command == "chat" and stage != "reward":
+        stage = f"--stage={stage}"
+    elif command == "chat":
+        command, stage, rest = "score", "Who?", ["I am.", *rest]
+    assert program.main([command, stage, *rest]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    for part in expected:
+        assert part.removeprefix("{}") in printed.err
+        assert not part.startswith("{}") or printed.err.startswith("mine.jsonl")
+    assert desk == [] and not store.stages_folder().exists()
+
+
+def test_data_that_no_training_can_learn_from_is_2_and_a_sentence_and_leaves_no_stage_of_it(desk, capsys, monkeypatch):
+    def useless(*arguments):
+        raise ValueError("all responses have the same score")
+
+    monkeypatch.setattr(importlib.import_module("posttrain.reward_model"), "normalise", useless)
+    assert program.main(["train", "reward", "--data", write("pairs.jsonl", PAIRS)]) == 2
+    assert capsys.readouterr() == ("", "The reward model cannot learn from this data: all responses have the same score\n")
+    assert stored_stages() == ["base", "sft"] and not list(store.stages_folder().glob("reward*[!k]"))
+    # With the book's own data it would be a fault of the program
+    with pytest.raises(ValueError, match="all responses have the same score"):
+        program.main(["train", "reward"])
+
+
+def test_a_text_that_cannot_be_used_is_2_and_a_sentence(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("POSTTRAIN_CORPUS", str(tmp_path / "nowhere.txt"))
+    assert program.main(["train", "base"]) == 2
+    assert "nowhere.txt does not exist" in capsys.readouterr().err

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from posttrain import stages
 from posttrain.data import corpus
-from posttrain.dpo import dpo_model
+from posttrain.data.datasets import DatasetError, TrainingData
 from posttrain.evaluate import gold_parts, lexicon
 from posttrain.notebook import progress
-from posttrain.ppo import ppo_model
-from posttrain.pretrain import base_model
 from posttrain.reward_model import reward_model, score_answer
-from posttrain.sft import sft_model
 from posttrain.terminal import HELP, Chat, converse
 from posttrain.tokenizer import END, CharTokenizer
 
-STAGES = {"base": base_model, "sft": sft_model, "ppo": ppo_model, "dpo": dpo_model}
+STAGES = {name: load for name, load in stages.STAGES.items() if name != "reward"}  # that talk
 
 
 def temperature(text: str) -> float:
@@ -35,6 +36,22 @@ def seed(text: str) -> int:
     return value
 
 
+def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
+    """The arguments that say what the model has been trained on."""
+    command.add_argument(
+        "--data", type=Path, metavar="FILE",
+        help="conversations (for sft) or preference pairs of your own, a JSON object per line",
+    )  # fmt: skip
+    command.add_argument(
+        "--conversations", type=Path, metavar="FILE",
+        help="with pairs: the conversations of the SFT model that the training starts from",
+    )  # fmt: skip
+    command.add_argument(
+        seed_flag, dest="model_seed", type=seed, default=0, metavar="N",
+        help="the seed of the training (default: 0)",
+    )  # fmt: skip
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser("python -m posttrain", description=__doc__)
@@ -47,6 +64,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     chat.add_argument("--stage", choices=STAGES, default="sft", help="which model")
+    add_data(chat, "--model-seed")
+    train = commands.add_parser(
+        "train",
+        help="train a model, on your own data",
+        description="Train a model, or find it, on the book's data or your own.",
+    )
+    train.add_argument("stage", choices=stages.STAGES, help="which model")
+    add_data(train, "--seed")
     compare = commands.add_parser(
         "compare",
         help="ask all models the same",
@@ -63,6 +88,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     score.add_argument("prompt", help="what was asked, in quotation marks")
     score.add_argument("response", help="what was answered, in quotation marks")
+    add_data(score, "--model-seed")
     return parser.parse_args(arguments)
 
 
@@ -70,10 +96,47 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = parse(arguments)
     try:
-        return dict(chat=chat, compare=compare, score=score)[options.command](options)
+        commands = dict(chat=chat, compare=compare, score=score, train=train)
+        return commands[options.command](options)
+    except (DatasetError, corpus.CorpusError) as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nStopped. Stages that were finished are kept.", file=sys.stderr)
         return 130
+
+
+def find_or_train(
+    stage: str, load: Callable, options: argparse.Namespace
+) -> tuple[object, dict, TrainingData]:
+    """A stage's model, trained if there is none, its history, and the data it learned from."""
+    # Look at the reader's files before anything is trained
+    data = stages.data_for(stage, options.data, options.conversations)
+    chosen = dict(data=data) if options.data or options.conversations else {}
+    if options.model_seed:
+        chosen["config"] = stages.CONFIGS[stage](seed=options.model_seed)
+    text = corpus.load()
+    try:
+        return *load(text, progress=progress, **chosen), data
+    except ValueError as error:
+        if "data" not in chosen:
+            raise
+        raise DatasetError(f"The {stage} model cannot learn from this data: {error}") from error
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a model, or find it; print how that went, and how to talk to it."""
+    stage = options.stage
+    _, history, data = find_or_train(stage, stages.STAGES[stage], options)
+    print(f"The {stage} model has learned from {stages.rows_of(stage, data)}.")
+    print(stages.course_of(stage, history))
+    # Say how to use it: a reward model does not talk, it judges
+    use = ["score", "Who?", "A friend."] if stage == "reward" else ["chat", "--stage", stage]
+    for flag in ("data", "conversations", "model_seed"):
+        value = getattr(options, flag)
+        use += [f"--{flag.replace('_', '-')}", str(value)] if value else []
+    print("Try it: python -m posttrain", shlex.join(use))
+    return 0
 
 
 def cleaned(*given: str) -> list[str]:
@@ -92,15 +155,14 @@ def score(options: argparse.Namespace) -> int:
         print("The response is empty: there is nothing to judge.", file=sys.stderr)
         return 2
     # Train the model, or find it
-    text = corpus.load()
-    judge, _ = reward_model(text, progress=progress)
+    judge, _, _ = find_or_train("reward", reward_model, options)
     try:
         value = score_answer(judge, *texts)
     except ValueError as error:
         print(f"This cannot be judged: {error}.", file=sys.stderr)
         return 2
     print(f"reward model  {value:+.2f}   (the SFT model: mean 0, deviation 1)")
-    parts = gold_parts(texts[1] + END, lexicon(text))
+    parts = gold_parts(texts[1] + END, lexicon(corpus.load()))
     said = ", ".join(f"{name} {part:+.2f}" for name, part in parts.items() if part)
     print(f"gold rubric   {sum(parts.values()):+.2f}   ({said or 'nothing to say'})")
     return 0
@@ -139,7 +201,7 @@ def compare(options: argparse.Namespace) -> int:
 def chat(options: argparse.Namespace) -> int:
     """Talk to a model."""
     # Train the model, or find it
-    model, _ = STAGES[options.stage](corpus.load(), progress=progress)
+    model, _, _ = find_or_train(options.stage, STAGES[options.stage], options)
     conversation = Chat(model, options.stage != "base", options.temperature, options.seed)
     print(f"The {options.stage} model. /help lists the commands; Ctrl-C leaves.")
     converse(conversation)

@@ -14,12 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.data.corpus import Corpus
-from posttrain.dpo import dpo_model
 from posttrain.gpt import GPT
-from posttrain.ppo import ppo_model
-from posttrain.pretrain import base_model
-from posttrain.reward_model import RewardModel, reward_model
-from posttrain.sft import sft_model
+from posttrain.reward_model import RewardModel
+from posttrain.stages import STAGES
 from posttrain.tokenizer import SUBSTITUTES, CharTokenizer
 
 LARGEST = 2**19 - 1  # of a 20-bit whole number
@@ -87,11 +84,6 @@ def tokens_script() -> str:
     """A script that tells the page the tokens, by their ids, and how to clean a text."""
     known = dict(TOKENS=CharTokenizer().tokens, SUBSTITUTES=SUBSTITUTES)
     return "".join(f"const {name} = {json.dumps(value)};\n" for name, value in known.items())
-
-
-STAGES = dict(
-    base=base_model, sft=sft_model, ppo=ppo_model, dpo=dpo_model, reward=reward_model
-)  # fmt: skip
 
 
 def write_models(corpus: Corpus, folder: Path) -> None:

@@ -211,43 +211,50 @@ def pair_report(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> di
     )  # fmt: skip
 
 
-def dpo_inputs(corpus: Corpus, config: DPOConfig) -> dict:
+def dpo_inputs(
+    corpus: Corpus, config: DPOConfig, data: datasets.TrainingData | None = None
+) -> dict:
     """What a stored run of DPO depends on, the models before it included."""
+    data = data or datasets.training_data()
     return dict(
         config=asdict(config), sft=asdict(SFTConfig(seed=config.seed)),
         base=asdict(PretrainConfig()),
-        pairs=datasets.preferences(), conversations=datasets.conversations(),
-        corpus=corpus.sha256,
+        pairs=data.pairs, conversations=data.conversations, corpus=corpus.sha256,
     )  # fmt: skip
 
 
-def train_dpo(policy: GPT, reference: GPT, config: DPOConfig) -> Iterator[dict[str, float]]:
-    """`dpo_steps` on the book's 18 pairs, its 40 conversations beside them."""
+def train_dpo(
+    policy: GPT, reference: GPT, config: DPOConfig, data: datasets.TrainingData | None = None
+) -> Iterator[dict[str, float]]:
+    """`dpo_steps` on the data's pairs, its conversations beside them; the book's 18 and 40."""
+    data = data or datasets.training_data()
     tokenizer, context = CharTokenizer(), policy.config.context
-    pairs = encode_pairs(datasets.preferences(), tokenizer, context)
-    conversations = encode_conversations(datasets.conversations(), tokenizer, context)
+    pairs = encode_pairs(data.pairs, tokenizer, context)
+    conversations = encode_conversations(data.conversations, tokenizer, context)
     return dpo_steps(policy, reference, pairs, config, conversations)
 
 
 def dpo_model(
-    corpus: Corpus, config: DPOConfig | None = None, progress: Callable | None = None
+    corpus: Corpus, config: DPOConfig | None = None, progress: Callable | None = None,
+    data: datasets.TrainingData | None = None,
 ) -> tuple[GPT, dict]:
     """The stored policy that DPO makes of the SFT model of the same seed, and its history.
 
-    The history has `steps`, what each step noted, and `seconds`. Trained if there is none, and
-    the models before it. There is no reward model.
+    The data is the book's unless other data is given. The history has `steps`, what each step
+    noted, and `seconds`. Trained if there is none, and the models before it. There is no reward
+    model.
     """
-    config = config or DPOConfig()
+    config, data = config or DPOConfig(), data or datasets.training_data()
     options = dict(progress=progress) if progress else {}
-    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), **options)
+    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data, **options)
     policy = copy.deepcopy(sft)
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        started, run = time.perf_counter(), train_dpo(policy, sft, config)
+        started, run = time.perf_counter(), train_dpo(policy, sft, config, data)
         steps = list(progress(run, total=config.steps) if progress else run)
         history = dict(steps=steps, seconds=time.perf_counter() - started)
         return policy.state_dict(), history
 
-    stage = store.obtain("dpo", dpo_inputs(corpus, config), train, source=__name__)
+    stage = store.obtain("dpo", dpo_inputs(corpus, config, data), train, source=__name__)
     policy.load_state_dict(stage.weights)
     return policy, stage.history

@@ -447,29 +447,32 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
             beta = next_beta(beta, kl, config.kl_target, config.batch_size, config.kl_horizon)
 
 
-def ppo_inputs(corpus: Corpus, config: PPOConfig) -> dict:
+def ppo_inputs(
+    corpus: Corpus, config: PPOConfig, data: datasets.TrainingData | None = None
+) -> dict:
     """What a stored run of PPO depends on, the models before it included."""
     return dict(
         config=asdict(config), reward=asdict(RewardConfig(seed=config.seed)),
         sft=asdict(SFTConfig(seed=config.seed)), base=asdict(PretrainConfig()),
-        pairs=datasets.preferences(), prompts=datasets.training_prompts(),
-        conversations=datasets.conversations(), corpus=corpus.sha256,
+        corpus=corpus.sha256, **vars(data or datasets.training_data()),
     )  # fmt: skip
 
 
 def ppo_models(
-    corpus: Corpus, config: PPOConfig | None = None, progress: Callable | None = None
+    corpus: Corpus, config: PPOConfig | None = None, progress: Callable | None = None,
+    data: datasets.TrainingData | None = None,
 ) -> tuple[Models, dict]:
     """The four models as PPO leaves them, and its history; stored.
 
-    The policy starts as the stored SFT model of the same seed and practises on the 96 training
-    prompts, paid by the stored reward model of that seed. The history has `rounds`, what each
-    round noted, and `seconds`. Trained if there is none, and the models before it.
+    The policy starts as the stored SFT model of the same seed and data and practises on the
+    data's prompts, paid by the stored reward model of that seed and data. The book's prompts
+    are 96. The history has `rounds`, what each round noted, and `seconds`. Trained if there is
+    none, and the models before it.
     """
-    config = config or PPOConfig()
+    config, data = config or PPOConfig(), data or datasets.training_data()
     options = dict(progress=progress) if progress else {}
-    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), **options)
-    judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), **options)
+    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data, **options)
+    judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), data=data, **options)
     models = assemble(sft, judge, config)
     trained = nn.ModuleDict(dict(policy=models.policy))
     if models.value_model is not None:
@@ -477,16 +480,21 @@ def ppo_models(
 
     def train() -> tuple[dict[str, Tensor], dict]:
         started = time.perf_counter()
-        steps = ppo_steps(models, datasets.training_prompts(), config)
+        steps = ppo_steps(models, data.prompts, config)
         rounds = list(progress(steps, total=config.iterations) if progress else steps)
         return trained.state_dict(), dict(rounds=rounds, seconds=time.perf_counter() - started)
 
-    stage = store.obtain("ppo", ppo_inputs(corpus, config), train, source=__name__)
+    stage = store.obtain("ppo", ppo_inputs(corpus, config, data), train, source=__name__)
     trained.load_state_dict(stage.weights)
     return models, stage.history
 
 
-def ppo_model(corpus: Corpus, progress: Callable | None = None) -> tuple[GPT, dict]:
-    """The stored policy that PPO makes of the SFT model, and its history."""
-    models, history = ppo_models(corpus, progress=progress)
+def ppo_model(
+    corpus: Corpus, progress: Callable | None = None, **options
+) -> tuple[GPT, dict]:
+    """The stored policy that PPO makes of the SFT model, and its history.
+
+    options: `config` and `data`, as for `ppo_models`.
+    """
+    models, history = ppo_models(corpus, progress=progress, **options)
     return models.policy, history

@@ -277,28 +277,28 @@ def sample_answers(
 
 
 def reward_model(
-    corpus: Corpus, config: RewardConfig | None = None, progress: Callable | None = None
+    corpus: Corpus, config: RewardConfig | None = None, progress: Callable | None = None,
+    data: datasets.TrainingData | None = None,
 ) -> tuple[RewardModel, dict]:
-    """The stored reward model of the book's 18 pairs, and its history.
+    """The stored reward model of the data's pairs, and its history.
 
-    It starts from the SFT model of the same seed, and its scores are normalised on that model's
-    answers to the 96 training prompts. Trained if there is none, and the models before it.
+    These are the book's 18 unless other data is given. It starts from the SFT model of the same
+    seed and data, and its scores are normalised on that model's answers to the data's prompts.
+    Trained if there is none, and the models before it.
     """
-    config, pairs = config or RewardConfig(), datasets.preferences()
+    config, data = config or RewardConfig(), data or datasets.training_data()
     options = dict(progress=progress) if progress else {}
-    prompts = datasets.training_prompts()
 
     def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), **options)
-        model, history = train_reward_model(sft, pairs, config, **options)
-        answers = sample_answers(sft, prompts, config.seed)
+        sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data, **options)
+        model, history = train_reward_model(sft, data.pairs, config, **options)
+        answers = sample_answers(sft, data.prompts, config.seed)
         normalise(model, *pack(*answers, CharTokenizer().pad))
         return model.state_dict(), history
 
     inputs = dict(
         config=asdict(config), sft=asdict(SFTConfig(seed=config.seed)),
-        base=asdict(PretrainConfig()), pairs=pairs, prompts=prompts,
-        conversations=datasets.conversations(), corpus=corpus.sha256,
+        base=asdict(PretrainConfig()), corpus=corpus.sha256, **vars(data),
     )  # fmt: skip
     stage = store.obtain("reward", inputs, train, source=__name__)
     shape = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)

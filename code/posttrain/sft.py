@@ -199,14 +199,17 @@ def plain_sft(**changes) -> SFTConfig:
 
 
 def sft_model(
-    corpus: Corpus, config: SFTConfig | None = None, progress: Callable | None = None
+    corpus: Corpus, config: SFTConfig | None = None, progress: Callable | None = None,
+    data: datasets.TrainingData | None = None,
 ) -> tuple[GPT, dict]:
-    """The stored model fine-tuned on the book's 40 conversations, and its history.
+    """The stored model fine-tuned on the data's conversations, and its history.
 
-    Every evaluation notes `shakespeare_loss`, on 32 windows of validation text, in nats per
-    character. Trained if there is none, and the base model before it.
+    These are the book's 40 unless other data is given. Every evaluation notes
+    `shakespeare_loss`, on 32 windows of validation text, in nats per character. Trained if
+    there is none, and the base model before it.
     """
-    config, conversations = config or SFTConfig(), datasets.conversations()
+    config = config or SFTConfig()
+    conversations = (data or datasets.training_data()).conversations
     options = dict(progress=progress) if progress else {}
 
     def train() -> tuple[dict[str, Tensor], dict]:

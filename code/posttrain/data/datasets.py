@@ -3,28 +3,69 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jsonschema
 
+from posttrain.chat import render, render_prompt
+from posttrain.gpt import GPTConfig
 from posttrain.tokenizer import CharTokenizer, UnknownCharacterError
 
 FOLDER = Path(__file__).parent
 SHOWN_PROBLEMS = 10  # of a bad file; the rest is counted
 SHOWN_CHARACTERS = 400  # of a problem
+ANSWER_TOKENS = 96  # that a policy may answer a pair's prompt with, while it practises
+FEWEST_PROMPTS = 32  # to practise on; where there are fewer, they are asked more than once
+
+# What one of two kinds of files is recognised by, what it is called, and who takes it
+KINDS = dict(
+    conversations=("messages", "conversations", "`train sft --data` (or `train dpo --conversations`)"),
+    preferences=("chosen", "preference pairs", "`train reward --data` (or ppo, or dpo)"),
+)
 
 
 class DatasetError(ValueError):
     """A data file cannot be used: the message names the file, each bad line, and why."""
 
 
-def conversations(path: str | Path | None = None) -> list[dict]:
+@dataclass(frozen=True)
+class TrainingData:
+    """What the models after the base model learn from, row by row as it is in the files."""
+
+    conversations: list[dict]  # to fine-tune on
+    pairs: list[dict]  # answers to prefer, and answers to prefer them to
+    prompts: list[str]  # to practise on
+
+
+def training_data(
+    conversation_file: str | Path | None = None, pair_file: str | Path | None = None
+) -> TrainingData:
+    """The book's own data, or a reader's in its place where a file is named.
+
+    Who brings pairs practises on their prompts. Raises DatasetError as `conversations` and
+    `preferences` do, and for a line that the model's context cannot hold: none is cut.
+    """
+    data, context = TrainingData(conversations(), preferences(), training_prompts()), GPTConfig.context
+    if conversation_file is not None:
+        data = replace(data, conversations=conversations(conversation_file, context))
+    if pair_file is not None:
+        pairs = preferences(pair_file, context)
+        prompts = list(dict.fromkeys(pair["prompt"] for pair in pairs))
+        data = replace(data, pairs=pairs, prompts=prompts * -(-FEWEST_PROMPTS // len(prompts)))
+    return data
+
+
+def conversations(path: str | Path | None = None, context: int | None = None) -> list[dict]:
     """The 40 conversations to fine-tune on, or those of another file.
 
     Each is a dictionary with an `id`, `messages` and, where known, a `manner`. Raises
-    DatasetError for what the chat format or the alphabet cannot take.
+    DatasetError for what the chat format, the alphabet or a context of so many tokens cannot
+    take.
     """
-    return read_jsonl(path or FOLDER / "conversations.jsonl", "conversations", find_bad_turn)
+    find_problem = partial(find_bad_turn, context=context)
+    return read_jsonl(path or FOLDER / "conversations.jsonl", "conversations", find_problem)
 
 
 def heldout_conversations() -> list[dict]:
@@ -38,14 +79,15 @@ def heldout_prompts(path: str | Path | None = None) -> list[str]:
     return [row["prompt"] for row in rows]
 
 
-def preferences(path: str | Path | None = None) -> list[dict]:
+def preferences(path: str | Path | None = None, context: int | None = None) -> list[dict]:
     """The 18 preference pairs to learn from, or those of another file.
 
     Each is a dictionary with an `id`, a `prompt`, and two answers to it: `chosen`, which is
-    preferred, and `rejected`. Raises DatasetError for what the chat format or the alphabet
-    cannot take, and for a pair whose answers are the same.
+    preferred, and `rejected`. Raises DatasetError for what the chat format, the alphabet or a
+    context of so many tokens cannot take, and for a pair whose answers are the same.
     """
-    return read_jsonl(path or FOLDER / "preferences.jsonl", "preferences", find_bad_pair)
+    find_problem = partial(find_bad_pair, context=context)
+    return read_jsonl(path or FOLDER / "preferences.jsonl", "preferences", find_problem)
 
 
 def heldout_preferences() -> list[dict]:
@@ -65,8 +107,8 @@ def training_prompts() -> list[str]:
     return [row["prompt"] for row in rows]
 
 
-def find_bad_turn(row: dict) -> str | None:
-    """Why a conversation cannot be rendered, or None: roles out of turn, a strange letter."""
+def find_bad_turn(row: dict, context: int | None = None) -> str | None:
+    """Why a conversation cannot be learned, or None: roles out of turn, a strange letter."""
     for i, message in enumerate(row["messages"]):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
@@ -76,7 +118,7 @@ def find_bad_turn(row: dict) -> str | None:
             return f"messages[{i}].content: {stranger}"
     if len(row["messages"]) % 2:
         return "the last message is the user's: without an answer there is nothing to learn"
-    return None
+    return find_excess(row["messages"], context)
 
 
 def find_bad_prompt(row: dict) -> str | None:
@@ -85,7 +127,7 @@ def find_bad_prompt(row: dict) -> str | None:
     return stranger and f"prompt: {stranger}"
 
 
-def find_bad_pair(row: dict) -> str | None:
+def find_bad_pair(row: dict, context: int | None = None) -> str | None:
     """Why there is nothing to learn from a pair, or None."""
     for field in ("prompt", "chosen", "rejected"):
         stranger = find_stranger(row[field])
@@ -93,7 +135,24 @@ def find_bad_pair(row: dict) -> str | None:
             return f"{field}: {stranger}"
     if row["chosen"] == row["rejected"]:
         return "chosen and rejected are the same: there is no preference in it"
+    asked = dict(role="user", content=row["prompt"])
+    for field in ("chosen", "rejected"):
+        excess = find_excess([asked, dict(role="assistant", content=row[field])], context)
+        if excess:
+            return f"prompt and {field}: {excess}"
+    # Leave room for the answers of the policy that practises on the prompt
+    n = len(render_prompt([asked], CharTokenizer()))
+    if context is not None and n > context - ANSWER_TOKENS:
+        return f"prompt: {n} tokens leave no room for {ANSWER_TOKENS} of an answer in {context}: shorten it"
     return None
+
+
+def find_excess(messages: list[dict], context: int | None) -> str | None:
+    """How many tokens a conversation has, where that is more than a context of so many, or None."""
+    if context is None:
+        return None
+    n = len(render(messages, CharTokenizer()))
+    return None if n <= context else f"{n} tokens (the characters and the signs between the turns), and the model reads {context}: shorten it"
 
 
 def find_stranger(text: str) -> str | None:
@@ -115,17 +174,19 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
     """The objects of a JSON Lines file, one per line; blank lines are skipped.
 
     Each must fit `data/SCHEMA.schema.json` and have an `id` of its own, and
-    find_problem(object) must return None. Otherwise DatasetError names every bad line.
+    find_problem(object) must return None. Otherwise DatasetError names every bad line, and
+    shows a good one where the form is what is wrong.
     """
-    rule = json.loads((FOLDER / f"{schema}.schema.json").read_text(encoding="utf-8"))
-    validator = jsonschema.Draft202012Validator(rule)
-    rows, problems, line_of = [], [], {}
-    for number, line in enumerate(read_lines(path), start=1):
+    validator = jsonschema.Draft202012Validator(read_schema(schema))
+    rows, problems, line_of, advice = [], [], {}, ""
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         row, problem = parse_line(line, validator)
         if row is None:
             problems.append(f"line {number}: {problem}")
+            advice = f"\nA line looks like this: {example(schema)}"
             continue
         first = line_of.setdefault(row["id"], number)
         problem = f"the id {row['id']!r} is that of line {first}" if first != number else None
@@ -133,10 +194,34 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
         if problem:
             problems.append(f"line {number} (id {row['id']}): {problem}")
         rows.append(row)
-    refuse_problems(path, problems)
+    if problems and not rows:
+        refuse_mixed_up(path, schema, lines)
+    refuse_problems(path, problems, advice)
     if not rows:
         raise DatasetError(f"{path} holds no lines: it needs at least one {schema[:-1]}")
     return rows
+
+
+def read_schema(schema: str) -> dict:
+    """The JSON schema of a line of a kind of file: conversations, preferences or prompts."""
+    return json.loads((FOLDER / f"{schema}.schema.json").read_text(encoding="utf-8"))
+
+
+def example(schema: str) -> str:
+    """A line as a file of this kind should have it."""
+    return json.dumps(read_schema(schema)["examples"][0])
+
+
+def refuse_mixed_up(path: str | Path, schema: str, lines: list[str]) -> None:
+    """Raise DatasetError where pairs are given as conversations, or conversations as pairs."""
+    _, expected, _ = KINDS.get(schema, (None, schema, None))
+    for field, name, use in KINDS.values():
+        # Look for the field with its quotation marks: inside a text they would be escaped
+        if name != expected and any(f'"{field}"' in line for line in lines):
+            raise DatasetError(
+                f"{path}: this looks like {name}, and {expected} are expected. {name.capitalize()} are for {use}.\n"
+                f"A line of {expected} looks like this: {example(schema)}"
+            )
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -167,12 +252,12 @@ def parse_line(line: str, validator) -> tuple[dict | None, str | None]:
     return None, f"{where + ': ' if where else ''}{reason}"
 
 
-def refuse_problems(path: str | Path, problems: list[str]) -> None:
-    """Raise DatasetError where there are any, naming the first ten."""
+def refuse_problems(path: str | Path, problems: list[str], advice: str) -> None:
+    """Raise DatasetError where there are any, naming the first ten, with the advice below."""
     if not problems:
         return
     shown = "\n".join(f"  {clip(problem)}" for problem in problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
     raise DatasetError(
-        f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "")
+        f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "") + advice
     )
