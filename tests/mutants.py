@@ -8,13 +8,14 @@ where all have to pass.
     python tests/mutants.py [--jobs N] [--markdown FOLDER]
 
 prints a table with a row per mutant, and ends with exit code 1 if any of them is not caught. --markdown
-writes the table, without its last column, for the book, and the list of the details; only where all
-were caught.
+writes the table, without its last column, for the book, and the list of the details, each with its source,
+its code and its tests; only where all were caught.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -76,6 +77,37 @@ DETAILS = {
     "Tutorials 10": "Padding and end are one token, so the end is never learnt.",
     "Tutorials 11": "The fine-tuning's mask is lost.",
     "Tutorials 12": "NaN from a batch with nothing to grade.",
+}
+
+
+# Who wrote a detail down, by keys of book/references.bib; the others are this book's.
+SOURCES = {
+    "SFT 2": "han2024gradient",
+    "SFT 3": "huang2024nplus",
+    "SFT 4": "huang2024nplus",
+    "SFT 6": "hewitt2021initializing",
+    "Reward model 1": "huang2024nplus",
+    "Reward model 2": "stiennon2020summarize,huang2024nplus",
+    "Reward model 4": "ziegler2019finetuning,huang2024nplus",
+    "Reward model 5": "eisenstein2023helping",
+    "Rollouts 3": "huang2024nplus",
+    "Rollouts 4": "huang2024nplus",
+    "PPO 1": "ziegler2019finetuning,huang2024nplus",
+    "PPO 2": "schulman2020kl",
+    "PPO 3": "huang2024nplus",
+    "PPO 4": "schulman2016gae",
+    "PPO 6": "schulman2017ppo,engstrom2020implementation",
+    "PPO 8": "ziegler2019finetuning",
+    "PPO 9": "stiennon2020summarize,engstrom2020implementation",
+    "DPO 1": "rafailov2023dpo",
+    "DPO 2": "rafailov2023dpo",
+    "DPO 3": "rafailov2023dpo",
+    "DPO 4": "mitchell2023cdpo,azar2023ipo,meng2024simpo,ethayarajh2024kto,hong2024orpo",
+    "Tutorials 1": "rafailov2023dpo",
+    "Tutorials 2": "rafailov2023dpo",
+    "Tutorials 3": "rafailov2023dpo",
+    "Tutorials 9": "bradley1952rank",
+    "Tutorials 10": "huang2024nplus",
 }
 
 
@@ -725,10 +757,29 @@ def markdown() -> str:
     return "\n".join(["| detail | what was broken | in | the test that turns red |", "|---|---|---|---|", *rows, ""])
 
 
+def place(mutant: Mutant) -> str:
+    """module.name of the function or class that a mutant breaks."""
+    source = (ROOT / PACKAGE / mutant.module).read_text(encoding="utf-8")
+    line = source[: source.index(mutant.old)].count("\n") + 1
+    (node,) = (node for node in ast.parse(source).body if node.lineno <= line <= node.end_lineno)
+    return f"{mutant.module.removesuffix('.py')}.{node.name}"
+
+
 def legend() -> str:
-    """The numbered details as the book lists them."""
-    rows = [f"| {detail} | {what} |" for detail, what in DETAILS.items()]
-    return "\n".join(["| detail | what has to be right |", "|---|---|", *rows, ""])
+    """The numbered details as the book lists them: what has to be right, its source, its code, its tests."""
+    lines, groups = [], set()
+    for detail, what in DETAILS.items():
+        group = detail.rpartition(" ")[0]
+        if group not in groups:
+            groups.add(group)
+            lines += [f"## {group}", ""]
+        broken = [mutant for mutant in MUTANTS if mutant.detail == detail]
+        source = f"{{cite}}`{SOURCES[detail]}`" if detail in SOURCES else "this book"
+        code = dict.fromkeys(f"{{listing}}`{place(mutant)}`" for mutant in broken)
+        tests = dict.fromkeys(f"`tests/{mutant.test}`" for mutant in broken)
+        lines += [f"{detail}. {what}", f": Source: {source}", f": Code: {', '.join(code)}"]
+        lines += [f": Turns red: {test}" for test in tests] + [""]
+    return "\n".join(lines)
 
 
 def main() -> int:

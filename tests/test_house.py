@@ -474,6 +474,135 @@ def test_a_killed_build_does_not_hide_its_warnings(book):
     assert "no-such-directive" in answer.stdout
 
 
+# A book of two chapters that shows all of a package of two modules
+INDEXED = {
+    "_toc.yml": "format: jb-book\nroot: book/page\nchapters:\n" + "".join(f"- file: book/{name}\n" for name in ("one", "two", "index-of-code", "words")),
+    "code/posttrain/__init__.py": "",
+    "code/posttrain/notebook.py": "import inspect\n"
+    "class Listing:\n"
+    "    def __init__(self, objects):\n"
+    "        self.code = '\\n\\n\\n'.join(map(inspect.getsource, objects))\n"
+    "    def _repr_markdown_(self):\n"
+    "        return f'```python\\n{self.code}\\n```'\n"
+    "def show_source(*objects):\n"
+    "    return Listing(objects)\n",
+    "code/posttrain/ppo.py": '"""What <b>PPO</b> needs. And more."""\n'
+    "class Model:\n"
+    '    """Policy & value."""\n'
+    "    def check(self):\n"
+    '        """A method, not in the index."""\n'
+    "def check(ppo_config):\n"
+    "    r\"\"\"Refuse `config` where $\\lambda$\n    is `None`. Always.\"\"\"\n"
+    "def hidden():\n"
+    "    pass\n",
+    "code/posttrain/data/__init__.py": "",
+    "code/posttrain/data/rows.py": '"""Rows."""\ndef check(row_config):\n    """Refuse a row."""\n',
+    "book/page.md": "# Page\n\n{listing}`data.rows.check` and {listing}`it <ppo.check>`, with a {term}`quotient <Ratio>` and a {term}`Policy`.\n",
+    "book/one.md": chapter("from posttrain.notebook import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
+    "book/two.md": chapter(
+        "from posttrain.data import rows\nfrom posttrain.notebook import show_source\nfrom posttrain.ppo import check",
+        ":tags: [remove-input]\nshow_source(rows.check)",
+        "show_source(check)",
+        title="Part two",
+        text="```python\ndef check(self):\n```\n",
+    ),
+    "book/index-of-code.md": "# Index\n\n```{code-index}\n```\n",
+    "book/words.md": "(words)=\n# Words\n\n```{glossary}\n"
+    "Policy\n  The \"model\" that says `<|end|>` & $-\\sum\\pi\\log\\lambda_\\text{ref}$. {ref}`words`.\n\n"
+    "Ratio\n  Now over then {ref}`words`, a {term}`Policy` at work.\n```\n",
+}  # fmt: skip
+
+
+@pytest.fixture
+def indexed(book):
+    for name, text in INDEXED.items():
+        (book / name).parent.mkdir(parents=True, exist_ok=True)
+        (book / name).write_text(text, encoding="utf-8")
+    return book
+
+
+def built(root: Path, name: str) -> str:
+    return (root / "_build" / "html" / "book" / f"{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_index_says_what_is_shown_and_leads_to_its_listing(indexed):
+    answer = build(indexed)
+    assert answer.returncode == 0, answer.stdout
+    index = built(indexed, "index-of-code")
+    assert re.findall(r'<section id="module-([\w-]+)">', index) == ["data-rows", "ppo"]
+    assert "<p>What &lt;b&gt;PPO&lt;/b&gt; needs.</p>" in index
+    rows = re.findall(r'<tr class="row-(?:even|odd)"><td>(.*?)</td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>', index, re.S)
+    words = [[re.sub("<[^>]*>", "", cell) for cell in row] for row in rows]
+    assert words == [
+        ["check", "Refuse a row.", "Part two"],
+        ["Model", "Policy &amp; value.", "Part one"],
+        ["check", r"Refuse config where \(\lambda\) is None.", "Part two"],
+    ]
+    # Each link ends at its own definition, methods and code that is only quoted left out
+    pages = {name: built(indexed, name) for name in ("one", "two")}
+    links = [re.search(r'href="(\w+)\.html#([\w-]+)"', row[-1]).groups() for row in rows]
+    assert [(page, name) for page in pages for name in re.findall(r'id="(code-[\w-]+)"', pages[page])] == [
+        ("one", "code-ppo-Model"), ("two", "code-data-rows-check"), ("two", "code-ppo-check"),
+    ]  # fmt: skip
+    assert links == [("two", "code-data-rows-check"), ("one", "code-ppo-Model"), ("two", "code-ppo-check")]
+    for config in ("row", "ppo"):
+        name = dict(row="code-data-rows-check", ppo="code-ppo-check")[config]
+        assert re.search(rf'id="{name}">check</span><span class="p">\(</span><span class="n">{config}_config<', pages["two"])
+    assert re.findall(r'href="two\.html#([\w-]+)"><code[^>]*><span class="pre">(.*?)</span>', html(indexed)) == [
+        ("code-data-rows-check", "data.rows.check"), ("code-ppo-check", "it"),
+    ]  # fmt: skip
+    # A listing that moves takes its links with it
+    for name, old, new in (("two", "show_source(check)", "pass"), ("one", "Model\nprint(Model.__name__)\nshow_source(", "Model, check\nshow_source(check, ")):
+        (indexed / "book" / f"{name}.md").write_text(INDEXED[f"book/{name}.md"].replace(old, new), encoding="utf-8")
+    answer = build(indexed)
+    assert answer.returncode == 0, answer.stdout
+    assert 'href="one.html#code-ppo-check"' in built(indexed, "index-of-code") and 'href="one.html#code-ppo-check"' in html(indexed)
+    assert 'id="code-ppo-check"' in built(indexed, "one") and 'id="code-ppo-check"' not in built(indexed, "two")
+
+
+@pytest.mark.slow
+def test_a_listing_that_is_named_and_not_there_fails_the_build(indexed):
+    two = INDEXED["book/two.md"].replace("show_source(check)", "show_source(check);")
+    (indexed / "book" / "two.md").write_text(two, encoding="utf-8")
+    (indexed / "book" / "page.md").write_text("# Page\n\n{listing}`ppo.hidden`\n", encoding="utf-8")
+    answer = build(indexed)
+    assert answer.returncode != 0
+    assert "There is no listing of ppo.check, which show_source names" in answer.stdout
+    assert "'listing' reference target not found: ppo.hidden" in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_word_that_links_to_the_glossary_says_what_the_entry_says_first(indexed):
+    answer = build(indexed)
+    assert answer.returncode == 0, answer.stdout
+    link = r'<a class="reference internal" href="([^"]*#term-\w+)" title="([^"]*)"><span class="xref std std-term">(.*?)</span></a>'
+    policy = "The “model” that says &lt;|end|&gt; &amp; -Σπlogλ_ref."
+    assert re.findall(link, html(indexed)) == [
+        ("words.html#term-Ratio", "Now over then , a Policy at work.", "quotient"), ("words.html#term-Policy", policy, "Policy"),
+    ]  # fmt: skip
+    assert re.findall(link, built(indexed, "words")) == [("#term-Policy", policy, "Policy")]
+    # A changed entry reaches the pages that have not changed
+    words = INDEXED["book/words.md"].replace("Now over then", 'Now "over" &lt; then')
+    (indexed / "book" / "words.md").write_text(words, encoding="utf-8")
+    assert build(indexed).returncode == 0
+    assert re.findall(link, built(indexed, "one")) == [("words.html#term-Ratio", "Now “over” &lt; then , a Policy at work.", "Ratio")]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("One row. Two rows.", "One row."),
+        ("In nats,\n  by token. `total` is\n\nOther.", "In nats, by token."),
+        ("As in (So et al. 2021), e.g. here: 0.5. $x$ is", "As in (So et al. 2021), e.g. here: 0.5."),
+        ("Without an end\n\nOther.", "Without an end"),
+        ("", ""),
+    ],
+)
+def test_the_first_sentence(house, text, first):
+    assert house.first_sentence(text) == first
+
+
 def test_the_execution_cache_follows_package_and_corpus(house, tmp_path, monkeypatch):
     monkeypatch.delenv("POSTTRAIN_CORPUS", raising=False)
     root = tmp_path / "book"

@@ -2,10 +2,11 @@
 
 import ast
 import functools
+import re
 
 import mutants
 import pytest
-from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, faults, legend, markdown
+from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, SOURCES, faults, legend, markdown
 
 NUMBERED = {"SFT": 6, "Reward model": 5, "Rollouts": 6, "PPO": 10, "DPO": 6, "Tutorials": 12}
 each = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.detail}: {mutant.what}")
@@ -72,6 +73,29 @@ def test_the_books_table_has_a_row_of_four_cells_per_mutant_and_is_the_one_the_b
 
 
 def test_the_books_list_of_details_is_the_one_that_the_mutants_are_numbered_by():
-    _, _, *rows = legend().splitlines()
-    assert [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows] == list(DETAILS.items())
+    entries = re.findall(r"^((?:\w+ )+\d+)\. (.*)\n: Source: (.*)\n: Code: (.*)\n((?:: Turns red: .*\n)+)", legend(), re.M)
+    assert [(detail, what) for detail, what, *_ in entries] == list(DETAILS.items())
+    assert re.findall(r"^## (.*)$", legend(), re.M) == list(NUMBERED)
+    for detail, _, source, code, tests in entries:
+        broken = [mutant for mutant in MUTANTS if mutant.detail == detail]
+        assert source == (f"{{cite}}`{SOURCES[detail]}`" if detail in SOURCES else "this book")
+        named = re.findall(r"`tests/(.*?)`", tests)
+        assert named and set(named) == {mutant.test for mutant in broken} and len(set(named)) == len(named)
+        # Each line that a mutant breaks stands in one of the listings that are named
+        listings = re.findall(r"\{listing\}`(\w+)\.(\w+)`", code)
+        assert {module for module, _ in listings} == {mutant.module.removesuffix(".py") for mutant in broken}
+        for mutant in broken:
+            assert any(mutant.old in text_of(mutant.module, name) for module, name in listings if f"{module}.py" == mutant.module)
     assert (ROOT / "docs" / "details.md").read_text(encoding="utf-8") == legend()
+
+
+@functools.cache
+def text_of(module, name):
+    (node,) = (node for node in ast.parse(source(module)).body if getattr(node, "name", "") == name)
+    return ast.get_source_segment(source(module), node)
+
+
+def test_sources_are_of_details_and_in_the_list_of_works():
+    works = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), re.M)
+    assert set(SOURCES) <= set(DETAILS)
+    assert {key for keys in SOURCES.values() for key in keys.split(",")} <= set(works)

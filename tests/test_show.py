@@ -6,10 +6,12 @@ import ast
 import re
 from pathlib import Path
 
+import house
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
+SITE = ROOT / "_build" / "html" / "book"
 # What the book teaches. Not in it: files and processes, data, drawing, the command line
 CORE = [
     "tokenizer", "gpt", "optim", "pretrain", "sampling", "chat", "sft", "logprobs", "reward_model", "ppo", "dpo",
@@ -20,25 +22,12 @@ CORE = [
 
 def cells(page: Path) -> list[ast.Module]:
     """The code cells of a page, in order, parsed."""
-    text = page.read_text(encoding="utf-8")
-    sources = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.M | re.S)
-    options = r"\A(?:---\n.*?\n---\n|(?::[^\n]*\n)+)"
-    return [ast.parse(re.sub(options, "", source, flags=re.S)) for source in sources]
+    return house.cells(page.read_text(encoding="utf-8"))
 
 
 def shown(page: Path) -> list[str]:
     """module.name of all that the page's `show_source` calls name, in order."""
-    home, found = {}, []
-    for node in (node for cell in cells(page) for node in ast.walk(cell)):
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                home[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    for node in (node for cell in cells(page) for node in ast.walk(cell)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
-            for argument in map(ast.unparse, node.args):
-                first, *rest = argument.split(".")
-                found.append(".".join([home.get(first, first), *rest]).removeprefix("posttrain."))
-    return found
+    return house.shown(page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("module", CORE)
@@ -59,6 +48,52 @@ def test_what_is_shown_exists():
         module, _, function = name.rpartition(".")
         source = (ROOT / "code" / "posttrain" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
         assert re.search(rf"^(def|class) {function}\b", source, re.M), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SITE / "code-index.html").exists(), reason="the book has not been built yet (make book)")
+def test_the_index_of_the_code_has_all_that_is_shown_once_and_leads_to_it():
+    index = (SITE / "code-index.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="(\w+)\.html#(code-[\w-]+)"', index)
+    assert sorted(links) == sorted((page.stem, house.anchor(name)) for page in PAGES for name in shown(page))
+    for page, name in links:
+        definition = rf'<span class="n[cf]" id="{name}">{re.escape(name.rpartition("-")[2])}</span>'
+        assert len(re.findall(definition, (SITE / f"{page}.html").read_text(encoding="utf-8"))) == 1, name
+
+
+def test_each_detail_names_listings_that_a_page_shows():
+    names = {name for page in PAGES for name in shown(page)}
+    details = (ROOT / "docs" / "details.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^: Code: (.*)$", details, re.M)
+    assert len(entries) == len(re.findall(r"^: Source: ", details, re.M)) >= 40
+    for entry in entries:
+        listings = re.findall(r"\{listing\}`([\w.]+)`", entry)
+        assert listings and set(listings) <= names, entry
+    assert "```{include} ../docs/details.md\n" in (ROOT / "book" / "details.md").read_text(encoding="utf-8")
+
+
+TERM = re.compile(r"\{term\}`(?:[^`<]*<)?([^`<>]+)>?`")
+
+
+def test_each_word_of_the_glossary_is_linked_from_a_chapter_and_is_in_its_place():
+    glossary = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    words = re.findall(r"^(\w.*)\n  \S", glossary.split("```{glossary}")[1], re.M)
+    # As they are read: k1 is k one
+    spoken = [re.sub("[^a-z]", "", word.lower().replace("1", "one")) for word in words]
+    assert len(words) >= 50 and spoken == sorted(spoken)
+    marked = {page.stem: TERM.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+    chapters = ("pretraining", "sft", "reward", "ppo", "dpo", "comparison")
+    assert set(words) == {word for chapter in chapters for word in marked[chapter]}
+    for chapter in chapters:
+        # Once in each chapter: the first time is enough
+        assert len(set(marked[chapter])) == len(marked[chapter]) >= 6, chapter
+
+
+def test_words_are_linked_from_prose_alone():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        other = re.findall(r"^#[^\n]*$|^\|[^\n]*$|^```+\{(?:code-cell|exercise|solution)\}.*?^```+$", text, re.M | re.S)
+        assert not [part for part in other if "{term}" in part], page.stem
 
 
 def test_chapters_define_no_functions_and_no_classes():

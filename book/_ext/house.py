@@ -7,10 +7,13 @@
 * Each page carries a content-security policy that names the scripts it may run.
 * The page that talks finds its models: they are written into the site, from the stages that the book has trained.
 * Each chapter can be downloaded as a notebook that runs on its own.
+* A listing can be linked to, and an index names all of them; one that is named and not there is a warning.
+* A word that links to the glossary says what it means when the pointer rests on it.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import html
@@ -18,15 +21,21 @@ import importlib.metadata
 import os
 import re
 import shutil
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
 import filelock
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.roles import XRefRole
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +53,13 @@ def setup(app: Sphinx) -> dict:
     ):
         app.connect("config-inited", prepare)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("env-get-outdated", find_listings, priority=600)  # After the table of contents is known.
     app.connect("env-before-read-docs", read_in_order)
+    app.add_directive("code-index", CodeIndex)
+    app.add_role("listing", XRefRole(warn_dangling=True))
+    app.connect("missing-reference", link_to_listing)
+    app.connect("env-updated", read_glossary)
+    app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
     app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
     app.connect("build-finished", check_source_unchanged, priority=700)
@@ -52,6 +67,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("build-finished", check_offline, priority=800)
     app.connect("build-finished", restrict_pages, priority=850)
     app.connect("html-page-context", name_entries, priority=950)
+    app.connect("html-page-context", mark_listings, priority=950)
     app.connect("build-finished", remember_outcome, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -299,6 +315,186 @@ def write_models(app: Sphinx, exception: Exception | None) -> None:
     from posttrain.data import corpus
 
     browser.write_models(corpus.load(), Path(app.outdir, "_static", "models"))
+
+
+# --- The index of the code --------------------------------------------------------------------------------
+
+CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CELL_OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?::[^\n]*\n)+)", re.DOTALL)
+# What a cell shows as highlighted Python, perhaps after what it has printed, and in it a function or class that begins
+# at the margin. Methods are indented
+LISTING = re.compile(
+    r'<div class="cell_output[^>]*>\s*(?:<div class="output stream[^>]*><div class="highlight"><pre>(?:(?!</pre>).)*</pre></div>\s*</div>\s*)?'
+    r'<div class="highlight-python[^>]*><div class="highlight"><pre>.*?</pre>',
+    re.DOTALL,
+)
+DEFINITION = re.compile(
+    r'((?:^|<pre>(?:<span></span>)?)<span class="k">(?:def|class)</span>(?:<span class="w"> </span>|\s)<span class="n[fc]")>(\w+)<',
+    re.MULTILINE,
+)
+
+
+def cells(text: str) -> list[ast.Module]:
+    """The code cells of a page, in order, parsed."""
+    return [ast.parse(CELL_OPTIONS.sub("", source)) for source in CELL.findall(text)]
+
+
+def shown(text: str) -> list[str]:
+    """module.name of all that a page's `show_source` calls name, in order."""
+    every = [node for cell in cells(text) for node in ast.walk(cell)]
+    home, found = {}, []
+    for node in every:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                home[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in every:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
+            for argument in map(ast.unparse, node.args):
+                first, *rest = argument.split(".")
+                found.append(".".join([home.get(first, first), *rest]).removeprefix("posttrain."))
+    return found
+
+
+def anchor(name: str) -> str:
+    """Where on its page the listing of module.name is found."""
+    return "code-" + name.replace(".", "-")
+
+
+def find_listings(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
+    """Note the page that shows each part of the package; where that changes, have all pages read again."""
+    found: dict[str, str] = {}
+    for page in filter(env.found_docs.__contains__, env.external_site_map):
+        for name in shown(Path(env.doc2path(page)).read_text(encoding="utf-8")):
+            found.setdefault(name, page)
+    before, env.house_listings = getattr(env, "house_listings", None), found
+    return [] if found == before else sorted(env.found_docs)
+
+
+def link_to_listing(app: Sphinx, env: BuildEnvironment, node: nodes.Element, text: nodes.Node) -> nodes.reference | None:
+    """Resolve {listing}`module.name`. In the index of the code, the chapter's title stands for the name."""
+    name = node.get("reftarget")
+    if node.get("reftype") != "listing" or name not in env.house_listings:
+        return None
+    page = env.house_listings[name]
+    if node.get("titled"):
+        text = nodes.inline("", env.titles[page].astext())
+    return make_refnode(app.builder, node["refdoc"], page, anchor(name), text)
+
+
+def mark_listings(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Give each listing an anchor, and miss those that the page names and does not show."""
+    if "body" not in context or pagename not in app.env.house_listings.values():
+        return
+    waiting = shown(Path(app.env.doc2path(pagename)).read_text(encoding="utf-8"))
+
+    def mark(found: re.Match) -> str:
+        name = next((name for name in waiting if name.rpartition(".")[2] == found[2]), None)
+        if name is None:
+            return found[0]
+        waiting.remove(name)
+        return f'{found[1]} id="{anchor(name)}">{found[2]}<'
+
+    context["body"] = LISTING.sub(lambda listing: DEFINITION.sub(mark, listing[0]), context["body"])
+    for name in waiting:
+        logger.warning("There is no listing of %s, which show_source names", name, location=pagename)
+
+
+def first_sentence(text: str) -> str:
+    """A text's first sentence on one line."""
+    return re.split(r"(?<=[.?!])\s+(?=[^\sa-z\d])", " ".join(text.split("\n\n")[0].split()))[0]
+
+
+def inline(text: str) -> list[nodes.Node]:
+    """A docstring's text with its `code` and its $formulas$."""
+    found = []
+    for part in re.split(r"(`[^`]+`|\$[^$]+\$)", text):
+        kind = {"`": nodes.literal, "$": nodes.math}.get(part[:1])
+        found.append(kind("", part[1:-1]) if kind else nodes.Text(part))
+    return found
+
+
+def table(head: list[str], rows: list[list[list[nodes.Node]]]) -> nodes.table:
+    """A table, its cells given as lists of inline nodes."""
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in head), cols=len(head))
+    for part, lines in ((nodes.thead(), [[[nodes.Text(name)] for name in head]]), (nodes.tbody(), rows)):
+        part += [
+            nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in line)) for line in lines
+        ]
+        group += part
+    return nodes.table("", group, classes=["colwidths-auto"])
+
+
+class CodeIndex(SphinxDirective):
+    """A section for each module that the book shows: what is shown of it, what that is, and where."""
+
+    def run(self) -> list[nodes.Node]:
+        names = sorted(self.env.house_listings)
+        return [self.section(module) for module in sorted({name.rpartition(".")[0] for name in names})]
+
+    def section(self, module: str) -> nodes.section:
+        source = Path(self.env.srcdir, "code", "posttrain", *module.split(".")).with_suffix(".py")
+        self.env.note_dependency(str(source))
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        rows = []
+        for node in tree.body:
+            name = f"{module}.{getattr(node, 'name', '')}"
+            if name in self.env.house_listings:
+                link = addnodes.pending_xref(
+                    "", nodes.inline("", name), refdomain="", reftype="listing", refdoc=self.env.docname,
+                    reftarget=name, refwarn=True, titled=True,
+                )  # fmt: skip
+                says = first_sentence(ast.get_docstring(node) or "")
+                rows.append([[nodes.literal("", node.name)], inline(says), [link]])
+        return nodes.section(
+            "",
+            nodes.title("", "", nodes.literal("", module)),
+            nodes.paragraph("", "", *inline(first_sentence(ast.get_docstring(tree) or ""))),
+            table(["function or class", "what it is", "shown in"], rows),
+            ids=[f"module-{module.replace('.', '-')}"],
+        )
+
+
+# --- The glossary's words ---------------------------------------------------------------------------------
+
+
+def plain(node: nodes.Element) -> str:
+    """A node's text without the names of what it refers to; formulas in the letters that they stand for."""
+    parts = []
+    for text in node.findall(nodes.Text):
+        if isinstance(text.parent, nodes.math):
+            parts.append(re.sub(r"[{}]", "", re.sub(r"\\([A-Za-z]+)", letter, text)))
+        elif getattr(text.parent.parent, "attributes", {}).get("reftype") != "ref":
+            parts.append(text)
+    return "".join(parts)
+
+
+def letter(command: re.Match) -> str:
+    """The Greek letter that a TeX command stands for, or how the command is read."""
+    name = command[1]
+    try:
+        return unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}")
+    except KeyError:
+        return {"sum": "Σ", "text": ""}.get(name, name)
+
+
+def read_glossary(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Note the first sentence of each entry; where one has changed, have all pages written again."""
+    entries = [entry for entry in env.get_domain("std").get_objects() if entry[2] == "term"]
+    found = {}
+    for page in sorted({entry[3] for entry in entries}):
+        for item in env.get_doctree(page).findall(nodes.definition_list_item):
+            meaning = first_sentence(plain(item.next_node(nodes.definition)[0]).strip())
+            found |= {name: meaning for term in item.findall(nodes.term) for name in term["ids"]}
+    before, env.house_glossary = getattr(env, "house_glossary", None), found
+    return [] if found == before else sorted(env.found_docs)
+
+
+def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let each link to an entry of the glossary show what the entry says first."""
+    for link in doctree.findall(nodes.reference):
+        if "std-term" in getattr(link.next_node(nodes.inline), "attributes", {}).get("classes", []):
+            entry = link.get("refid") or link["refuri"].rpartition("#")[2]
+            link["reftitle"] = app.env.house_glossary[entry]
 
 
 # --- Screen readers ---------------------------------------------------------------------------------------
