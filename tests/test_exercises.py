@@ -5,8 +5,11 @@ import itertools
 import math
 import re
 import statistics
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +32,10 @@ from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.reward_model import encode_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = [(name, mistake) for name, exercise in EXERCISES.items() for mistake in exercise.mistakes]
+ALL = [
+    (name, mistake, i)
+    for name, exercise in EXERCISES.items() for mistake in exercise.mistakes for i in range(len(mistake.functions))
+]  # fmt: skip
 
 
 # The exercises themselves
@@ -55,9 +61,9 @@ def test_each_exercise_has_five_mistakes_or_more_and_a_plain_case(name):
     assert not [mistake for mistake in exercise.mistakes if ":" in mistake.name or mistake.why.endswith(".")]
 
 
-@pytest.mark.parametrize(("name", "mistake"), ALL, ids=[f"{name}-{mistake.name}" for name, mistake in ALL])
-def test_each_mistake_is_called_by_its_name_with_a_small_example(name, mistake):
-    result = check(name, mistake.function)
+@pytest.mark.parametrize(("name", "mistake", "way"), ALL, ids=[f"{name}-{mistake.name}-{i}" for name, mistake, i in ALL])
+def test_each_mistake_is_called_by_its_name_with_a_small_example(name, mistake, way):
+    result = check(name, mistake.functions[way])
     assert not result and result.name == mistake.name
     first, *lines = repr(result).splitlines()
     assert first == f"{name}: {mistake.name}: {mistake.why}."
@@ -72,10 +78,11 @@ def test_each_mistake_is_called_by_its_name_with_a_small_example(name, mistake):
 def test_no_two_mistakes_of_an_exercise_give_the_same(name):
     exercise = EXERCISES[name]
     answered = [case for case in exercise.cases if outcome(exercise, exercise.function, case).error is None]
-    functions = {"the book's own": exercise.function} | {mistake.name: mistake.function for mistake in exercise.mistakes}
-    seen = {called: [outcome(exercise, function, case) for case in answered] for called, function in functions.items()}
-    for one, other in itertools.combinations(seen, 2):
-        assert not agree(exercise, seen[one], seen[other]), (one, other)
+    functions = [("the book's own", exercise.function)]
+    functions += [(mistake.name, function) for mistake in exercise.mistakes for function in mistake.functions]
+    seen = [(called, [outcome(exercise, function, case) for case in answered]) for called, function in functions]
+    for (one, made), (other, found) in itertools.combinations(seen, 2):
+        assert one == other or not agree(exercise, made, found), (one, other)
 
 
 def test_the_example_is_the_smallest_case_that_fails():
@@ -83,8 +90,9 @@ def test_the_example_is_the_smallest_case_that_fails():
     (mistake,) = [mistake for mistake in exercise.mistakes if mistake.name == "the mask is ignored"]
     fails = [
         case for case in exercise.cases
-        if difference(outcome(exercise, mistake.function, case), outcome(exercise, exercise.function, case), 1e-9)
+        if difference(exercise, outcome(exercise, mistake.function, case), outcome(exercise, exercise.function, case))
     ]
+    fails = [case for case in fails if outcome(exercise, exercise.function, case).error is None]
     assert len({size(case) for case in fails}) > 1
     smallest = min(fails, key=size)
     assert f"advantages = {exercises.show(smallest.arguments['advantages'], 6)}\n" in repr(check("policy_loss", mistake.function))
@@ -152,6 +160,8 @@ def whiten_by_the_library(values, mask, shift_mean=True):
 
 
 def policy_loss_by_cases(logprobs, old_logprobs, advantages, actions, clip_eps=0.2):
+    if not actions.any():
+        raise ValueError("no action")
     ratio = logprobs[actions].exp() / old_logprobs[actions].exp()
     gains = advantages[actions]
     held = ((gains > 0) & (ratio > 1 + clip_eps)) | ((gains < 0) & (ratio < 1 - clip_eps))
@@ -161,6 +171,8 @@ def policy_loss_by_cases(logprobs, old_logprobs, advantages, actions, clip_eps=0
 
 def value_loss_by_cases(values, old_values, returns, actions, clip=0.2):
     v, old, wanted = values[actions], old_values[actions], returns[actions]
+    if len(v) == 0:
+        raise ValueError("no action")
     near = torch.minimum(torch.maximum(v, old - clip), old + clip) if clip else v
     return ((v - wanted).abs().maximum((near - wanted).abs()) ** 2).sum() / (2 * len(v))
 
@@ -200,6 +212,55 @@ def test_a_right_function_written_in_another_way_is_right(name):
     assert result, result
 
 
+def policy_loss_with(share):
+    """The right loss, and share(free, clipped, actions)."""
+
+    def written(logprobs, old_logprobs, advantages, actions, clip_eps=0.2):
+        ratio = (logprobs - old_logprobs).exp()
+        a, b = -ratio * advantages, -ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages
+        return logprobs_mean(torch.maximum(a, b), actions), share(a, b, actions)
+
+    return written
+
+
+def logprobs_mean(values, mask):
+    if mask.sum() == 0:
+        raise ValueError("the mean of nothing")
+    return (values * mask).sum() / mask.sum()
+
+
+class Refusal(ValueError):
+    """A reader's own kind of ValueError."""
+
+
+def best_of_n_kl_with_its_own_error(n):
+    if n < 1:
+        raise Refusal(n)
+    return float(torch.tensor(float(n)).double().log()) - 1 + 1 / n
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("policy_loss", policy_loss_with(lambda a, b, actions: ((b > a) * actions).sum() / actions.sum())),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: (b > a)[actions].float().mean())),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: (b > a)[actions].double().mean().item())),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: (b > a)[actions].float().mean().item())),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: np.float32((b > a)[actions].float().mean().item()))),
+        ("policy_loss", lambda *arguments: list(EXERCISES["policy_loss"].function(*arguments))),
+        ("win_rate", lambda a, b: win_rate_by_tensors(torch.tensor(a), torch.tensor(b))),
+        ("best_of_n_kl", best_of_n_kl_with_its_own_error),
+    ],
+)  # fmt: skip
+def test_right_idioms_are_right(name, function):
+    result = check(name, function)
+    assert result, result
+
+
+def win_rate_by_tensors(a, b):
+    return ((a > b).float() + 0.5 * (a == b).float()).mean().item()
+
+
 # Wrong functions, as readers write them
 
 
@@ -222,6 +283,42 @@ def gae_bootstrapped(rewards, values, actions, gamma=1.0, lam=0.95):
         running = (rewards[:, t] + gamma * following[:, t] - values[:, t] + gamma * lam * running) * actions[:, t]
         advantages[:, t] = running
     return advantages, (advantages + values) * actions
+
+
+def gae_of(rewards, values, actions, gamma, decay, sign=-1, forwards=False):
+    """The loop, with each of its parts to be exchanged."""
+    values = values * actions
+    advantages, after, running = torch.zeros_like(values), 0.0, 0.0
+    columns = list(range(values.size(1)))
+    for t in columns if forwards else columns[::-1]:
+        running = (rewards[:, t] + gamma * after + sign * values[:, t] + decay * running) * actions[:, t]
+        advantages[:, t], after = running, values[:, t]
+    return advantages, advantages + values
+
+
+def gae_without_masked_values(rewards, values, actions, gamma=1.0, lam=0.95):
+    advantages, running = torch.zeros_like(values), 0.0
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    for t in reversed(range(values.size(1))):
+        running = actions[:, t] * (rewards[:, t] + gamma * following[:, t] - values[:, t] + gamma * lam * running)
+        advantages[:, t] = running
+    return advantages, actions * (advantages + values)
+
+
+def gae_from_the_last_value(rewards, values, actions, gamma=1.0, lam=0.95):
+    values = values * actions
+    advantages, running = torch.zeros_like(values), 0.0
+    following = torch.cat([values[:, 1:], values[:, -1:]], 1)
+    for t in reversed(range(values.size(1))):
+        running = actions[:, t] * (rewards[:, t] + gamma * following[:, t] - values[:, t] + gamma * lam * running)
+        advantages[:, t] = running
+    return advantages, advantages + values
+
+
+def white_or_divided(values, mask, shift_mean=True):
+    chosen = values[mask]
+    deviation = ((chosen - chosen.mean()).square().mean() + 1e-8).sqrt()
+    return mask * ((values - chosen.mean() if shift_mean else values) / deviation)
 
 
 def averaged_logprobs(model, tokens, mask, temperature=1.0):
@@ -260,6 +357,42 @@ def unbiased_whitening(values, mask, shift_mean=True):
 @pytest.mark.parametrize(
     ("name", "function", "called"),
     [
+        ("sft_loss", lambda logits, labels, n=None: F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "off by one"),
+        ("sft_loss", lambda logits, labels, n=None: F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / (n or (labels[:, 1:] >= 0).sum()), "off by one"),
+        ("sft_loss", lambda logits, labels, n=None: F.cross_entropy(logits[:, :-1], labels[:, 1:]), "softmax over the wrong axis"),
+        ("sft_loss", lambda logits, labels, n=None: sft(logits - logits.logsumexp(1, keepdim=True), labels, n), "the wrong value"),
+        ("gae", lambda r, v, m, *rest: tuple(part * m for part in gae(r, v, torch.ones_like(m), *rest)), "only the results are masked"),
+        ("gae", gae_without_masked_values, "the padding's value leaks in"),
+        ("gae", gae_from_the_last_value, "something after the end"),
+        ("gae", lambda *arguments: (gae(*arguments)[1], gae(*arguments)[0]), "the two results swapped"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae_of(r, v, m, 1.0, gamma * lam), "gamma is missing in the surprise"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae_of(r, v, m, gamma, lam), "gamma is missing in the sum"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae_of(r, v, m, gamma, gamma * lam, sign=1), "the sign of a value"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae_of(r, v, m, gamma, gamma * lam, forwards=True), "forwards in time"),
+        ("gae", lambda r, v, m, *rest: (gae(r, v, m, *rest)[0], (r * m).flip(1).cumsum(1).flip(1) * m), "returns of the rewards alone"),
+        ("gae", lambda r, v, m, *rest: (gae(r, v, m, *rest)[0], gae(r, v, m, *rest)[0] + v), "returns that are not masked"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: bradley_terry(c, r, 0) + k * ((c + r) ** 2).sum(), "the centring's sum"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: bradley_terry(c, r, k / 2), "half the centring"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: bradley_terry(c, r, -k), "the centring is taken off"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: bradley_terry(c, r, 0) + k * (c**2).mean() + k * (r**2).mean(), "each score is centred by itself"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: -torch.log(torch.sigmoid(c - r).clamp(min=1e-7)).mean() + k * (c + r).square().mean(), "the sigmoid is clamped"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: -torch.log(torch.sigmoid(c - r) + 1e-8).mean() + k * (c + r).square().mean(), "the sigmoid is clamped"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: F.softplus(r[None, :] - c[:, None]).mean() + k * (c + r).square().mean(), "all against all"),
+        ("whiten", lambda v, m, shift=True: white_or_divided(v, m, shift), "the mean is scaled, too"),
+        ("policy_loss", lambda *arguments: policy_loss(*arguments)[::-1], "the two results swapped"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[1].float(), policy_loss(*arguments)[0]), "the two results swapped"),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: (b >= a)[actions].float().mean()), "the share with >="),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: int(((b > a) & actions).sum())), "a number instead of the share"),
+        ("policy_loss", policy_loss_with(lambda a, b, actions: (b > a).float().mean()), "the share of all columns"),
+        ("get_response_log_probs", lambda model, tokens, mask, t=1.0: -logprobs_one_by_one(model, tokens, mask, t), "the wrong sign"),
+        ("get_response_log_probs", lambda model, tokens, mask, t=1.0: logprobs_one_by_one(lambda x: t * model(x), tokens, mask), "the temperature multiplies"),
+        ("get_response_log_probs", lambda model, tokens, mask, t=1.0: logprobs_one_by_one(model, tokens, mask, t) / mask.size(1), "the mean over all columns"),
+        ("kl_estimate", lambda p, q, kind="k1": torch.expm1(q - p) - (p - q) if kind == "k3" else EXERCISES["kl_estimate"].function(p, q, kind), "k3 with -d at the end"),
+        ("best_of_n_kl", lambda n: 1 - 1 / n - math.log(n), "negated"),
+        ("win_rate", lambda a, b: float(np.mean(a) > np.mean(b)), "the means are compared"),
+        ("win_rate", lambda a, b: -win_rate_by_sign(a, b), "negated"),
+        ("build_labels", lambda tokens, tokenizer: [-1 if t == -100 else t for t in labels_by_looking_back(tokens, tokenizer)], "-1 for what is not graded"),
+        ("build_labels", lambda tokens, tokenizer: [None if t == -100 else t for t in labels_by_looking_back(tokens, tokenizer)], "None for what is not graded"),
         ("gae", gae_off_by_one, "off by one"),
         ("gae", gae_bootstrapped, "something after the end"),
         ("gae", lambda r, v, m, *rest: (gae_off_by_one(r, v, m, *rest)[0], v), "off by one"),  # and wrong returns
@@ -301,6 +434,42 @@ def gae_in_place(rewards, values, actions, gamma=1.0, lam=0.95):
     return gae(rewards, values, actions, gamma, lam)
 
 
+def policy_loss(*arguments):
+    return EXERCISES["policy_loss"].function(*arguments)
+
+
+def refused_where(wrong):
+    if wrong:
+        raise ValueError("refused")
+
+
+def bradley_terry(c, r, k):
+    return F.softplus(r - c).mean() + k * (c + r).square().mean()
+
+
+def sft(logits, labels, n_graded):
+    n_graded = n_graded or (labels[:, 1:] != -100).sum()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / n_graded
+
+
+def best_of_n_kl_asserted(n):
+    assert n >= 1
+    return math.log(n) - 1 + 1 / n
+
+
+def last_of_in_order(values, mask):
+    return torch.stack([values[i, row.nonzero().flatten().tolist()[-1]] for i, row in enumerate(mask)])
+
+
+def gae_in_single_precision(rewards, values, actions, gamma=1.0, lam=0.95):
+    values = values * actions
+    advantages, after, running = torch.zeros(*values.shape), 0.0, 0.0
+    for t in reversed(range(values.size(1))):
+        running = (rewards[:, t] + gamma * after - values[:, t] + gamma * lam * running) * actions[:, t]
+        advantages[:, t], after = running, values[:, t]
+    return advantages, advantages + values
+
+
 def last_of_in_place(values, mask):
     last = last_of(values.clone(), mask)
     values.zero_()
@@ -323,7 +492,7 @@ def labels_in_place(tokens, tokenizer):
         ("last_of", lambda values, mask: None, "it returns None"),
         ("last_of", lambda values, mask: last_of(values, mask).tolist(), "the wrong type, a list instead of a tensor"),
         ("last_of", lambda values, mask: last_of(values, mask)[:, None], "the wrong shape, (1, 1) instead of (1,)"),
-        ("last_of", lambda values, mask: last_of(values, mask).float(), "the wrong dtype, torch.float32 instead of torch.float64"),
+        ("last_of", lambda values, mask: last_of(values, mask).float(), "the wrong dtype, torch.float32 instead of torch.float64: new tensors default to float32, so use torch.zeros_like(values)"),
         ("last_of", lambda values, mask: 3 * last_of(values, mask), "the wrong value: in every case, and by no mistake"),
         ("last_of", lambda values, mask: values[:, -1] if mask.all() else values[0, 99], "it raises IndexError: right in the plain case, wrong with"),
         ("last_of", lambda values, mask: values[0, 99], "it raises IndexError: in every case"),
@@ -337,10 +506,45 @@ def labels_in_place(tokens, tokenizer):
         ("gae", gae_in_place, "its input is changed: right, but values is overwritten"),
         ("build_labels", labels_in_place, "its input is changed: right, but tokens is overwritten"),
         ("build_labels", lambda tokens, tokenizer: [None for _ in tokens], "it returns something other than numbers"),
+        ("build_labels", lambda tokens, tokenizer: [torch.ones(2) for _ in tokens], "it returns something other than numbers"),
         ("build_labels", lambda tokens, tokenizer: tuple(tokens), "the wrong type, a tuple instead of a list"),
         ("gae", lambda *arguments: gae(*arguments)[0], "it returns 1 value, and should return 2 values"),
-        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae(r, v, m, gamma, lam if lam != 0.5 else 0.6), "the wrong value: right without gamma and lambda, wrong with it"),
-        ("gae", lambda r, v, m, *rest: gae(r + (v * ~m).sum(1, keepdim=True), v, m, *rest), "the wrong value: right in the plain case, wrong with padding, a prompt"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae(r, v, m, gamma, lam if lam != 0.5 else 0.6), "the wrong value for the advantages: right without gamma and lambda, wrong with it"),
+        ("gae", lambda r, v, m, *rest: gae(r + (v * ~m).sum(1, keepdim=True), v, m, *rest), "the wrong value for the advantages: right in the plain case, wrong with padding, a prompt"),
+        ("gae", lambda *arguments: (gae(*arguments)[0], None), "it returns None for the returns: in every case"),
+        ("gae", lambda *arguments: (gae(*arguments)[0], 2 * gae(*arguments)[1]), "the wrong value for the returns: in every case"),
+        ("gae", lambda *arguments: tuple(part.numpy() for part in gae(*arguments)), "the wrong type for the advantages, a numpy.ndarray instead of a tensor"),
+        ("gae", lambda *arguments: (*gae(*arguments), 0), "it returns 3 values, and should return 2 values"),
+        ("gae", lambda *arguments: (), "it returns 0 values, and should return 2 values"),
+        ("gae", lambda *arguments: (gae(*arguments)[0].tolist(), gae(*arguments)[1]), "the wrong type for the advantages, a list instead of a tensor"),
+        ("last_of", lambda values, mask: (last_of(values, mask), mask), "it returns 2 values, and should return 1 value"),
+        ("last_of", lambda values, mask: (last_of(values, mask),), "the wrong type, a tuple instead of a tensor"),
+        ("last_of", lambda values, mask: [last_of(values, mask)], "the wrong type, a list instead of a tensor"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0], policy_loss(*arguments)[1] + 0.1), "the wrong value for the share: in every case"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0], None), "it returns None for the share: in every case"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0], policy_loss(*arguments)[1] / 0), "it returns NaN or infinity for the share: in every case"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0], "none"), "it returns something other than numbers for the share: in every case"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0].detach(), policy_loss(*arguments)[1]), "right value, no gradient of the loss: in every case"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0][None], policy_loss(*arguments)[1]), "the wrong shape for the loss, (1,) instead of ()"),
+        ("policy_loss", lambda *arguments: (policy_loss(*arguments)[0].float(), policy_loss(*arguments)[1]), "the wrong dtype for the loss, torch.float32 instead of torch.float64"),
+        ("gae", gae_in_single_precision, "the wrong dtype for the advantages, torch.float32 instead of torch.float64: new tensors default to float32, so use torch.zeros_like(rewards)"),
+        ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p.double(), q.double(), kind), "the wrong dtype, torch.float64 instead of torch.float32: keep the dtype of logprobs"),
+        ("gae", lambda *arguments: sys.exit(), "it raises SystemExit: in every case"),
+        ("last_of", lambda values, mask: refused_where(not mask.any()) or last_of(values, mask | ~mask.any(1, keepdim=True)), "not refused: it should raise ValueError for a row without an answer beside"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: refused_where(c.isnan().any()) or bradley_terry(c, r, k), "not refused: it should raise ValueError for a rejected score that is NaN"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: refused_where((c - r).isnan().any()) or bradley_terry(c, r, k), "not refused: it should raise ValueError for a score that is infinite"),
+        ("bradley_terry_loss", lambda c, r, k=0.0: refused_where((c + r).isnan().any() or c.isinf().any()) or bradley_terry(c, r, k), "not refused: it should raise ValueError for a rejected score that is infinite"),
+        ("win_rate", lambda a, b: sum((x > y + 0.05) + (abs(x - y) <= 0.05) / 2 for x, y in zip(a, b)) / len(a), "the wrong value: right without scores that are close, wrong with it"),
+        ("win_rate", lambda a, b: sum((x > y + 0.001) + (abs(x - y) <= 0.001) / 2 for x, y in zip(a, b)) / len(a), "the wrong value: right without scores that are close, wrong with it"),
+        ("win_rate", lambda a, b: torch.tensor(EXERCISES["win_rate"].function(a, b)), "the wrong type, a tensor instead of a number"),
+        ("sft_loss", lambda logits, labels, n=None: refused_where(not (labels != -100).any()) or sft(logits, labels, n), "not refused: it should raise ValueError for no graded token but the first"),
+        ("best_of_n_kl", lambda n: refused_where(n == 0) or math.log(abs(n)) - (n - 1) / n, "not refused: it should raise ValueError for a number of draws below 0"),
+        ("policy_loss", lambda p, q, a, m, *eps: policy_loss(p, q, a, m | ~m.any(), *eps), "not refused: it should raise ValueError for actions that are False everywhere"),
+        ("value_loss", lambda v, o, r, m, *clip: EXERCISES["value_loss"].function(v, o, r, m | ~m.any(), *clip), "not refused: it should raise ValueError for actions that are False everywhere"),
+        ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p, q, dict(k1="k1", k2="k2", k3="k3")[kind]), "refused with KeyError; it should be ValueError: for another kind"),
+        ("best_of_n_kl", lambda n: best_of_n_kl_asserted(n), "refused with AssertionError; it should be ValueError: for no draw"),
+        ("last_of", last_of_in_order, "refused with IndexError; it should be ValueError: for a row without an answer"),
+        ("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n >= 1 else sys.exit(1), "refused with SystemExit; it should be ValueError: for no draw"),
         ("dpo_loss", lambda *arguments: EXERCISES["dpo_loss"].function(*arguments).item(), "the wrong type, a number instead of a tensor"),
         ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p, q, kind if kind != "k4" else "k1"), "not refused: it should raise ValueError for another kind"),
         ("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n else 0.0, "not refused: it should raise ValueError for no draw"),
@@ -356,6 +560,41 @@ def test_what_fits_no_mistake_is_said_in_general_words(name, function, sentence)
     assert not result and first.startswith(f"{name}: {sentence}") and first.endswith("."), first
     assert "\n    yours: " in repr(result) and "\n    right: " in repr(result)
     assert result.name not in [mistake.name for mistake in EXERCISES[name].mistakes]
+
+
+def test_a_mistake_in_single_precision_is_called_by_its_name():
+    """It is not hidden by a dtype, whichever of the two results has it."""
+    for lam, function in ((1.0, gae_in_single_precision), (0.0, lambda *arguments: (gae(*arguments)[0], gae(*arguments)[1].float()))):
+        forgotten = check("gae", lambda r, v, m, gamma=1.0, _=0.95, lam=lam, function=function: function(r, v, m, gamma, lam))
+        assert forgotten.name == ("lambda is ignored" if lam else "one surprise alone"), forgotten
+    doubled = check("gae", lambda *arguments: (gae(*arguments)[0].float(), 2 * gae(*arguments)[1]))
+    assert doubled.name == "the wrong value for the returns", doubled
+
+
+def test_a_dtype_is_shown_with_its_case():
+    assert repr(check("last_of", lambda values, mask: last_of(values, mask).float())).count("\n") == 4
+
+
+def test_what_dpo_gets_the_wrong_way_round_may_be_the_smoothing():
+    swapped = repr(check("dpo_loss", lambda c, r, rc, rr, beta=0.1, eps=0.0: dpo_by_rewards(c, r, rc, rr, beta, 1 - eps)))
+    assert "the chosen answer's ratio is to rise" in swapped and "epsilon and 1 - epsilon are swapped" in swapped
+
+
+def test_leaving_python_is_a_mistake_and_no_end_and_an_interruption_is_one():
+    assert "yours: SystemExit: 3" in repr(check("win_rate", lambda a, b: sys.exit(3)))
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check("win_rate", interrupted)
+
+
+@pytest.mark.parametrize("name", ["kl_estimate", "bradley_terry_loss"])
+def test_the_letters_are_those_of_the_chapter(name):
+    sentences = [mistake.why for mistake in EXERCISES[name].mistakes]
+    assert not [why for why in sentences if re.search(r"\b(r|lambda)\b", why)]
+    assert [why for why in sentences if re.search(r"\bd\b" if name == "kl_estimate" else r"\bc\b", why)]
 
 
 def test_an_example_says_what_was_raised_and_what_should_have_been():
@@ -375,8 +614,8 @@ def test_a_gradient_is_shown_where_the_values_are_the_same():
 def test_as_many_digits_are_shown_as_it_takes():
     almost = repr(check("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n + 1e-6 if n else int("none")))
     assert almost.endswith("yours: 0.19314818\n    right: 0.19314718")
-    nearly = repr(check("win_rate", lambda a, b: EXERCISES["win_rate"].function(a, b) * (1 + 1e-6)))
-    assert "yours: 1.000001\n    right: 1" in nearly
+    nearly = repr(check("win_rate", lambda a, b: EXERCISES["win_rate"].function(a, b) * (1 + 1e-5)))
+    assert "yours: 1.00001\n    right: 1" in nearly
     assert exercises.show([torch.tensor([-0.0, 0.5]), 3], 4) == "[[0, 0.5], 3]"
 
 
@@ -398,11 +637,20 @@ def test_an_unknown_name_and_what_cannot_be_called_are_refused():
 
 def test_outcomes_differ_by_the_kind_of_error_and_by_any_part():
     one, two = torch.ones(1), torch.tensor([2.0])
-    assert difference(Outcome((), error=ValueError()), Outcome((), error=ValueError()), 0.0) == ""
-    assert difference(Outcome((), error=KeyError()), Outcome((), error=ValueError()), 0.0) == "it raises KeyError"
-    assert difference(Outcome((one, two)), Outcome((one, one)), 0.0) == "the wrong value"
-    assert difference(Outcome((one,), gradients=(one, two)), Outcome((one,), gradients=(one, one)), 0.0) == "right value, wrong gradient"
-    assert difference(Outcome((one * math.nan,)), Outcome((one * math.nan,)), 0.0) == ""
+    two_parts = replace(EXERCISES["gae"], tolerance=0.0)
+    for mine, right, found in (
+        (Outcome((), error=ValueError()), Outcome((), error=ValueError()), ""),
+        (Outcome((), error=Refusal()), Outcome((), error=ValueError()), ""),
+        (Outcome((), error=KeyError()), Outcome((), error=ValueError()), "it raises KeyError"),
+        (Outcome((), error=KeyError()), Outcome((one, one)), "it raises KeyError"),
+        (Outcome((two, one)), Outcome((one, one)), "the wrong value for the advantages"),
+        (Outcome((one, two)), Outcome((one, one)), "the wrong value for the returns"),
+        (Outcome((one * math.nan, one)), Outcome((one * math.nan, one)), ""),
+        (Outcome((one.double(), one)), Outcome((one, one)), ""),
+    ):
+        assert difference(two_parts, mine, right) == found
+    right, wrong = Outcome((one,), gradients=(one, one)), Outcome((one,), gradients=(one, two))
+    assert difference(EXERCISES["last_of"], wrong, right) == "right value, wrong gradient"
 
 
 # The reader's function in the training run
@@ -533,6 +781,60 @@ def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
         assert (written.name, ast.dump(written.args)) == (name, ast.dump(own.args))
         label = re.search(r"^:label: (ex-\S+)$", found, re.M).group(1)
         assert f"{{solution}} {label}\n:label: {label.replace('ex-', 'sol-', 1)}\n:class: dropdown\n" in text
+
+
+def test_the_readme_lists_what_can_be_graded():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d), [^|]+ \| ([^|]+) \|$", readme, re.M)
+    assert {name: int(chapter) for chapter, row in rows for name in re.findall(r"`(\w+)`", row)} == names()
+    assert 'print(check("gae", my_gae))' in readme
+
+
+@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison"])
+def test_no_solution_stands_beside_a_question(page):
+    """In a notebook all solutions are a cell of their own, after the last exercise; it has no heading."""
+    text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
+    questions, solutions, rest = text.split("\n+++\n")
+    asked = re.findall(r"^`{3,4}\{exercise\}.*\n:label: (\S+)$", questions, re.M)
+    assert asked == re.findall(r"^```\{solution\} (\S+)$", solutions, re.M)
+    assert "{solution}" not in questions + rest and "{exercise}" not in solutions + rest and not re.search("^#", solutions, re.M)
+
+
+def test_before_each_listing_of_what_can_be_graded_stands_the_way_to_its_exercise():
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")}
+    for name in names():
+        (ex,) = {
+            label for text in pages.values()
+            for label, body in re.findall(r"^````\{exercise\}[^\n]*\n:label: (\S+)\n(.*?)^````$", text, re.M | re.S)
+            if f'check("{name}", ' in body
+        }  # fmt: skip
+        (sentence,) = [
+            sentence for text in pages.values()
+            for sentence, cell in re.findall(r"^(\(To build [^\n]*)\n\n```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.M | re.S)
+            if re.search(rf"show_source\([^)]*\b{name}\b", cell)
+        ]  # fmt: skip
+        assert f"<{ex}>`" in sentence and sentence.endswith(".)")
+
+
+# What the exercise's text has to say, so that nothing is graded which it does not
+CONTRACTS = dict(
+    build_labels=["list of the same length", "-100"], sft_loss=["logits (B, T, V), labels (B, T)", "No graded token is a ValueError"],
+    bradley_terry_loss=["Scores (B,)", "Means over the pairs", "NaN or infinite is a ValueError", "for $c$"],
+    last_of=["(B, T) to (B,)", "without True is a ValueError"], kl_estimate=["1e-3", "another kind is a ValueError"],
+    gae=["All (B, A)", "may hold any numbers", "`(advantages, returns)`"],
+    whiten=["for the whole batch", "small number under the root", "False everywhere is a ValueError"],
+    policy_loss=["two scalars", "actions of all rows", "no action at all is a ValueError"],
+    value_loss=["mean over the actions", "no action at all is a ValueError"],
+    get_response_log_probs=["(B, T) to (B,)", "divides the logits"], dpo_loss=["All (B,)", "mean over the pairs", "may be (B,)"],
+    best_of_n_kl=["Less than one draw is a ValueError"], win_rate=["lists of floats to a float"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_text_says_what_is_graded(name):
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md"))
+    (line,) = [line for line in pages.splitlines() if f'check("{name}", {name})' in line]
+    assert not [words for words in CONTRACTS[name] if words not in line]
 
 
 def own_definition(name):

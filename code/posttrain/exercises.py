@@ -31,6 +31,9 @@ from posttrain import (
 from posttrain.mistakes import EXERCISES, Case, Exercise, Mistake
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
+SINGLE = 1e-5  # tolerance for a result in single precision where double is wanted
+SHARE = 1e-6  # and for one of which the value alone counts
+
 # Where the package defines or imports what is graded
 MODULES = (
     best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, logprobs, online_dpo, ppo,
@@ -60,7 +63,7 @@ class Outcome:
     parts: tuple  # what it returned; a tuple's items by themselves
     gradients: tuple[Tensor, ...] | None = None  # None where the result has none
     changed: tuple[str, ...] = ()  # the arguments that it changed in place
-    error: Exception | None = None  # what it raised instead
+    error: BaseException | None = None  # what it raised instead
 
 
 def names() -> dict[str, int]:
@@ -77,9 +80,11 @@ def check(name: str, function: Callable) -> Result:
     exercise = find(name, function)
     right = [outcome(exercise, exercise.function, case) for case in exercise.cases]
     mine = [outcome(exercise, function, case) for case in exercise.cases]
-    # Look first at what the function returns, then at what it refuses, then at its manners
-    for found in (wrong_value(exercise, mine, right), not_refused(exercise, mine, right),
-                  changed_input(exercise, mine)):  # fmt: skip
+    # Look first at the values, then at their dtype, at what is refused, and at the manners
+    for found in (
+        wrong_value(exercise, mine, right), wrong_dtype(exercise, mine, right),
+        not_refused(exercise, mine, right), changed_input(exercise, mine),
+    ):  # fmt: skip
         if found is not None:
             what, i = found
             shown = example(exercise.cases[i], mine[i], right[i])
@@ -104,9 +109,9 @@ def outcome(exercise: Exercise, function: Callable, case: Case) -> Outcome:
     """Call a function on copies of a case's arguments, and take gradients where asked."""
     given, leaves = copies(case, exercise.gradients)
     try:
-        parts = parts_of(function(*given.values()))
-        gradients = gradients_of(parts[0], leaves) if leaves else None
-    except Exception as error:
+        parts = parts_of(function(*given.values()), len(exercise.results) > 1)
+        gradients = gradients_of(parts[0], leaves) if leaves and parts else None
+    except (Exception, SystemExit) as error:
         return Outcome((), error=error)
     changed = tuple(name for name in given if not unchanged(case.arguments[name], given[name]))
     parts = tuple(part.detach() if isinstance(part, Tensor) else part for part in parts)
@@ -133,10 +138,13 @@ def unchanged(before: object, after: object) -> bool:
     return before == after or not isinstance(before, list)
 
 
-def parts_of(returned: object) -> tuple:
-    """What a function returned, one item per value."""
-    several = isinstance(returned, (tuple, list)) and any(map(torch.is_tensor, returned))
-    return tuple(returned) if several else (returned,)
+def parts_of(returned: object, several: bool) -> tuple:
+    """What a function returned, one item per value; several: whether it should be more."""
+    if several and isinstance(returned, (tuple, list)):
+        return tuple(returned)
+    # Where one value is due, a list may be that value
+    pair = isinstance(returned, tuple) and len(returned) > 1
+    return returned if pair and any(map(torch.is_tensor, returned)) else (returned,)
 
 
 def gradients_of(part: object, leaves: list[Tensor]) -> tuple[Tensor, ...] | None:
@@ -148,44 +156,66 @@ def gradients_of(part: object, leaves: list[Tensor]) -> tuple[Tensor, ...] | Non
     return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves))
 
 
-def difference(mine: Outcome, right: Outcome, tolerance: float) -> str:
-    """How one outcome differs from another, in a few words; "" where it does not."""
+def difference(exercise: Exercise, mine: Outcome, right: Outcome) -> str:
+    """How one outcome differs from another, but for its dtype, in a few words; or ""."""
     if mine.error or right.error:
-        same = type(mine.error) is type(right.error)
+        same = right.error is not None and isinstance(mine.error, type(right.error))
         return "" if same else f"it raises {type(mine.error).__name__}"
     if len(mine.parts) != len(right.parts):
         return f"it returns {count(mine.parts)}, and should return {count(right.parts)}"
-    for part, wanted in zip(mine.parts, right.parts):
-        found = part_difference(part, wanted, tolerance)
+    # Ask no more of single precision than it holds: the dtype is looked at afterwards
+    tolerance = SINGLE if other_dtypes(exercise, mine, right) else 0.0
+    tolerance = max(tolerance, exercise.tolerance)
+    for part, wanted, name in zip(mine.parts, right.parts, exercise.results):
+        found = part_difference(part, wanted, tolerance, name, name in exercise.by_value)
         if found:
             return found
     if right.gradients is None:
         return ""
+    of = f" of the {exercise.results[0]}" if exercise.results[0] else ""
     if mine.gradients is None:
-        return "right value, no gradient"
+        return f"right value, no gradient{of}"
     # Rounding differs from one way of writing a formula to another
     tolerance = max(tolerance, 1000 * torch.finfo(right.gradients[0].dtype).eps)
     pairs = zip(mine.gradients, right.gradients)
     same = all(near(*pair, tolerance) for pair in pairs)
-    return "" if same else "right value, wrong gradient"
+    return "" if same else f"right value, wrong gradient{of}"
 
 
-def part_difference(part: object, wanted: object, tolerance: float) -> str:
+def part_difference(
+    part: object, wanted: object, tolerance: float, name: str, by_value: bool
+) -> str:
     """How one returned value differs from the one wanted, in a few words; or ""."""
+    of = f" for the {name}" if name else ""
     if part is None:
-        return "it returns None"
-    if kind(part) != kind(wanted):
-        return f"the wrong type, {kind(part)} instead of {kind(wanted)}"
+        return f"it returns None{of}"
+    if kind(part) != kind(wanted) and not by_value:
+        return f"the wrong type{of}, {kind(part)} instead of {kind(wanted)}"
+    if isinstance(part, list) and repr(part) == repr(wanted):
+        return ""  # even where it holds something other than numbers
     part, wanted = numbers_of(part), numbers_of(wanted)
-    if part is None:
-        return "it returns something other than numbers"
+    if part is None or wanted is None:
+        return f"it returns something other than numbers{of}"
     if part.shape != wanted.shape:
-        return f"the wrong shape, {tuple(part.shape)} instead of {tuple(wanted.shape)}"
-    if part.dtype != wanted.dtype:
-        return f"the wrong dtype, {part.dtype} instead of {wanted.dtype}"
-    if near(part, wanted, tolerance):
+        return f"the wrong shape{of}, {tuple(part.shape)} instead of {tuple(wanted.shape)}"
+    if near(part, wanted, SHARE if by_value else tolerance):
         return ""
-    return "the wrong value" if part.isfinite().all() else "it returns NaN or infinity"
+    finite = part.isfinite().all()
+    return f"the wrong value{of}" if finite else f"it returns NaN or infinity{of}"
+
+
+def other_dtypes(
+    exercise: Exercise, mine: Outcome, right: Outcome
+) -> list[tuple[str, torch.dtype, torch.dtype]]:
+    """The values whose dtype is not the one wanted: name, dtype, and the one wanted."""
+    return [
+        (name, part.dtype, wanted.dtype)
+        for part, wanted, name in zip(mine.parts, right.parts, exercise.results)
+        if name not in exercise.by_value
+        and isinstance(part, Tensor)
+        and isinstance(wanted, Tensor)
+        and part.dtype != wanted.dtype
+    ]
 
 
 def count(parts: tuple) -> str:
@@ -197,7 +227,10 @@ def kind(part: object) -> str:
     """A word for what something is; whole numbers and others are all numbers."""
     if isinstance(part, Tensor):
         return "a tensor"
-    return "a number" if isinstance(part, (int, float)) else f"a {type(part).__name__}"
+    if isinstance(part, (int, float)):
+        return "a number"
+    home = type(part).__module__
+    return f"a {'' if home == 'builtins' else home + '.'}{type(part).__name__}"
 
 
 def numbers_of(part: object) -> Tensor | None:
@@ -235,7 +268,7 @@ def differences(
 ) -> dict[int, str]:
     """For each case in which right is no error, by its number, how mine differs from it."""
     return {
-        i: difference(mine[i], right[i], exercise.tolerance)
+        i: difference(exercise, mine[i], right[i])
         for i in range(len(right))
         if right[i].error is None
     }
@@ -254,9 +287,10 @@ def named(exercise: Exercise, mine: list[Outcome], right: list[Outcome]) -> Mist
         if agree(exercise, ours, truth):
             continue
         for mistake in exercise.mistakes:
-            theirs = (outcome(exercise, mistake.function, exercise.cases[i]) for i in chosen)
-            if agree(exercise, ours, map(view, theirs)):
-                return mistake
+            for function in mistake.functions:
+                theirs = (outcome(exercise, function, exercise.cases[i]) for i in chosen)
+                if agree(exercise, ours, map(view, theirs)):
+                    return mistake
     return None
 
 
@@ -272,7 +306,7 @@ def first_part(seen: Outcome) -> Outcome:
 
 def agree(exercise: Exercise, some: list[Outcome], others) -> bool:
     """Whether outcomes are the same, case by case."""
-    return not any(difference(a, b, exercise.tolerance) for a, b in zip(some, others))
+    return not any(difference(exercise, a, b) for a, b in zip(some, others))
 
 
 def size(case: Case) -> int:
@@ -293,14 +327,32 @@ def where(exercise: Exercise, failing: list[int], differ: dict[int, str]) -> str
     return f": right in the plain case, wrong with {', '.join(kinds[:-1])} and {kinds[-1]}"
 
 
+def wrong_dtype(
+    exercise: Exercise, mine: list[Outcome], right: list[Outcome]
+) -> tuple[str, int] | None:
+    """The first value that is right and in another precision, and where that comes from."""
+    for i, case in enumerate(exercise.cases):
+        for name, found, wanted in other_dtypes(exercise, mine[i], right[i]):
+            of = f" for the {name}" if name else ""
+            like = next(n for n, v in case.arguments.items() if isinstance(v, Tensor))
+            advice = f"keep the dtype of {like}"
+            if found == torch.get_default_dtype():
+                advice = f"new tensors default to float32, so use torch.zeros_like({like})"
+            return f"the wrong dtype{of}, {found} instead of {wanted}: {advice}", i
+    return None
+
+
 def not_refused(
     exercise: Exercise, mine: list[Outcome], right: list[Outcome]
 ) -> tuple[str, int] | None:
     """The first case that the book's function refuses and the other does not, or otherwise."""
     for i, case in enumerate(exercise.cases):
-        if right[i].error and difference(mine[i], right[i], 0.0):
-            error = type(right[i].error).__name__
-            return f"not refused: it should raise {error} for {case.kind}", i
+        if right[i].error and difference(exercise, mine[i], right[i]):
+            due = type(right[i].error).__name__
+            if mine[i].error:
+                raised = type(mine[i].error).__name__
+                return f"refused with {raised}; it should be {due}: for {case.kind}", i
+            return f"not refused: it should raise {due} for {case.kind}", i
     return None
 
 
@@ -349,7 +401,7 @@ def show(value: object, digits: int) -> str:
         return f"a model with the logits {show(*value.parameters(), digits)} by the last token"
     if isinstance(value, CharTokenizer):
         return f"CharTokenizer(): {', '.join(f'{value.ids[t]} is {t}' for t in SPECIAL_TOKENS)}"
-    return repr(value)
+    return " ".join(repr(value).split())
 
 
 @contextmanager

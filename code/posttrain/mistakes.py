@@ -38,6 +38,12 @@ class Mistake:
     name: str
     why: str
     function: Callable
+    others: tuple[Callable, ...] = ()  # the same mistake, made in other ways
+
+    @property
+    def functions(self) -> tuple[Callable, ...]:
+        """Every way in which it is made here."""
+        return (self.function, *self.others)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     gradients: tuple[str, ...] = ()  # the arguments whose gradient is compared
     tolerance: float = 1e-9
+    results: tuple[str, ...] = ("",)  # what it returns, by name where it is several values
+    by_value: tuple[str, ...] = ()  # those of which type and precision do not count
 
 
 # Inputs
@@ -155,6 +163,13 @@ def last_answer(tokens: list[int], tokenizer: CharTokenizer) -> list[int]:
     return [IGNORE] * start + build_labels(tokens[start:], tokenizer)
 
 
+def ignoring_by(value: int | None) -> Callable:
+    """The labels, with this value instead of IGNORE."""
+    return lambda tokens, tokenizer: [
+        value if label == IGNORE else label for label in build_labels(tokens, tokenizer)
+    ]
+
+
 BUILD_LABELS = Exercise(
     build_labels, 2,
     cases=(
@@ -194,9 +209,15 @@ BUILD_LABELS = Exercise(
         ),
         Mistake(
             "0 for what is not graded", "0 is a token, the line break; IGNORE is -100",
-            lambda tokens, tokenizer: [
-                0 if label == IGNORE else label for label in build_labels(tokens, tokenizer)
-            ],
+            ignoring_by(0),
+        ),
+        Mistake(
+            "-1 for what is not graded", "the loss skips IGNORE, and that is -100",
+            ignoring_by(-1),
+        ),
+        Mistake(
+            "None for what is not graded", "labels become a tensor: use IGNORE, which is -100",
+            ignoring_by(None),
         ),
     ),
 )  # fmt: skip
@@ -218,16 +239,41 @@ def own_token(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Te
     return loss / (n_graded or (labels != IGNORE).sum())
 
 
+def own_token_of_later(
+    logits: Tensor, labels: Tensor, n_graded: int | None = None
+) -> Tensor:
+    """Divide by the right number, at least."""
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss / (n_graded or (labels[:, 1:] != IGNORE).sum())
+
+
+def own_token_mean(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
+    """The line that everybody writes first; n_graded is left out, too."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
 def token_before(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
     logits, labels = logits[:, 1:], labels[:, :-1]
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     return loss / (n_graded or (labels != IGNORE).sum())
 
 
-def naive_sft_loss(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
-    logprobs = logits.softmax(-1).log()[:, :-1]
-    loss = F.nll_loss(logprobs.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+def sft_of(read: Callable) -> Callable:
+    """The SFT loss of the log-probabilities read(logits), (B, T - 1, V)."""
+    return lambda logits, labels, n_graded=None: F.nll_loss(
+        read(logits).flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+    ) / (n_graded or (labels[:, 1:] != IGNORE).sum())
+
+
+def unflattened(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
+    """PyTorch's cross-entropy takes the second axis for the tokens."""
+    loss = F.cross_entropy(logits[:, :-1], labels[:, 1:], reduction="sum")
     return loss / (n_graded or (labels[:, 1:] != IGNORE).sum())
+
+
+def unflattened_mean(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
+    """And n_graded is left out, too."""
+    return F.cross_entropy(logits[:, :-1], labels[:, 1:])
 
 
 SFT_LABELS = torch.tensor([[IGNORE, 1, 0, 1], [IGNORE, IGNORE, 1, IGNORE]])
@@ -252,11 +298,15 @@ SFT_LOSS = Exercise(
         case(
             sft_loss, "no graded token", numbers([[0, 1], [2, 0]]), torch.full((1, 2), IGNORE)
         ),
+        case(
+            sft_loss, "no graded token but the first, which nothing precedes",
+            numbers([[0, 1], [2, 0]]), torch.tensor([[1, IGNORE]]),
+        ),
     ),
     mistakes=(
         Mistake(
             "off by one", "each position is graded by its own token, not by the one after it",
-            own_token,
+            own_token, (own_token_of_later, own_token_mean),
         ),
         Mistake(
             "shifted the wrong way", "each position is graded by the token before it",
@@ -294,7 +344,17 @@ SFT_LOSS = Exercise(
         ),
         Mistake(
             "the logarithm of a rounded 0", "softmax rounds, so use log_softmax",
-            naive_sft_loss,
+            sft_of(lambda logits: logits.softmax(-1).log()[:, :-1]),
+        ),
+        Mistake(
+            "softmax over the wrong axis",
+            "the probabilities of the V tokens add up to 1, and V is the last axis",
+            sft_of(lambda logits: logits.log_softmax(1)[:, :-1]),
+            (
+                sft_of(lambda logits: logits[:, :-1].log_softmax(1)),
+                sft_of(lambda logits: logits[:, :-1].log_softmax(0)),
+                unflattened, unflattened_mean,
+            ),
         ),
     ),
 )  # fmt: skip
@@ -309,6 +369,34 @@ def of_gap(loss: Callable) -> Callable:
     )
 
 
+def centred(term: Callable) -> Callable:
+    """The Bradley-Terry loss as it should be, but for the centring: c times this term."""
+    return lambda chosen, rejected, centring=0.0: (
+        bradley_terry_loss(chosen, rejected) + centring * term(chosen, rejected)
+    )
+
+
+def all_pairs(chosen: Tensor, rejected: Tensor, centring: float = 0.0) -> Tensor:
+    """Each chosen answer against each rejected one."""
+    loss = -F.logsigmoid(chosen[:, None] - rejected).mean()
+    return loss + centring * (chosen + rejected).square().mean()
+
+
+# The small numbers that are put below a probability, so that it has a logarithm
+FLOORS = (*(10.0**-k for k in (*range(3, 17), 20, 30)), torch.finfo(torch.float32).eps,
+          torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).eps)  # fmt: skip
+
+
+def clamped(floor: float, upper: float | None = None) -> Callable:
+    """The surprise, but never more than the floor's."""
+    return of_gap(lambda gap: -torch.sigmoid(gap).clamp(floor, upper).log().mean())
+
+
+def raised(floor: float) -> Callable:
+    """The surprise at a probability to which a small number is added."""
+    return of_gap(lambda gap: -(torch.sigmoid(gap) + floor).log().mean())
+
+
 BRADLEY_TERRY = Exercise(
     bradley_terry_loss, 3, gradients=("chosen", "rejected"),
     cases=(
@@ -318,6 +406,10 @@ BRADLEY_TERRY = Exercise(
         case(bradley_terry_loss, "extreme scores", numbers(-1000, 1000), numbers(1000, 0),
              rounding=True),
         case(bradley_terry_loss, "a score that is NaN", numbers(math.nan), numbers(0)),
+        case(bradley_terry_loss, "a rejected score that is NaN", numbers(0), numbers(math.nan)),
+        case(bradley_terry_loss, "a score that is infinite", numbers(math.inf), numbers(0)),
+        case(bradley_terry_loss, "a rejected score that is infinite", numbers(0, 1),
+             numbers(0, -math.inf)),
     ),
     mistakes=(
         Mistake(
@@ -359,8 +451,45 @@ BRADLEY_TERRY = Exercise(
         ),
         Mistake(
             "centring of the gap", "it is the sum of the two scores that is held near 0",
-            lambda chosen, rejected, centring=0.0: bradley_terry_loss(chosen, rejected)
-            + centring * (chosen - rejected).square().mean(),
+            centred(lambda chosen, rejected: (chosen - rejected).square().mean()),
+        ),
+        Mistake(
+            "the centring's sum", "of c (chosen + rejected) squared, too, it is the mean",
+            centred(lambda chosen, rejected: (chosen + rejected).square().sum()),
+        ),
+        Mistake(
+            "half the centring", "it is c times the mean of the squares, without a half",
+            centred(lambda chosen, rejected: (chosen + rejected).square().mean() / 2),
+        ),
+        Mistake(
+            "the centring is taken off", "what lies far from 0 costs: add it",
+            centred(lambda chosen, rejected: -(chosen + rejected).square().mean()),
+        ),
+        Mistake(
+            "each score is centred by itself",
+            "it is the sum of the two that is squared, and not each of them",
+            centred(lambda chosen, rejected: (chosen.square() + rejected.square()).mean()),
+        ),
+        Mistake(
+            "the centring's mean is squared", "first square, then take the mean",
+            centred(lambda chosen, rejected: (chosen + rejected).mean().square()),
+        ),
+        Mistake(
+            "the sigmoid is clamped",
+            "a lost pair has then no gradient, and its surprise is cut: use logsigmoid",
+            clamped(1e-12),
+            tuple(
+                make(floor)
+                for make in (clamped, raised, lambda floor: clamped(floor, 1 - floor))
+                for floor in FLOORS
+            ),
+        ),
+        Mistake(
+            "all against all", "compare the two answers of each pair", all_pairs,
+            (
+                lambda chosen, rejected, centring=0.0: all_pairs(chosen, rejected)
+                + centring * (chosen[:, None] + rejected).square().mean(),
+            ),
         ),
         Mistake(
             "half the gradient", "the rejected score is detached; both have to move",
@@ -394,6 +523,8 @@ LAST_OF = Exercise(
         case(last_of, "rows of unequal length", normal(0, 2, 3),
              spans(3, (0, 2), (1, 3))),
         case(last_of, "a row without an answer", numbers([1, 2]), spans(2, (0, 0))),
+        case(last_of, "a row without an answer beside one with it", numbers([1, 2], [4, 8]),
+             spans(2, (0, 1), (0, 0))),
     ),
     mistakes=(
         Mistake(
@@ -443,9 +574,9 @@ LAST_OF = Exercise(
 
 
 def one_kind(kind: str, formula: Callable) -> Callable:
-    """The KL estimates, but this kind by a formula of r = log reference - log policy."""
+    """The KL estimates, but this kind by a formula of d = log policy - log reference."""
     return lambda logprobs, reference, asked="k1": (
-        formula(reference - logprobs)
+        formula(logprobs - reference)
         if asked == kind
         else kl_estimate(logprobs, reference, asked)
     )
@@ -466,20 +597,22 @@ KL_ESTIMATE = Exercise(
     ),
     mistakes=(
         Mistake(
-            "the two the wrong way round", "r is the reference's less the policy's",
+            "the two the wrong way round", "d is the policy's less the reference's",
             lambda logprobs, reference, *kind: kl_estimate(reference, logprobs, *kind),
         ),
-        Mistake("k1 has the wrong sign", "k1 is -r", one_kind("k1", lambda r: r)),
+        Mistake("k1 has the wrong sign", "k1 is d", one_kind("k1", lambda d: -d)),
         Mistake("k1 without a sign", "it may be below 0: a size would be too large on average",
                 one_kind("k1", torch.abs)),
-        Mistake("k2 without the half", "k2 is r squared over 2",
+        Mistake("k2 without the half", "k2 is d squared over 2",
                 one_kind("k2", torch.square)),
-        Mistake("k3 has the wrong sign", "the exponent is r, the reference over the policy",
-                one_kind("k3", lambda r: torch.expm1(-r) + r)),
+        Mistake("k3 has the wrong sign", "the exponent is -d, the reference over the policy",
+                one_kind("k3", lambda d: torch.expm1(d) - d)),
+        Mistake("k3 with -d at the end", "it is + d there: only so is it never below 0",
+                one_kind("k3", lambda d: torch.expm1(-d) - d)),
         Mistake("k3 without the -1", "k3 is 0 where the two agree",
-                one_kind("k3", lambda r: r.exp() - r)),
-        Mistake("k3 loses its digits", "exp(r) - 1 rounds where r is near 0, so use expm1",
-                one_kind("k3", lambda r: r.exp() - 1 - r)),
+                one_kind("k3", lambda d: (-d).exp() + d)),
+        Mistake("k3 loses its digits", "exp(-d) - 1 rounds where d is near 0, so use expm1",
+                one_kind("k3", lambda d: (-d).exp() - 1 + d)),
         Mistake(
             "the kind is ignored", "k1, k2 and k3 are three formulas",
             lambda logprobs, reference, kind="k1": kl_estimate(logprobs, reference),
@@ -496,6 +629,29 @@ KL_ESTIMATE = Exercise(
 )  # fmt: skip
 
 
+def other_gae(
+    surprise=lambda reward, gamma, after, value: reward + gamma * after - value,
+    decay=lambda gamma, lam: gamma * lam,
+    start=lambda values: torch.zeros_like(values[:, 0]),
+    order=reversed, mask_values=True, mask_inside=True, mask_returns=True,
+) -> Callable:  # fmt: skip
+    """Generalised advantage estimates with one part of the loop exchanged."""
+
+    def wrong(rewards, values, actions, gamma=1.0, lam=0.95):
+        values = values * actions if mask_values else values
+        advantages = torch.zeros_like(values)
+        next_value, running = start(values), torch.zeros_like(values[:, 0])
+        for t in order(range(values.size(1))):
+            found = surprise(rewards[:, t], gamma, next_value, values[:, t])
+            running = found + decay(gamma, lam) * running
+            running = running * actions[:, t] if mask_inside else running
+            next_value = values[:, t]
+            advantages[:, t] = running * actions[:, t]
+        return advantages, advantages + (values * actions if mask_returns else values)
+
+    return wrong
+
+
 def generous_gae(rewards, values, actions, gamma=1.0, lam=0.95):
     """The value of the last action is expected once more after it."""
     last = spans(values.size(1), *((i, i + 1) for i in last_column(actions).tolist()))
@@ -510,11 +666,10 @@ def forward_gae(rewards, values, actions, gamma=1.0, lam=0.95):
     return advantages, advantages + values * actions
 
 
-def same_value_gae(rewards, values, actions, gamma=1.0, lam=0.95):
-    """Expect the value at t where the one at t + 1 belongs."""
-    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    following = following * torch.cat([actions[:, 1:], torch.zeros_like(actions[:, :1])], 1)
-    return gae(rewards + gamma * (values - following), values, actions, gamma, lam)
+def reward_to_go(rewards, values, actions, gamma=1.0, lam=0.95):
+    """Right advantages, and the discounted rewards still to come for the returns."""
+    returns, _ = gae(rewards, torch.zeros_like(values), actions, gamma, 1.0)
+    return gae(rewards, values, actions, gamma, lam)[0], returns
 
 
 def changed_returns(returns: Callable) -> Callable:
@@ -530,7 +685,7 @@ def changed_returns(returns: Callable) -> Callable:
 GAE_INPUT = numbers([0, 0, 1]), numbers([0.5, 0.25, 0.5])
 RAGGED = spans(3, (0, 3), (1, 2))
 GAE = Exercise(
-    gae, 4,
+    gae, 4, results=("advantages", "returns"),
     cases=(
         case(gae, "", *GAE_INPUT, spans(3, (0, 3))),
         case(gae, "gamma and lambda", *GAE_INPUT, spans(3, (0, 3)), 0.9, 0.5),
@@ -544,15 +699,37 @@ GAE = Exercise(
     ),
     mistakes=(
         Mistake(
-            "off by one", "the surprise takes V_t where V_{t+1} belongs", same_value_gae
+            "off by one", "the surprise takes V_t where V_{t+1} belongs",
+            other_gae(lambda reward, gamma, after, value: reward + gamma * value - value),
         ),
         Mistake(
             "something after the end", "after the last action the next value is 0",
             generous_gae,
+            (
+                other_gae(start=lambda values: values[:, -1]),
+                other_gae(start=lambda values: values[:, -1], mask_values=False),
+                other_gae(
+                    start=lambda values: values[:, -1], mask_values=False, mask_returns=False
+                ),
+            ),
         ),
         Mistake(
             "the mask is ignored", "what stands in prompt and padding flows into the answer",
             lambda r, v, m, *rest: gae(r, v, torch.ones_like(m), *rest),
+        ),
+        Mistake(
+            "only the results are masked",
+            "what stands in the padding flows into the answer: mask inside the loop, too",
+            other_gae(mask_values=False, mask_inside=False),
+            (
+                other_gae(mask_inside=False),
+                other_gae(mask_values=False, mask_inside=False, mask_returns=False),
+            ),
+        ),
+        Mistake(
+            "the padding's value leaks in",
+            "the last action has no V_{t+1}: mask the values before the loop",
+            other_gae(mask_values=False), (other_gae(mask_values=False, mask_returns=False),),
         ),
         Mistake(
             "lambda is ignored", "each further surprise is discounted by lambda, too",
@@ -561,6 +738,14 @@ GAE = Exercise(
         Mistake(
             "gamma is ignored", "gamma stands in the surprise, and in the sum",
             lambda r, v, m, gamma=1.0, lam=0.95: gae(r, v, m, 1.0, lam),
+        ),
+        Mistake(
+            "gamma is missing in the surprise", "V_{t+1} is discounted by gamma",
+            other_gae(lambda reward, gamma, after, value: reward + after - value),
+        ),
+        Mistake(
+            "gamma is missing in the sum", "A_{t+1} is discounted by gamma times lambda",
+            other_gae(decay=lambda gamma, lam: lam),
         ),
         Mistake(
             "gamma and lambda the wrong way round", "the next value is discounted by gamma",
@@ -572,7 +757,19 @@ GAE = Exercise(
         ),
         Mistake(
             "forwards in time", "an advantage looks at what comes after: go backwards",
-            forward_gae,
+            forward_gae, (other_gae(order=iter),),
+        ),
+        Mistake(
+            "the sign of a value", "a surprise is r_t + gamma V_{t+1} - V_t",
+            other_gae(lambda reward, gamma, after, value: reward + gamma * after + value),
+            (
+                other_gae(lambda reward, gamma, after, value: reward - gamma * after + value),
+                other_gae(lambda reward, gamma, after, value: reward - gamma * after - value),
+            ),
+        ),
+        Mistake(
+            "the two results swapped", "first the advantages, then the returns",
+            lambda *arguments: gae(*arguments)[::-1],
         ),
         Mistake(
             "returns without the values", "a return is the advantage plus the value",
@@ -587,6 +784,23 @@ GAE = Exercise(
         Mistake(
             "returns less the values", "the return is A + V, and not A - V",
             changed_returns(lambda advantages, values, actions: advantages - values),
+        ),
+        Mistake(
+            "returns of the rewards alone",
+            "the return is A + V, and not the sum of the rewards still to come", reward_to_go,
+            (
+                lambda rewards, values, actions, *rest: (
+                    gae(rewards, values, actions, *rest)[0],
+                    gae(rewards, 0 * values, actions, 1.0, 1.0)[0],
+                ),
+            ),
+        ),
+        Mistake(
+            "returns that are not masked", "both results are 0 where actions is False",
+            lambda rewards, values, actions, *rest: (
+                gae(rewards, values, actions, *rest)[0],
+                gae(rewards, values, actions, *rest)[0] + values,
+            ),
         ),
     ),
 )  # fmt: skip
@@ -617,6 +831,13 @@ def spilt_white(values, mask, shift_mean=True):
     mean = masked_mean(values, mask)
     deviation = (masked_mean((values - mean).square(), mask) + 1e-8).sqrt()
     return (values - mean) / deviation + (0 if shift_mean else mean)
+
+
+def scaled_mean(values, mask, shift_mean=True):
+    """Without the shift, the mean is divided by the deviation along with the rest."""
+    mean = masked_mean(values, mask)
+    deviation = (masked_mean((values - mean).square(), mask) + 1e-8).sqrt()
+    return whiten(values, mask) if shift_mean else values / deviation * mask
 
 
 WHITEN = Exercise(
@@ -656,6 +877,10 @@ WHITEN = Exercise(
             lambda values, mask, shift_mean=True: whiten(values, mask),
         ),
         Mistake(
+            "the mean is scaled, too", "without shift_mean the mean stays what it was",
+            scaled_mean,
+        ),
+        Mistake(
             "the mean is added again", "only without shift_mean does the mean stay",
             lambda values, mask, shift_mean=True: whiten(values, mask, False),
         ),
@@ -691,26 +916,32 @@ def averaged_wrongly(other: Callable) -> tuple[Mistake, ...]:
 
 
 def other_policy_loss(
-    ratio=ratio_of, choose=torch.max, average=masked_mean, sign=-1, room=None, held=None
-) -> Callable:
+    ratio=ratio_of, choose=torch.max, average=masked_mean, sign=-1, room=None,
+    held=lambda free, clipped, rho, eps: clipped > free, count=masked_mean,
+) -> Callable:  # fmt: skip
     """PPO's clipped loss with one of its parts exchanged."""
 
     def wrong(logprobs, old_logprobs, advantages, actions, clip_eps=0.2):
         rho, eps = ratio(logprobs, old_logprobs), room or clip_eps
         free = sign * rho * advantages
         clipped = sign * rho.clamp(1 - eps, 1 + eps) * advantages
-        holds = held(rho, eps) if held else clipped > free
-        share = masked_mean(holds.to(rho.dtype), actions)
+        share = count(held(free, clipped, rho, eps).to(rho.dtype), actions)
         return average(choose(free, clipped), actions), share
 
     return wrong
+
+
+def swapped_share(*arguments):
+    """The share first, as Python's number."""
+    loss, share = policy_loss(*arguments)
+    return share.item(), loss
 
 
 OLD = normal(1, 2, 3) - 2
 ONE = spans(1, (0, 1))
 PPO_INPUT = OLD + 0.4 * normal(0, 2, 3), OLD, normal(2, 2, 3)
 POLICY_LOSS = Exercise(
-    policy_loss, 4, gradients=("logprobs",),
+    policy_loss, 4, gradients=("logprobs",), results=("loss", "share"), by_value=("share",),
     cases=(
         case(policy_loss, "", numbers([0.1]), numbers([0]), numbers([1]), ONE),
         case(policy_loss, "a good token far more likely", numbers([0.5]), numbers([0]),
@@ -723,13 +954,15 @@ POLICY_LOSS = Exercise(
              spans(2, (0, 1))),
         case(policy_loss, "rows of unequal length", *PPO_INPUT, RAGGED),
         case(policy_loss, "clip_eps", *PPO_INPUT, RAGGED, 0.05),
+        case(policy_loss, "actions that are False everywhere", numbers([0.1]), numbers([0]),
+             numbers([1]), ~ONE),
     ),
     mistakes=(
         Mistake(
             "no clip", "a ratio outside the range goes on being paid",
             other_policy_loss(
                 choose=lambda free, clipped: free,
-                held=lambda rho, eps: torch.zeros_like(rho),
+                held=lambda free, clipped, rho, eps: torch.zeros_like(rho),
             ),
         ),
         Mistake(
@@ -766,7 +999,25 @@ POLICY_LOSS = Exercise(
         Mistake(
             "the share of ratios outside",
             "the clip holds where it makes the loss larger, not wherever the ratio is far",
-            other_policy_loss(held=lambda rho, eps: (rho - 1).abs() > eps),
+            other_policy_loss(held=lambda free, clipped, rho, eps: (rho - 1).abs() > eps),
+        ),
+        Mistake(
+            "the share with >=", "where the two sides are the same the clip holds nothing",
+            other_policy_loss(held=lambda free, clipped, rho, eps: clipped >= free),
+        ),
+        Mistake(
+            "a number instead of the share", "divide it by the number of actions",
+            other_policy_loss(count=masked_sum),
+        ),
+        Mistake(
+            "the share of all columns", "prompt and padding do not count in the share",
+            other_policy_loss(count=whole_mean),
+            (other_policy_loss(count=lambda held, actions: held.mean()),),
+        ),
+        Mistake(
+            "the two results swapped", "first the loss, then the share",
+            lambda *arguments: policy_loss(*arguments)[::-1],
+            (swapped_share,),
         ),
     ),
 )  # fmt: skip
@@ -805,6 +1056,8 @@ VALUE_LOSS = Exercise(
         case(value_loss, "rows of unequal length", *VALUES, RAGGED),
         case(value_loss, "another clip", *VALUES, RAGGED, 0.5),
         case(value_loss, "clip=0", numbers([0.5]), numbers([0]), numbers([1]), ONE, 0.0),
+        case(value_loss, "actions that are False everywhere", numbers([0.1]), numbers([0]),
+             numbers([1]), ~ONE),
     ),
     mistakes=(
         Mistake("without the half", "it is half the squared error", other_value_loss(half=1)),
@@ -942,6 +1195,25 @@ RESPONSE_LOG_PROBS = Exercise(
             "the probability instead of its logarithm", "leave out the exponential",
             lambda *arguments: get_response_log_probs(*arguments).exp(),
         ),
+        Mistake(
+            "the wrong sign", "a log-probability is below 0: it is no surprise",
+            lambda *arguments: -get_response_log_probs(*arguments),
+        ),
+        Mistake(
+            "the temperature multiplies", "it divides the logits",
+            lambda model, tokens, mask, temperature=1.0: get_response_log_probs(
+                model, tokens, mask, 1 / temperature
+            ),
+        ),
+        Mistake(
+            "the mean over all columns", "sum over the answer's tokens, and do not divide",
+            lambda model, tokens, *rest: get_response_log_probs(model, tokens, *rest)
+            / (tokens.size(1) - 1),
+            (
+                lambda model, tokens, *rest: get_response_log_probs(model, tokens, *rest)
+                / tokens.size(1),
+            ),
+        ),
     ),
 )  # fmt: skip
 
@@ -1003,8 +1275,11 @@ DPO_LOSS = Exercise(
             lambda c, r, ref_c, ref_r, *rest: dpo_loss(c, r, ref_r, ref_c, *rest),
         ),
         Mistake(
-            "chosen and rejected the wrong way round", "the chosen answer's ratio is to rise",
+            "chosen and rejected the wrong way round",
+            "the chosen answer's ratio is to rise; it falls where h has the wrong sign, and "
+            "just so where epsilon and 1 - epsilon are swapped",
             lambda c, r, ref_c, ref_r, *rest: dpo_loss(r, c, ref_r, ref_c, *rest),
+            (of_h(lambda gap, beta, smoothing: smoothed(beta * gap, 1 - smoothing).mean()),),
         ),
         Mistake(
             "the sum instead of the mean", "take the mean over the pairs",
@@ -1044,7 +1319,7 @@ BEST_OF_N_KL = Exercise(
     cases=tuple(
         case(best_of_n_kl, kind, n)
         for n, kind in ((2, ""), (1, "one draw"), (16, "more draws"), (1000, "many draws"),
-                        (0, "no draw"))
+                        (0, "no draw"), (-1, "a number of draws below 0"))
     ),
     mistakes=(
         Mistake("log n alone", "(n - 1) / n is taken off it", lambda n: math.log(n)),
@@ -1061,6 +1336,8 @@ BEST_OF_N_KL = Exercise(
         Mistake("the two the wrong way round",
                 "KL(one draw || best of n) is n - 1 - log n: another number",
                 lambda n: n - 1 - math.log(n)),
+        Mistake("negated", "a KL divergence is never below 0",
+                lambda n: (n - 1) / n - math.log(n)),
     ),
 )  # fmt: skip
 
@@ -1075,13 +1352,24 @@ def decided_only(scores: list[float], others: list[float]) -> float:
     return sum(decided) / max(1, len(decided))
 
 
+def compared_means(tie: float) -> Callable:
+    """Whether the first mean is the higher one, and what it is where the two are the same."""
+
+    def wrong(scores: list[float], others: list[float]) -> float:
+        one, other = sum(scores) / len(scores), sum(others) / len(others)
+        return tie if one == other else float(one > other)
+
+    return wrong
+
+
 WIN_RATE = Exercise(
-    win_rate, 6,
+    win_rate, 6, tolerance=1e-6,  # so that single precision is right
     cases=(
         case(win_rate, "", [1.0, 0.0, 2.0], [0.0, 1.0, 0.5]),
         case(win_rate, "a tie", [1.0, 0.5], [0.0, 0.5]),
         case(win_rate, "one prompt", [1.0], [0.0]),
         case(win_rate, "ties alone", [0.0, 1.0], [0.0, 1.0]),
+        case(win_rate, "scores that are close", [0.51, 0.75], [0.5, 0.7499]),
         case(win_rate, "scores below 0", [-1.0, -3.0, -1.0, 0.5], [-2.0, -2.5, -1.0, -7.0]),
     ),
     mistakes=(
@@ -1101,6 +1389,10 @@ WIN_RATE = Exercise(
         Mistake("all against all", "compare the answers to the same prompt",
                 lambda scores, others: sum(win_rate([one] * len(others), others)
                                            for one in scores) / len(scores)),
+        Mistake("the means are compared", "compare prompt by prompt, then take the mean",
+                compared_means(0.0), (compared_means(0.5), compared_means(1.0))),
+        Mistake("negated", "a share is never below 0",
+                lambda scores, others: -win_rate(scores, others)),
     ),
 )  # fmt: skip
 
