@@ -41,8 +41,8 @@ ALL = [
 # The exercises themselves
 
 
-def test_there_are_exercises_for_each_chapter_from_two_to_six():
-    assert set(names().values()) == {2, 3, 4, 5, 6} and len(names()) >= 9
+def test_there_are_exercises_for_each_chapter():
+    assert set(names().values()) == {1, 2, 3, 4, 5, 6} and len(names()) >= 11
     assert list(names()) == [exercise.function.__name__ for exercise in EXERCISES.values()]
 
 
@@ -198,7 +198,19 @@ def win_rate_by_sign(scores, others):
     return statistics.fmean([1 / 2 if a == b else float(a > b) for a, b in zip(scores, others)])
 
 
+def rotate_by_a_matrix(x, rotation):
+    cos, sin = rotation.unsqueeze(-3).unbind(-1)
+    turns = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # (..., T, 1, hs/2, 2, 2)
+    return (turns @ x.unflatten(-1, (-1, 2)).unsqueeze(-1)).flatten(-3)
+
+
+def visible_one_by_one(mask):
+    rows = [[[s == t or (s < t and row[s]) for s in range(len(row))] for t in range(len(row))] for row in mask.tolist()]
+    return torch.tensor(rows).unsqueeze(1)
+
+
 WRITTEN_ANEW = dict(
+    rotate=rotate_by_a_matrix, visible=visible_one_by_one,
     build_labels=labels_by_looking_back, sft_loss=sft_loss_in_a_loop, bradley_terry_loss=bradley_terry_by_softplus,
     last_of=last_of_in_a_loop, kl_estimate=kl_by_hyperbolic_sine, gae=gae_as_a_double_sum, whiten=whiten_by_the_library,
     policy_loss=policy_loss_by_cases, value_loss=value_loss_by_cases, get_response_log_probs=logprobs_one_by_one,
@@ -771,7 +783,7 @@ def test_workers_that_are_running_already_are_not_asked_either(monkeypatch):
 
 
 def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
-    pages = {2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison"}
+    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison"}
     for name, chapter in names().items():
         text = (ROOT / "book" / f"{pages[chapter]}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
         (found,) = re.findall(rf"^````\{{exercise\}}[^\n]*\n(?:(?!^````$).)*?check\(\"{name}\", {name}\).*?^````$", text, re.M | re.S)
@@ -818,6 +830,7 @@ def test_before_each_listing_of_what_can_be_graded_stands_the_way_to_its_exercis
 
 # What the exercise's text has to say, so that nothing is graded which it does not
 CONTRACTS = dict(
+    rotate=["(..., T, heads, hs)", "(..., T, hs/2, 2)", "2j + 1"], visible=["`mask` (B, T)", "to (B, 1, T, T)"],
     build_labels=["list of the same length", "-100"], sft_loss=["logits (B, T, V), labels (B, T)", "No graded token is a ValueError"],
     bradley_terry_loss=["Scores (B,)", "Means over the pairs", "NaN or infinite is a ValueError", "for $c$"],
     last_of=["(B, T) to (B,)", "without True is a ValueError"], kl_estimate=["1e-3", "another kind is a ValueError"],

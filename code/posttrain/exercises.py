@@ -19,11 +19,13 @@ from posttrain import (
     dpo_trials,
     enumerable,
     evaluate,
+    gpt,
     logprobs,
     online_dpo,
     ppo,
     ppo_trials,
     reward_model,
+    sampling,
     sft,
     store,
     workers,
@@ -36,8 +38,8 @@ SHARE = 1e-6  # and for one of which the value alone counts
 
 # Where the package defines or imports what is graded
 MODULES = (
-    best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, logprobs, online_dpo, ppo,
-    ppo_trials, reward_model, sft,
+    best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, gpt, logprobs, online_dpo, ppo,
+    ppo_trials, reward_model, sampling, sft,
 )  # fmt: skip
 
 

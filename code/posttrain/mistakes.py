@@ -15,9 +15,11 @@ from posttrain.best_of_n import best_of_n_kl
 from posttrain.chat import IGNORE, build_labels
 from posttrain.dpo import dpo_loss
 from posttrain.evaluate import win_rate
+from posttrain.gpt import rotate, rotation_table
 from posttrain.logprobs import get_response_log_probs, kl_estimate, masked_mean, token_logprobs
 from posttrain.ppo import gae, policy_loss, value_loss, whiten
 from posttrain.reward_model import bradley_terry_loss, last_of
+from posttrain.sampling import visible
 from posttrain.sft import sft_loss
 from posttrain.tokenizer import CharTokenizer
 
@@ -1396,10 +1398,144 @@ WIN_RATE = Exercise(
     ),
 )  # fmt: skip
 
+def among(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A mask of attention's parts: causal (T, T), real tokens (B, 1, T), itself (T, T)."""
+    T = mask.size(1)
+    causal = torch.ones(T, T, dtype=torch.bool).tril()
+    return causal, mask[:, None, :], torch.eye(T, dtype=torch.bool)
+
+
+def sees(allowed: Callable) -> Callable:
+    """A mask of attention for all heads from allowed(causal, real, itself), (B, T, T)."""
+    return lambda mask: allowed(*among(mask))[:, None]
+
+
+VISIBLE = Exercise(
+    visible, 1,
+    cases=(
+        case(visible, "", torch.tensor([[True, True, True]])),
+        case(visible, "padding on the left", torch.tensor([[False, False, True]])),
+        case(visible, "two lengths", torch.tensor([[False, True, True], [True, True, True]])),
+        case(visible, "one token", torch.tensor([[True]])),
+    ),
+    mistakes=(
+        Mistake(
+            "not causal", "a token must not see those that come after it",
+            sees(lambda causal, real, itself: real | itself),
+        ),
+        Mistake(
+            "the wrong triangle",
+            "row t is the token that looks and column s the one it looks at: s <= t",
+            sees(lambda causal, real, itself: causal.T & (real | itself)),
+        ),
+        Mistake(
+            "a token does not see itself", "the diagonal is visible, in every row",
+            sees(lambda causal, real, itself: causal & real & ~itself),
+        ),
+        Mistake(
+            "padding is seen", "no real token may look at padding",
+            sees(lambda causal, real, itself: causal.expand(real.size(0), -1, -1)),
+        ),
+        Mistake(
+            "padding sees nothing",
+            "a softmax over nothing is NaN: let every token see itself, padding too",
+            sees(lambda causal, real, itself: causal & real),
+        ),
+        Mistake(
+            "who looks is masked, and not what is looked at",
+            "the mask belongs to the columns: mask[:, None, :]",
+            sees(lambda causal, real, itself: causal & (real.mT | itself)),
+        ),
+        Mistake(
+            "the mask is turned round", "True marks the real tokens",
+            sees(lambda causal, real, itself: causal & (~real | itself)),
+        ),
+        Mistake(
+            "no dimension for the heads", "attention wants (B, 1, T, T)",
+            lambda mask: visible(mask)[:, 0],
+        ),
+    ),
+)  # fmt: skip
+
+
+def turned(first: Callable, second: Callable) -> Callable:
+    """`rotate` from what becomes of a pair (x, y) by (cos, sin): its first, its second."""
+
+    def wrong(x, rotation):
+        x, y = x[..., 0::2], x[..., 1::2]  # (..., T, heads, hs/2)
+        cos, sin = rotation.unsqueeze(-3).unbind(-1)  # (..., T, 1, hs/2)
+        return torch.stack([first(x, y, cos, sin), second(x, y, cos, sin)], -1).flatten(-2)
+
+    return wrong
+
+
+def by_halves(x, rotation):
+    """Feature j paired with j + hs/2."""
+    x, y = x.chunk(2, -1)
+    cos, sin = rotation.unsqueeze(-3).unbind(-1)
+    return torch.cat([x * cos - y * sin, x * sin + y * cos], -1)
+
+
+def sorted_apart(x, rotation):
+    """All first features, then all second ones."""
+    done = rotate(x, rotation)
+    return torch.cat([done[..., 0::2], done[..., 1::2]], -1)
+
+
+TURNS = rotation_table(8, 4).double()
+ROTATE = Exercise(
+    rotate, 1, gradients=("x",), tolerance=1e-6,
+    cases=(
+        case(rotate, "", normal(0, 3, 1, 4), TURNS[:3]),
+        case(rotate, "the first position", normal(1, 1, 1, 4), TURNS[:1]),
+        case(rotate, "two heads, two rows", normal(2, 2, 3, 2, 4), TURNS[:3]),
+        case(rotate, "positions of each row", normal(3, 2, 2, 1, 4),
+             TURNS[torch.tensor([[0, 1], [4, 5]])]),
+    ),
+    mistakes=(
+        Mistake(
+            "the other way round", "(x, y) becomes (x cos - y sin, x sin + y cos)",
+            turned(lambda x, y, cos, sin: x * cos + y * sin,
+                   lambda x, y, cos, sin: y * cos - x * sin),
+        ),
+        Mistake(
+            "cosine and sine exchanged", "rotation[..., 0] is the cosine, [..., 1] the sine",
+            turned(lambda x, y, cos, sin: x * sin - y * cos,
+                   lambda x, y, cos, sin: x * cos + y * sin),
+        ),
+        Mistake(
+            "no minus", "a turn has one minus: x cos - y sin",
+            turned(lambda x, y, cos, sin: x * cos + y * sin,
+                   lambda x, y, cos, sin: x * sin + y * cos),
+        ),
+        Mistake(
+            "the second feature is left as it is", "both features of a pair are turned",
+            turned(lambda x, y, cos, sin: x * cos - y * sin, lambda x, y, cos, sin: y),
+        ),
+        Mistake(
+            "the new first feature is used for the second",
+            "compute both from the old pair, then write them",
+            turned(lambda x, y, cos, sin: x * cos - y * sin,
+                   lambda x, y, cos, sin: (x * cos - y * sin) * sin + y * cos),
+        ),
+        Mistake(
+            "halves instead of neighbours",
+            "features 2j and 2j + 1 are a pair; pairing j with j + hs/2 is another convention, "
+            "for other weights",
+            by_halves,
+        ),
+        Mistake(
+            "pairs come out sorted apart", "put the two features of a pair side by side again",
+            sorted_apart,
+        ),
+    ),
+)  # fmt: skip
+
+
 EXERCISES = {
     exercise.function.__name__: exercise
     for exercise in (
-        BUILD_LABELS, SFT_LOSS, BRADLEY_TERRY, LAST_OF, KL_ESTIMATE, GAE, WHITEN, POLICY_LOSS,
-        VALUE_LOSS, RESPONSE_LOG_PROBS, DPO_LOSS, BEST_OF_N_KL, WIN_RATE,
+        ROTATE, VISIBLE, BUILD_LABELS, SFT_LOSS, BRADLEY_TERRY, LAST_OF, KL_ESTIMATE, GAE,
+        WHITEN, POLICY_LOSS, VALUE_LOSS, RESPONSE_LOG_PROBS, DPO_LOSS, BEST_OF_N_KL, WIN_RATE,
     )
 }  # fmt: skip
