@@ -637,7 +637,7 @@ def test_an_input_that_a_function_changes_does_not_spoil_the_next_check():
 
 
 def test_an_unknown_name_and_what_cannot_be_called_are_refused():
-    with pytest.raises(ValueError, match="'gea' is no exercise: use one of build_labels, sft_loss, .*win_rate"):
+    with pytest.raises(ValueError, match="'gea' is no exercise: use one of rotate, visible, build_labels, .*win_rate"):
         check("gea", gae)
     with pytest.raises(TypeError, match=r"gae is graded by calling it, and \(1, 2\) cannot be called"):
         check("gae", (1, 2))
