@@ -28,7 +28,8 @@ STAGE_COLOURS = {
 
 def stage_colour(name: str) -> str | None:
     """The colour of the stage that a row, a box or a line is named after, or None."""
-    stages = (stage for stage in STAGE_COLOURS if name.removeprefix("after ").startswith(stage))
+    name = name.lower().removeprefix("after ")
+    stages = (stage for stage in STAGE_COLOURS if name.startswith(stage.lower()))
     return next((STAGE_COLOURS[stage] for stage in stages), None)
 
 
