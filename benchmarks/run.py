@@ -437,6 +437,7 @@ def scaling(pairs: int) -> None:
         slope = -1 if name == "cores" else 1
         axis.loglog(sizes, [(size / standard[name]) ** slope for size in sizes], ":", color="grey", label="in proportion")
         axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
         axis.minorticks_off()
         axis.set_xlabel(name)
     torch.set_num_threads(threads)
