@@ -552,6 +552,11 @@ def test_the_index_says_what_is_shown_and_leads_to_its_listing(indexed):
     assert re.findall(r'href="two\.html#([\w-]+)"><code[^>]*><span class="pre">(.*?)</span>', html(indexed)) == [
         ("code-data-rows-check", "data.rows.check"), ("code-ppo-check", "it"),
     ]  # fmt: skip
+    # Above each listing stands its number in the chapter and its file
+    captions = [re.findall(r'<p class="listing-caption">Listing ([\d.]+): <code>([\w/.]+)</code></p>\s*<div class="highlight-python', page) for page in pages.values()]
+    (one,), (first, second) = captions
+    assert (one[1], first[1], second[1]) == ("ppo.py", "data/rows.py", "ppo.py")
+    assert [re.sub(r"^\d+\.(?=\d)", "", number) for number, _ in (one, first, second)] == ["1", "1", "2"]
     # A listing that moves takes its links with it
     for name, old, new in (("two", "show_source(check)", "pass"), ("one", "Model\nprint(Model.__name__)\nshow_source(", "Model, check\nshow_source(check, ")):
         (indexed / "book" / f"{name}.md").write_text(INDEXED[f"book/{name}.md"].replace(old, new), encoding="utf-8")

@@ -7,7 +7,7 @@
 * Each page carries a content-security policy that names the scripts it may run.
 * The page that talks finds its models: they are written into the site, from the stages that the book has trained.
 * Each chapter can be downloaded as a notebook that runs on its own.
-* A listing can be linked to, and an index names all of them; one that is named and not there is a warning.
+* A listing has a number and can be linked to, and an index names all of them; one that is named and not there is a warning.
 * A word that links to the glossary says what it means when the pointer rests on it.
 """
 
@@ -18,6 +18,7 @@ import base64
 import hashlib
 import html
 import importlib.metadata
+import itertools
 import os
 import re
 import shutil
@@ -382,19 +383,33 @@ def link_to_listing(app: Sphinx, env: BuildEnvironment, node: nodes.Element, tex
 
 
 def mark_listings(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Give each listing an anchor, and miss those that the page names and does not show."""
+    """Number the listings, give each definition an anchor, and miss those that the page names and does not show."""
     if "body" not in context or pagename not in app.env.house_listings.values():
         return
-    waiting = shown(Path(app.env.doc2path(pagename)).read_text(encoding="utf-8"))
+    waiting, marked = shown(Path(app.env.doc2path(pagename)).read_text(encoding="utf-8")), []
+    chapter = app.env.toc_secnumbers.get(pagename, {}).get("", ())
+    count = itertools.count(1)
 
     def mark(found: re.Match) -> str:
         name = next((name for name in waiting if name.rpartition(".")[2] == found[2]), None)
         if name is None:
             return found[0]
         waiting.remove(name)
+        marked.append(name)
         return f'{found[1]} id="{anchor(name)}">{found[2]}<'
 
-    context["body"] = LISTING.sub(lambda listing: DEFINITION.sub(mark, listing[0]), context["body"])
+    def number(found: re.Match) -> str:
+        marked.clear()
+        listing = DEFINITION.sub(mark, found[0])
+        if not marked:
+            return listing
+        # Say above it which listing it is, and from which files
+        files = dict.fromkeys(name.rpartition(".")[0].replace(".", "/") + ".py" for name in marked)
+        title = ".".join(map(str, (*chapter, next(count))))
+        caption = f'<p class="listing-caption">Listing {title}: <code>{", ".join(files)}</code></p>\n'
+        return listing.replace('<div class="highlight-python', caption + '<div class="highlight-python', 1)
+
+    context["body"] = LISTING.sub(number, context["body"])
     for name in waiting:
         logger.warning("There is no listing of %s, which show_source names", name, location=pagename)
 
