@@ -19,6 +19,8 @@ from posttrain.tokenizer import END, CharTokenizer
 
 STAGES = {name: load for name, load in stages.STAGES.items() if name != "reward"}  # that talk
 
+TAKES_TIME = "The first time all models that it needs are trained, which takes minutes."
+
 
 def temperature(text: str) -> float:
     """A temperature from the command line."""
@@ -59,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     chat = commands.add_parser(
         "chat",
         help="talk to a model",
-        description="Talk to a model. The first time it is trained, which takes minutes.",
+        description="Talk to a model. " + TAKES_TIME,
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,14 +70,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     train = commands.add_parser(
         "train",
         help="train a model, on your own data",
-        description="Train a model, or find it, on the book's data or your own.",
+        description="Train a model, or find it, on the book's data or your own. It takes minutes.",
     )
     train.add_argument("stage", choices=stages.STAGES, help="which model")
     add_data(train, "--seed")
     compare = commands.add_parser(
         "compare",
         help="ask all models the same",
-        description="Ask every model the same, and have its answer judged.",
+        description="Ask every model the same, and have its answer judged. " + TAKES_TIME,
     )
     compare.add_argument("prompt", help="what to ask, in quotation marks")
     for command in (chat, compare):
@@ -84,7 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     score = commands.add_parser(
         "score",
         help="judge an answer",
-        description="Judge an answer, by the reward model and by the gold rubric.",
+        description="Judge an answer, by the reward model and by the gold rubric. " + TAKES_TIME,
     )
     score.add_argument("prompt", help="what was asked, in quotation marks")
     score.add_argument("response", help="what was answered, in quotation marks")
