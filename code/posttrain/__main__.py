@@ -70,7 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     train = commands.add_parser(
         "train",
         help="train a model, on your own data",
-        description="Train a model, or find it, on the book's data or your own. It takes minutes.",
+        description="Train a model, or find it, on the book's data or your own. " + TAKES_TIME,
     )
     train.add_argument("stage", choices=stages.STAGES, help="which model")
     add_data(train, "--seed")
@@ -86,7 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     score = commands.add_parser(
         "score",
         help="judge an answer",
-        description="Judge an answer, by the reward model and by the gold rubric. " + TAKES_TIME,
+        description="Judge an answer, by the reward model and the gold rubric. " + TAKES_TIME,
     )
     score.add_argument("prompt", help="what was asked, in quotation marks")
     score.add_argument("response", help="what was answered, in quotation marks")
