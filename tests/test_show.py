@@ -168,7 +168,7 @@ TYPED = {
     },
     "comparison": {"a setting": "0.8 0.02 0.2", "literature": "1.2 2.5 8_points"},
     "talk": {"a setting": "1.5"},
-    "how-we-know": {"an aim, or a level of confidence": "0.9 0.8 90%", "a version": "1.12 5.23"},
+    "how-we-know": {"an aim, or a level of confidence": "0.9 0.8 90% 80% 95%", "a version": "1.12 5.23"},
 }
 
 
