@@ -6,6 +6,7 @@ Needs Playwright (the extra `browser`), Chromium, and the built book.
 import functools
 import http.server
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -233,8 +234,11 @@ def test_the_rollout_microscope_makes_each_number_from_those_before_it(page, add
             advantage = delta + values["gamma"] * values["lam"] * following[1]
             # What the page's formulas give is what the package had computed
             assert reward == pytest.approx(answer["reward"][i], abs=1e-4) and advantage == pytest.approx(answer["advantage"][i], abs=1e-4)
-            for number_said in (answer["reward"][i], answer["advantage"][i]):
-                assert f"= {number_said:+.3f}" in said or f"= {number_said + 1e-9:+.3f}" in said
+            # Each number that the formula names is said, and what comes of them
+            made = [float(number) for number in re.findall(r"-?\d+\.\d+", said.partition("Advantage: ")[2])]
+            expected = [delta, values["gamma"] * values["lam"], following[1], advantage, advantage + answer["value"][i]]
+            assert made == pytest.approx(expected, abs=6e-4)
+            assert [float(found) for found in re.findall(r"= ([+-]\d+\.\d+)$", said, re.M)][:2] == pytest.approx([reward, delta], abs=6e-4)
     assert not page.complaints
 
 
