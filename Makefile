@@ -59,23 +59,22 @@ determinism: $(READY)
 claims: $(READY)
 	@"$(BIN)/python" benchmarks/claims.py --seeds $(SEEDS)
 
-bench: $(EXTRAS_READY)
+bench: $(READY)
 	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"
 	@"$(BIN)/python" benchmarks/run.py $(BENCH_FLAGS)
 
 # PyTorch's builds come from several indexes, so no lock can hold its hashes, nor those of what its CUDA build brings.
-# extras.lock is what the extras parity and browser add to requirements.lock. Versions are constraints.txt's; --upgrade asks for hashes anew.
-RESOLVE := grep -v '^-' requirements.txt | uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
-  --custom-compile-command "make lock"
+# extras.lock is what the extra browser adds to requirements.lock. Versions are constraints.txt's; --upgrade asks for hashes anew.
+RESOLVE := uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock"
 RESOLVE_LOCKED := $(RESOLVE) --generate-hashes --upgrade -c constraints.txt
 WITHOUT_TORCH := sed -nE 's/^(torch|triton|nvidia-[^=]*|cuda-[^=]*)==.*/--no-emit-package \1/p' constraints.txt
 # What the book's lock holds for every machine need not be in the other.
 WITHOUT_LOCKED := sed -nE 's/^([^ =]+)==[^;]*$$/--no-emit-package \1/p' requirements.lock
 
 lock:
-	@$(RESOLVE) --extra test --extra parity --extra browser pyproject.toml - --output-file constraints.txt
-	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH)) pyproject.toml - --output-file requirements.lock
-	@$(RESOLVE_LOCKED) $$($(WITHOUT_TORCH); $(WITHOUT_LOCKED)) --extra parity --extra browser pyproject.toml - --output-file extras.lock
+	@grep -v '^-' requirements.txt | $(RESOLVE) --extra test --extra parity --extra browser pyproject.toml - --output-file constraints.txt
+	@grep -v '^-' requirements.txt | $(RESOLVE_LOCKED) $$($(WITHOUT_TORCH)) pyproject.toml - --output-file requirements.lock
+	@sed -n 's/^browser = //p' pyproject.toml | grep -o '[a-z][^"]*' | $(RESOLVE_LOCKED) $$($(WITHOUT_LOCKED)) - --output-file extras.lock
 
 clean:
 	rm -rf _build stages .venv .jupyter_cache .pytest_cache .ruff_cache .hypothesis build dist
@@ -102,10 +101,10 @@ $(READY): requirements.txt constraints.txt requirements.lock pyproject.toml
 	  $(INSTALL) --no-deps --no-build-isolation -e .; } || { test ! -e $@-before || mv $@-before $@; exit 1; }
 	@rm -f $@-before && echo ready > $@
 
-# What only the parity tests, the browser tests and the benchmarks need. Offline the rest of the tests can run without it.
+# What only the browser tests need. Offline the rest of the tests can run without it.
 $(EXTRAS_READY): $(READY) extras.lock
 	@if $(INSTALL_LOCKED) -r extras.lock; then echo ready > $@; else \
-	  test -z "$$CI" || exit 1; echo "What parity and browser tests need could not be installed: they will be skipped." >&2; fi
+	  test -z "$$CI" || exit 1; echo "What the browser tests need could not be installed: they will be skipped." >&2; fi
 
 # Runs on any Python, the oldest included, to say in one sentence what is wrong with it.
 define CHECK_PYTHON
