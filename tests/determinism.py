@@ -61,11 +61,11 @@ def run_chapter(name: str, stages: Path, seed: int) -> list[list[dict]]:
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def fill(stages: Path, source: Path | None, pattern: str = "*", leave_out: str = "") -> None:
-    """Put the files of source that fit the pattern into a stages folder, less those that fit leave_out."""
+def fill(stages: Path, source: Path | None, pattern: str = "*", leave_out: tuple[str, ...] = ()) -> None:
+    """Put the files of source that fit the pattern into a stages folder, less those that fit one of leave_out."""
     stages.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.glob(pattern)) if source else []:
-        if file.suffix != ".lock" and not (leave_out and file.match(leave_out)):
+        if file.suffix != ".lock" and not any(file.match(left) for left in leave_out):
             shutil.copyfile(file, stages / file.name)
 
 
@@ -93,8 +93,8 @@ def stages_apart(one: Path, other: Path) -> list[str]:
     return [f"stage {name}" for name in names if files[0].get(name) != files[1].get(name)]
 
 
-def compare(names: list[str], source: Path | None = None, leave_out: str = "") -> list[str]:
-    """Execute chapters twice; what differs. source: stages to start from, less those that fit leave_out."""
+def compare(names: list[str], source: Path | None = None, leave_out: tuple[str, ...] = ()) -> list[str]:
+    """Execute chapters twice; what differs. source: stages to start from, less those that fit one of leave_out."""
     with tempfile.TemporaryDirectory() as folder:
         runs, places = [], [Path(folder, "one"), Path(folder, "other")]
         for seed, stages in enumerate(places, start=1):

@@ -16,7 +16,7 @@ SITE = ROOT / "_build" / "html" / "book"
 CORE = [
     "tokenizer", "gpt", "optim", "pretrain", "sampling", "chat", "sft", "logprobs", "reward_model", "ppo", "dpo",
     "preference_losses", "online_dpo", "best_of_n", "evaluate", "scorecard", "sft_trials", "reward_trials",
-    "ppo_trials", "dpo_trials",
+    "ppo_trials", "dpo_trials", "enumerable_trials",
 ]  # fmt: skip
 
 
