@@ -31,11 +31,21 @@ class LoRAConfig:
             raise ValueError(f"alpha is {self.alpha}: use a number above 0")
 
 
-class Adapter(nn.Module):
-    r"""The addition to a linear layer, $\frac{\alpha}{r} B A x$; at first 0, since B is.
+def low_rank(x: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+    r"""The addition $\frac{\alpha}{r} B A x$ for inputs (..., in): (..., out).
 
-    A: (r, in), uniform as `nn.Linear` begins; B: (out, r). In single precision where the layer
-    has half of it. Source: Hu et al. 2021, section 4.1.
+    A: (r, in), B: (out, r). The product B A is never formed. Source: Hu et al. 2021, section
+    4.1.
+    """
+    h = F.linear(x, A)  # (..., r)
+    return F.linear(h, B) * (alpha / A.size(0))  # (..., out)
+
+
+class Adapter(nn.Module):
+    """The addition to one linear layer, `low_rank`; at first 0, since B is.
+
+    A begins uniform, as the weight of an `nn.Linear` does. Both are in single precision where
+    the layer has half of it.
     """
 
     def __init__(self, layer: nn.Module, config: LoRAConfig, generator: torch.Generator | None):
@@ -47,16 +57,15 @@ class Adapter(nn.Module):
         A.uniform_(-(n_in**-0.5), n_in**-0.5, generator=generator)
         self.A = nn.Parameter(A.to(weight.device, dtype))  # (r, in)
         self.B = nn.Parameter(B.to(weight.device, dtype))  # (out, r)
-        self.scale = config.alpha / config.rank
+        self.alpha = config.alpha
         self.on, self.merged = True, False
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.linear(x.to(self.A.dtype), self.A)  # (..., r)
-        return F.linear(h, self.B) * self.scale  # (..., out)
+        return low_rank(x.to(self.A.dtype), self.A, self.B, self.alpha)  # (..., out)
 
     def change(self) -> Tensor:
         """What the addition makes of the layer's weight: (out, in)."""
-        return self.scale * self.B @ self.A
+        return self.B @ self.A * (self.alpha / self.A.size(0))
 
 
 class NewRows(nn.Module):
