@@ -783,7 +783,7 @@ def test_workers_that_are_running_already_are_not_asked_either(monkeypatch):
 
 
 def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
-    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison"}
+    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora"}
     for name, chapter in names().items():
         text = (ROOT / "book" / f"{pages[chapter]}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
         (found,) = re.findall(rf"^````\{{exercise\}}[^\n]*\n(?:(?!^````$).)*?check\(\"{name}\", {name}\).*?^````$", text, re.M | re.S)
@@ -802,7 +802,7 @@ def test_the_readme_lists_what_can_be_graded():
     assert 'print(check("gae", my_gae))' in readme
 
 
-@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison"])
+@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora"])
 def test_no_solution_stands_beside_a_question(page):
     """In a notebook all solutions are a cell of their own, after the last exercise; it has no heading."""
     text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
@@ -840,6 +840,8 @@ CONTRACTS = dict(
     value_loss=["mean over the actions", "no action at all is a ValueError"],
     get_response_log_probs=["(B, T) to (B,)", "divides the logits"], dpo_loss=["All (B,)", "mean over the pairs", "may be (B,)"],
     best_of_n_kl=["Less than one draw is a ValueError"], win_rate=["lists of floats to a float"],
+    low_rank=["Inputs (..., in), A (r, in) and B (out, r) to (..., out)"],
+    quantize=["`uint8`", "`float32`", "in their order", "A block of zeros has the scale 0", "NaN or infinite is a ValueError"],
 )  # fmt: skip
 
 

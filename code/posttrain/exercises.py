@@ -21,6 +21,8 @@ from posttrain import (
     evaluate,
     gpt,
     logprobs,
+    lora,
+    nf4,
     online_dpo,
     ppo,
     ppo_trials,
@@ -38,8 +40,8 @@ SHARE = 1e-6  # and for one of which the value alone counts
 
 # Where the package defines or imports what is graded
 MODULES = (
-    best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, gpt, logprobs, online_dpo, ppo,
-    ppo_trials, reward_model, sampling, sft,
+    best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, gpt, logprobs, lora, nf4,
+    online_dpo, ppo, ppo_trials, reward_model, sampling, sft,
 )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from posttrain.dpo import dpo_loss
 from posttrain.evaluate import win_rate
 from posttrain.gpt import rotate, rotation_table
 from posttrain.logprobs import get_response_log_probs, kl_estimate, masked_mean, token_logprobs
+from posttrain.lora import low_rank
+from posttrain.nf4 import blocks_of, int4_levels, nf4_levels, quantize
 from posttrain.ppo import gae, policy_loss, value_loss, whiten
 from posttrain.reward_model import bradley_terry_loss, last_of
 from posttrain.sampling import visible
@@ -1532,10 +1534,94 @@ ROTATE = Exercise(
 )  # fmt: skip
 
 
+# Chapter 7
+
+
+def scaled(scale: Callable[[Tensor, float], float]) -> Callable:
+    """The addition with another factor, made of A and alpha."""
+    return lambda x, A, B, alpha: F.linear(F.linear(x, A), B) * scale(A, alpha)
+
+
+LOW_RANK = Exercise(
+    low_rank, 7, gradients=("x", "A", "B"),
+    cases=(
+        case(low_rank, "", normal(0, 2, 3), normal(1, 2, 3), normal(2, 4, 2), 6.0),
+        case(low_rank, "rank 1", normal(3, 3), normal(4, 1, 3), normal(5, 2, 1), 2.0),
+        case(low_rank, "(B, T, in)", normal(6, 2, 2, 4), normal(7, 3, 4), normal(8, 5, 3), 1.0),
+    ),
+    mistakes=(
+        Mistake("alpha without the rank", "it is alpha / r", scaled(lambda A, alpha: alpha)),
+        Mistake("alpha is ignored", "it is scaled by alpha / r", scaled(lambda A, alpha: 1.0)),
+        Mistake(
+            "alpha over the inputs", "r is the first of A's sizes",
+            scaled(lambda A, alpha: alpha / A.size(1)),
+        ),
+        Mistake(
+            "alpha over the root of the rank", "that is rsLoRA; here it is alpha / r",
+            scaled(lambda A, alpha: alpha / A.size(0) ** 0.5),
+        ),
+        Mistake(
+            "the rank over alpha", "it is alpha / r", scaled(lambda A, alpha: A.size(0) / alpha)
+        ),
+    ),
+)  # fmt: skip
+
+
+def other_quantize(
+    scale: Callable = lambda rows: rows.abs().amax(-1),
+    choose: Callable = lambda unit, levels: (unit[..., None] - levels).abs().argmin(-1),
+) -> Callable:
+    """Codes and scales with another scale, or another way to choose a level."""
+
+    def quantized(weights: Tensor, levels: Tensor, block: int = 64) -> tuple[Tensor, Tensor]:
+        rows = blocks_of(weights.float(), block)
+        scales = scale(rows)
+        unit = rows / scales.clamp_min(1e-30)[:, None]
+        return choose(unit, levels).to(torch.uint8), scales
+
+    return quantized
+
+
+def level_below(unit: Tensor, levels: Tensor) -> Tensor:
+    """The last level that is not above a weight."""
+    return (unit[..., None] >= levels).sum(-1).sub(1).clamp_min(0)
+
+
+def level_above(unit: Tensor, levels: Tensor) -> Tensor:
+    """The first level that is not below a weight."""
+    return (unit[..., None] > levels).sum(-1).clamp_max(len(levels) - 1)
+
+
+QUANTIZE = Exercise(
+    quantize, 7, results=("codes", "scales"), tolerance=1e-6,
+    cases=(
+        case(quantize, "", normal(0, 8), nf4_levels(), 4),
+        case(quantize, "a last block that is not full", normal(1, 2, 5), nf4_levels(), 4),
+        case(quantize, "a matrix", normal(2, 3, 6), nf4_levels(), 6),
+        case(quantize, "a block of zeros", numbers(0, 0, 1, -2), nf4_levels(), 2),
+        case(quantize, "even levels", normal(3, 12), int4_levels(), 6),
+        case(quantize, "64 in a block", normal(4, 200), nf4_levels()),
+        case(quantize, "NaN", numbers(1, math.nan), nf4_levels(), 2),
+    ),
+    mistakes=(
+        Mistake("the level below", "the nearest counts", other_quantize(choose=level_below)),
+        Mistake("the level above", "the nearest counts", other_quantize(choose=level_above)),
+        Mistake(
+            "the largest weight with its sign", "it is the largest without its sign",
+            other_quantize(lambda rows: rows.amax(-1)),
+        ),
+        Mistake(
+            "one scale for all", "each block has its own",
+            other_quantize(lambda rows: rows.abs().amax().expand(len(rows)).clone()),
+        ),
+    ),
+)  # fmt: skip
+
 EXERCISES = {
     exercise.function.__name__: exercise
     for exercise in (
         ROTATE, VISIBLE, BUILD_LABELS, SFT_LOSS, BRADLEY_TERRY, LAST_OF, KL_ESTIMATE, GAE,
         WHITEN, POLICY_LOSS, VALUE_LOSS, RESPONSE_LOG_PROBS, DPO_LOSS, BEST_OF_N_KL, WIN_RATE,
+        LOW_RANK, QUANTIZE,
     )
 }  # fmt: skip
