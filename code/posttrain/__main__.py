@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from posttrain import stages
+from posttrain import real_command, stages
 from posttrain.data import corpus
 from posttrain.data.datasets import DatasetError, TrainingData
 from posttrain.evaluate import gold_parts, lexicon
 from posttrain.notebook import progress
+from posttrain.real_model import ModelError
 from posttrain.reward_model import reward_model, score_answer
 from posttrain.terminal import HELP, Chat, converse
 from posttrain.tokenizer import END, CharTokenizer
@@ -91,6 +92,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     score.add_argument("prompt", help="what was asked, in quotation marks")
     score.add_argument("response", help="what was answered, in quotation marks")
     add_data(score, "--model-seed")
+    real_command.add_real(commands, seed)
     return parser.parse_args(arguments)
 
 
@@ -98,14 +100,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = parse(arguments)
     try:
-        commands = dict(chat=chat, compare=compare, score=score, train=train)
+        commands = dict(chat=chat, compare=compare, score=score, train=train, real=real)
         return commands[options.command](options)
-    except (DatasetError, corpus.CorpusError) as error:
+    except (DatasetError, corpus.CorpusError, ModelError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped. Stages that were finished are kept.", file=sys.stderr)
+        kept = "Stages that were finished are kept."
+        if options.command == "real":
+            kept = "The last checkpoint is kept: --resume goes on from it."
+        print(f"\nStopped. {kept}", file=sys.stderr)
         return 130
+
+
+def real(options: argparse.Namespace) -> int:
+    """Train a model from Hugging Face."""
+    return real_command.real(options, progress)
 
 
 def find_or_train(

@@ -128,13 +128,18 @@ def activation_bytes(shape: Architecture, setting: Setting, blocks: int) -> int:
     C, tokens = shape.width, setting.batch_size * setting.length
     size = 2 if setting.bf16 or setting.weight_bytes == 2 else 4  # of a product's result
     stream = setting.weight_bytes  # of the residual stream
-    # Two norms: their input, where they are trained the scaled input, and the output
+    # Two norms: their input, and where they are trained the scaled input; then the output,
+    # once, or cast to bfloat16 for each of the matrices that read it
     normed = shape.gated and not setting.rank
-    norms = 2 * C * ((4 if shape.gated else stream) + normed * stream + size)
+    norms = 2 * C * ((4 if shape.gated else stream) + normed * stream)
+    norms += C * size * ((5 if shape.gated else 2) if setting.bf16 else 2)
+    # Of the adapters what is between A and B, and their own cast of the mixed values
+    inner = setting.rank * len(matrices(shape)) * size
+    inner += shape.queries * size if setting.rank and setting.bf16 else 0
     # Queries, keys, values and the mixed values; then what the MLP's products need
     attention = 2 * (shape.queries + shape.keys) * size
     mlp = (4 if shape.gated else 5) * shape.mlp_width * size
-    return tokens * blocks * (norms + attention + mlp)
+    return tokens * blocks * (norms + attention + mlp + inner)
 
 
 def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
@@ -155,6 +160,7 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
         kept += shape.n_layer * tokens * shape.width * stream
     parts = dict(
         weights=round((n - packed) * setting.weight_bytes + packed * NF4_BITS / 8),
+        casts=2 * n if setting.bf16 and not setting.rank else 0,
         adapters=4 * trained if setting.rank else 0,
         gradients=trained * gradient,
         adam=2 * trained * gradient,
@@ -170,8 +176,9 @@ def cache_bytes(shape: Architecture, batch_size: int, length: int, size: int = 2
 
 
 def describe(parts: dict[str, int]) -> str:
-    """A line for a terminal: the total, and what it is made of, in GB (10^9 bytes)."""
+    """A line for a terminal: the total, and what it is made of, in GB (10^9 bytes) or MB."""
+    unit, name = (1e9, "GB") if parts["total"] >= 1e9 else (1e6, "MB")
     shown = ", ".join(
-        f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size and name != "total"
+        f"{part} {size / unit:.2f}" for part, size in parts.items() if size and part != "total"
     )
-    return f"{parts['total'] / 1e9:.2f} GB ({shown})"
+    return f"{parts['total'] / unit:.2f} {name} ({shown})"

@@ -70,6 +70,12 @@ def load_config(name: str):
     return config
 
 
+def context_of(name: str) -> int:
+    """The longest sequence that a model can read, in tokens. Raises ModelError."""
+    config = load_config(name)
+    return getattr(config, "max_position_embeddings", None) or 2**31
+
+
 def load_model(
     name: str, scores: bool = False, dtype: torch.dtype = torch.float32
 ) -> nn.Module:

@@ -34,16 +34,16 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 384, chat: bool = Tr
     return tokenizer
 
 
-def tiny_config(kind: str, vocab_size: int):
+def tiny_config(kind: str, vocab_size: int, n_layer: int = 2):
     """The configuration of a tiny "llama", "qwen2" or "gpt2"."""
     if kind == "gpt2":
         return library().GPT2Config(
-            vocab_size=vocab_size, n_positions=256, n_embd=64, n_layer=2, n_head=4,
+            vocab_size=vocab_size, n_positions=256, n_embd=64, n_layer=n_layer, n_head=4,
             bos_token_id=0, eos_token_id=0, pad_token_id=0,
         )  # fmt: skip
     configs = dict(llama=library().LlamaConfig, qwen2=library().Qwen2Config)
     return configs[kind](
-        vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=n_layer,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
         bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=True,
     )  # fmt: skip
