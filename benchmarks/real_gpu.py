@@ -28,7 +28,7 @@ if importlib.util.find_spec("jsonschema") is None:  # it checks data files; here
 
 from posttrain.lora import LoRAConfig, Reference, add_lora  # noqa: E402
 from posttrain.nf4 import quantize_model  # noqa: E402
-from posttrain.real_memory import KNOWN, Architecture, Setting, memory  # noqa: E402
+from posttrain.real_memory import KNOWN, MEASURED_RANK, Architecture, memory, setting_of  # noqa: E402
 from posttrain.real_model import LanguageModel, ScoringModel, TokenValues, frozen_copy, library  # noqa: E402
 from posttrain.real_training import (  # noqa: E402
     Models,
@@ -43,7 +43,6 @@ from posttrain.real_training import (  # noqa: E402
 
 SHAPES = KNOWN | {"tiny": Architecture(512, 64, 2, 4, 2, 128)}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK = 16
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,8 @@ def build(case: Case, device: torch.device) -> LanguageModel:
     if case.how == "qlora":
         quantize_model(inner, TARGETS)
     if case.how in ("lora", "qlora"):
-        add_lora(inner, LoRAConfig(rank=RANK, alpha=2 * RANK, targets=TARGETS))
+        add_lora(inner, LoRAConfig(rank=MEASURED_RANK, alpha=2 * MEASURED_RANK, targets=TARGETS))
     return LanguageModel(inner, bf16=case.how != "full16", checkpointing=case.checkpointing)
-
-
-def setting_of(case: Case) -> Setting:
-    """The case as `posttrain.real_memory` wants to be told of it."""
-    adapted = case.how in ("lora", "qlora")
-    return Setting(
-        batch_size=case.micro * (2 if case.stage == "dpo" else 1), length=case.length, rank=RANK if adapted else 0,
-        nf4=case.how == "qlora", weight_bytes=4 if case.how == "full32" else 2, bf16=case.how != "full16",
-        checkpointing=case.checkpointing,
-    )  # fmt: skip
 
 
 def steps_of(case: Case, model: LanguageModel, steps: int):
@@ -135,7 +124,7 @@ def measure(case: Case, device: torch.device, steps: int) -> dict:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() if gpu else 0
-    parts, setting = memory(SHAPES[case.model], setting_of(case)), setting_of(case)
+    parts, setting = memory(SHAPES[case.model], setting_of(vars(case))), setting_of(vars(case))
     step = sorted(seconds[1:])[len(seconds[1:]) // 2]
     return dict(
         seconds=round(step, 4), tokens_per_second=round(2 * setting.batch_size * case.length / step),
@@ -217,7 +206,7 @@ def main() -> None:
         gc.collect()
     print(f"\n{'model':14} {'stage':5} {'how':7} {'ckpt':5} {'rows x T':>10} {'tokens/s':>9} {'peak GB':>8} {'computed':>9}")
     for case, result in rows:
-        size = f"{setting_of(case).batch_size} x {case.length}"
+        size = f"{setting_of(vars(case)).batch_size} x {case.length}"
         print(
             f"{case.model:14} {case.stage:5} {case.how:7} {'yes' if case.checkpointing else 'no':5} {size:>10} "
             f"{result['tokens_per_second']:9,} {result['peak']:8.2f} {result['computed']:9.2f}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from posttrain.real_model import ModelError
 
@@ -156,11 +158,13 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
     tokens, stream = setting.batch_size * setting.length, setting.weight_bytes
     blocks = 1 if setting.checkpointing else shape.n_layer
     kept = activation_bytes(shape, setting, blocks)
+    cast = n  # all weights are cast to bfloat16, and with checkpointing the head's casts stay
     if setting.checkpointing:
+        cast = shape.vocab_size * shape.width
         kept += shape.n_layer * tokens * shape.width * stream
     parts = dict(
         weights=round((n - packed) * setting.weight_bytes + packed * NF4_BITS / 8),
-        casts=2 * n if setting.bf16 and not setting.rank else 0,
+        casts=2 * cast if setting.bf16 and not setting.rank else 0,
         adapters=4 * trained if setting.rank else 0,
         gradients=trained * gradient,
         adam=2 * trained * gradient,
@@ -168,6 +172,31 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
         logits=LOGIT_COPIES * 4 * tokens * shape.vocab_size,
     )
     return parts | dict(total=sum(parts.values()))
+
+
+MEASURED_RANK = 16
+MEASURED_ON = "NVIDIA H100 80GB, PyTorch 2.11, transformers 5.17"
+
+
+def measured() -> list[dict]:
+    """What `benchmarks/real_gpu.py` has measured: a case each, with its peak in GB."""
+    path = Path(__file__).parent / "data" / "real_gpu.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def setting_of(case: dict) -> Setting:
+    """The setting of a case of `benchmarks/real_gpu.py`.
+
+    `how` is "full32" (weights in float32, products in bfloat16), "full16", "lora" or "qlora";
+    `micro` counts conversations, or pairs of two rows each.
+    """
+    how, rows = case["how"], 2 if case["stage"] == "dpo" else 1
+    return Setting(
+        batch_size=rows * case["micro"], length=case["length"],
+        rank=MEASURED_RANK if "lora" in how else 0, nf4=how == "qlora",
+        weight_bytes=4 if how == "full32" else 2, bf16=how != "full16",
+        checkpointing=case["checkpointing"],
+    )  # fmt: skip
 
 
 def cache_bytes(shape: Architecture, batch_size: int, length: int, size: int = 2) -> int:

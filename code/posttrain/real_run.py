@@ -250,6 +250,9 @@ def check_setup(setup: Setup, config: RealConfig) -> None:
     """Raise ModelError for a setting that cannot work, naming it and the way out."""
     check_config(config)
     choose_device(setup.device)
+    for name, least in dict(rank=0, save_every=1).items():
+        if getattr(setup, name) < least:
+            raise ModelError(f"{name} is {getattr(setup, name)}: use at least {least}")
     if setup.nf4 and not setup.rank:
         raise ModelError("weights in four bits cannot be trained: give adapters a rank above 0")
     if config.stage == "ppo":
