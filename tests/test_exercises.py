@@ -42,7 +42,7 @@ ALL = [
 
 
 def test_there_are_exercises_for_each_chapter():
-    assert set(names().values()) == {1, 2, 3, 4, 5, 6} and len(names()) >= 11
+    assert {1, 2, 3, 4, 5, 6, 9} <= set(names().values()) and len(names()) >= 11
     assert list(names()) == [exercise.function.__name__ for exercise in EXERCISES.values()]
 
 
@@ -209,12 +209,24 @@ def visible_one_by_one(mask):
     return torch.tensor(rows).unsqueeze(1)
 
 
+def parameters_by_adding_up(shape):
+    C, F, hs = shape.width, shape.mlp_width, shape.head_size or shape.width // shape.n_head
+    Q, K = hs * shape.n_head, hs * shape.n_kv_head
+    if shape.gated:
+        block = 2 * C * Q + 2 * C * K + 3 * C * F + 2 * C + (Q + 2 * K if shape.qkv_bias else 0)
+    else:
+        block = 4 * C * C + 2 * C * F + 3 * C + C + F + C + 4 * C
+    rows = shape.vocab_size + shape.positions + (0 if shape.tied else shape.vocab_size)
+    return rows * C + shape.n_layer * block + (C if shape.gated else 2 * C)
+
+
 WRITTEN_ANEW = dict(
     rotate=rotate_by_a_matrix, visible=visible_one_by_one,
     build_labels=labels_by_looking_back, sft_loss=sft_loss_in_a_loop, bradley_terry_loss=bradley_terry_by_softplus,
     last_of=last_of_in_a_loop, kl_estimate=kl_by_hyperbolic_sine, gae=gae_as_a_double_sum, whiten=whiten_by_the_library,
     policy_loss=policy_loss_by_cases, value_loss=value_loss_by_cases, get_response_log_probs=logprobs_one_by_one,
     dpo_loss=dpo_by_rewards, best_of_n_kl=best_of_n_kl_in_another_order, win_rate=win_rate_by_sign,
+    parameters=parameters_by_adding_up,
 )  # fmt: skip
 
 
@@ -783,7 +795,7 @@ def test_workers_that_are_running_already_are_not_asked_either(monkeypatch):
 
 
 def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
-    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora"}
+    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora", 9: "real"}
     for name, chapter in names().items():
         text = (ROOT / "book" / f"{pages[chapter]}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
         (found,) = re.findall(rf"^````\{{exercise\}}[^\n]*\n(?:(?!^````$).)*?check\(\"{name}\", {name}\).*?^````$", text, re.M | re.S)
@@ -842,6 +854,7 @@ CONTRACTS = dict(
     best_of_n_kl=["Less than one draw is a ValueError"], win_rate=["lists of floats to a float"],
     low_rank=["Inputs (..., in), A (r, in) and B (out, r) to (..., out)"],
     quantize=["`uint8`", "`float32`", "in their order", "A block of zeros has the scale 0", "NaN or infinite is a ValueError"],
+    parameters=["a tied head counted once", "as (in, out)"],
 )  # fmt: skip
 
 

@@ -16,13 +16,12 @@ from posttrain.logprobs import pack, token_logprobs  # noqa: E402
 from posttrain.lora import Reference  # noqa: E402
 from posttrain.ppo import Models  # noqa: E402
 from posttrain.real_adapter import adapt  # noqa: E402
-from posttrain.real_data import end_token, pad_token, render_prompt  # noqa: E402
+from posttrain.real_data import end_token, pad_token  # noqa: E402
 from posttrain.real_model import (  # noqa: E402
     LanguageModel,
     ModelError,
     ScoringModel,
     TokenValues,
-    frozen_copy,
     load_model,
     start_scores,
 )

@@ -26,6 +26,7 @@ from posttrain import (
     online_dpo,
     ppo,
     ppo_trials,
+    real_memory,
     reward_model,
     sampling,
     sft,
@@ -41,7 +42,7 @@ SHARE = 1e-6  # and for one of which the value alone counts
 # Where the package defines or imports what is graded
 MODULES = (
     best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, gpt, logprobs, lora, nf4,
-    online_dpo, ppo, ppo_trials, reward_model, sampling, sft,
+    online_dpo, ppo, ppo_trials, real_memory, reward_model, sampling, sft,
 )  # fmt: skip
 
 

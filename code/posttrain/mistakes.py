@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from posttrain.logprobs import get_response_log_probs, kl_estimate, masked_mean,
 from posttrain.lora import low_rank
 from posttrain.nf4 import blocks_of, int4_levels, nf4_levels, quantize
 from posttrain.ppo import gae, policy_loss, value_loss, whiten
+from posttrain.real_memory import Architecture, matrices, parameters
 from posttrain.reward_model import bradley_terry_loss, last_of
 from posttrain.sampling import visible
 from posttrain.sft import sft_loss
@@ -116,7 +117,6 @@ def whole_mean(values: Tensor, mask: Tensor) -> Tensor:
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """The sum where the mask is True."""
     return (values * mask).sum()
-
 
 # Chapter 2
 
@@ -363,6 +363,7 @@ SFT_LOSS = Exercise(
     ),
 )  # fmt: skip
 
+
 # Chapter 3
 
 
@@ -573,6 +574,7 @@ LAST_OF = Exercise(
         ),
     ),
 )  # fmt: skip
+
 
 # Chapter 4
 
@@ -1103,6 +1105,7 @@ VALUE_LOSS = Exercise(
     ),
 )  # fmt: skip
 
+
 # Chapter 5
 
 
@@ -1315,6 +1318,7 @@ DPO_LOSS = Exercise(
         ),
     ),
 )  # fmt: skip
+
 
 # Chapter 6
 
@@ -1617,11 +1621,75 @@ QUANTIZE = Exercise(
     ),
 )  # fmt: skip
 
+
+# Chapter 9
+
+PLAIN = Architecture(vocab_size=9, width=4, n_layer=2, n_head=2, n_kv_head=2, mlp_width=8)
+GROUPED = replace(PLAIN, n_kv_head=1)
+
+
+def one_block(shape: Architecture) -> int:
+    return parameters(replace(shape, n_layer=1))
+
+
+def matrices_alone(shape: Architecture) -> int:
+    rows = shape.vocab_size * (1 if shape.tied else 2) + shape.positions
+    return rows * shape.width + shape.n_layer * sum(m * n for m, n in matrices(shape).values())
+
+
+def tied_twice(shape: Architecture) -> int:
+    return parameters(replace(shape, tied=False))
+
+
+def untied_once(shape: Architecture) -> int:
+    return parameters(replace(shape, tied=True))
+
+
+def without_last_norm(shape: Architecture) -> int:
+    return parameters(shape) - shape.width * (1 if shape.gated else 2)
+
+
+def one_norm_per_block(shape: Architecture) -> int:
+    return parameters(shape) - shape.n_layer * shape.width * (1 if shape.gated else 2)
+
+
+def all_heads_have_keys(shape: Architecture) -> int:
+    return parameters(replace(shape, n_kv_head=shape.n_head))
+
+
+PARAMETERS = Exercise(
+    parameters, 9,
+    cases=(
+        case(parameters, "", PLAIN),
+        case(parameters, "a head of its own", replace(PLAIN, tied=False)),
+        case(parameters, "fewer heads with keys", GROUPED),
+        case(parameters, "learned positions and LayerNorm",
+             replace(PLAIN, positions=6, gated=False)),
+        case(parameters, "biases of queries, keys and values",
+             replace(GROUPED, qkv_bias=True)),
+    ),
+    mistakes=(
+        Mistake("a tied head counted twice", "it is the embedding, and counts once",
+                tied_twice),
+        Mistake("a head of its own left out", "where it is not tied, it is a table more",
+                untied_once),
+        Mistake("keys and values for every head", "n_kv_head of the heads have them",
+                all_heads_have_keys),
+        Mistake("one block alone", "there are n_layer of them", one_block),
+        Mistake("matrices alone", "norms have gains, and biases count", matrices_alone),
+        Mistake("the last norm left out", "there is one more behind the blocks",
+                without_last_norm),
+        Mistake("one norm per block", "attention and MLP have one each", one_norm_per_block),
+        Mistake("positions left out", "a learned table of positions has a row for each",
+                lambda shape: parameters(replace(shape, positions=0))),
+    ),
+)  # fmt: skip
+
 EXERCISES = {
     exercise.function.__name__: exercise
     for exercise in (
         ROTATE, VISIBLE, BUILD_LABELS, SFT_LOSS, BRADLEY_TERRY, LAST_OF, KL_ESTIMATE, GAE,
         WHITEN, POLICY_LOSS, VALUE_LOSS, RESPONSE_LOG_PROBS, DPO_LOSS, BEST_OF_N_KL, WIN_RATE,
-        LOW_RANK, QUANTIZE,
+        LOW_RANK, QUANTIZE, PARAMETERS,
     )
 }  # fmt: skip

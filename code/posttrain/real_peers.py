@@ -16,7 +16,7 @@ from posttrain.real_training import RealConfig, batches_from
 
 
 def have_peers() -> bool:
-    """Whether TRL and peft are installed: they are not on an Intel Mac, nor with Python 3.10."""
+    """Whether TRL and peft are installed: not on an Intel Mac, nor with Python 3.10."""
     return all(importlib.util.find_spec(name) is not None for name in ("trl", "peft"))
 
 
@@ -39,7 +39,8 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
 def trainer_options(config: RealConfig, folder: str) -> dict:
     """Our settings under the names of transformers' trainer: plain AdamW, no warm-up."""
     return dict(
-        output_dir=folder, max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+        output_dir=folder, max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
         learning_rate=config.lr, lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0,
         optim="adamw_torch", max_grad_norm=config.max_gradient_norm, logging_steps=1,
         save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
