@@ -6,6 +6,7 @@ BOOK_FLAGS ?=
 TEST_FLAGS ?=
 LAB_FLAGS ?=
 BENCH_FLAGS ?=
+POST_FLAGS ?=
 MUTANT_FLAGS ?=
 DETERMINISM_FLAGS ?=
 SEEDS ?= 5
@@ -22,10 +23,11 @@ ifeq ($(shell echo $$0),$$0)
 $(error This Makefile needs a POSIX shell. On Windows, run make from Git Bash)
 endif
 
-.PHONY: help book test lab bench mutants determinism claims lock clean
+.PHONY: help book posts test lab bench mutants determinism claims lock clean
 
 help:
 	@echo "make book    build the book into _build/html (the first time trains every model: up to an hour)"
+	@echo "make posts   write the book's posts as plain Markdown with PNG figures into _build/posts, to publish elsewhere"
 	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
 	@echo "make lab     open the chapters as notebooks in JupyterLab"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
@@ -38,10 +40,13 @@ help:
 	@echo "Each of them first makes .venv when it is missing or out of date. To use it yourself: . .venv/bin/activate. Settings:"
 	@echo "  PYTHON=python3.12    the Python to make .venv with (3.10 to 3.13)"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu    PyTorch's small CPU build, on Linux"
-	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS, MUTANT_FLAGS, DETERMINISM_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
+	@echo "  BOOK_FLAGS, TEST_FLAGS, LAB_FLAGS, BENCH_FLAGS, POST_FLAGS, MUTANT_FLAGS, DETERMINISM_FLAGS      passed on, as in TEST_FLAGS='-m \"not slow\"'"
 
 book: $(READY)
 	@"$(BIN)/jupyter-book" build $(BOOK_FLAGS) .
+
+posts: book
+	@"$(BIN)/python" book/_ext/posts.py $(POST_FLAGS)
 
 test: $(EXTRAS_READY)
 	@"$(BIN)/python" -m pytest --nbmake --numprocesses 2 --dist loadfile $(TEST_FLAGS)

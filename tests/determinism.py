@@ -41,7 +41,7 @@ def chapters() -> list[str]:
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     pages = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]] + [contents["root"]]
     texts = {page: (ROOT / f"{page}.md").read_text(encoding="utf-8") for page in pages}
-    return [Path(page).name for page, text in texts.items() if "\nkernelspec:" in text.partition("\n---\n")[0]]
+    return [page.removeprefix("book/") for page, text in texts.items() if "\nkernelspec:" in text.partition("\n---\n")[0]]
 
 
 def run_chapter(name: str, stages: Path, seed: int) -> list[list[dict]]:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 TALK = "book/talk.html"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ["index.html", "search.html", *(f"book/{path.stem}.html" for path in sorted((ROOT / "book").glob("*.md")))]
+PAGES = ["index.html", "search.html", *(path.relative_to(ROOT).with_suffix(".html").as_posix() for path in sorted((ROOT / "book").rglob("*.md")))]
 TOKENIZER = CharTokenizer()
 
 WHERE = "Playwright and axe are in the extra 'browser': pip install -e '.[browser]'"

@@ -85,7 +85,7 @@ def test_every_page_of_the_table_of_contents_exists():
 
 def test_every_kernel_page_can_be_opened_as_a_notebook():
     """jupytext and Jupyter Book trip over a chapter that lacks one of these."""
-    for path in (ROOT / "book").glob("*.md"):
+    for path in (ROOT / "book").rglob("*.md"):
         text = path.read_text(encoding="utf-8")
         if not text.startswith("---\n"):
             continue

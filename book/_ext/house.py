@@ -9,6 +9,7 @@
 * Each chapter can be downloaded as a notebook that runs on its own.
 * A listing has a number and can be linked to, and an index names all of them; one that is named and not there is a warning.
 * A word that links to the glossary says what it means when the pointer rests on it.
+* A page with a `description` in its front matter says it to search engines and in previews of links.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("missing-reference", link_to_listing)
     app.connect("env-updated", read_glossary)
     app.connect("doctree-resolved", explain_terms)
+    app.connect("html-page-context", describe, priority=300)  # Before the extension for previews looks for it.
     app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
     app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
     app.connect("build-finished", check_source_unchanged, priority=700)
@@ -519,6 +521,17 @@ def name_entries(app: Sphinx, pagename: str, templatename: str, context: dict, d
     """Call the entries of a list of works list items, as they stand in a list; the extension's role is outdated."""
     if "body" in context:
         context["body"] = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+
+
+# --- Previews ---------------------------------------------------------------------------------------------
+
+
+def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Say what a page is about in the words of its front matter; without them its first sentences are taken."""
+    meta = context.get("meta") or {}
+    if "description" in meta:
+        meta["og:description"] = meta["description"]
+        context["metatags"] += f'<meta name="description" content="{html.escape(meta["description"])}" />\n'
 
 
 # --- A content-security policy ----------------------------------------------------------------------------

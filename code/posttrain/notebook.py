@@ -70,15 +70,15 @@ def progress(iterable: Iterable, total: int | None = None, desc: str = "training
     return tqdm(iterable, **options)
 
 
-def setup_figures() -> None:
+def setup_figures(*formats: str) -> None:
     """Make figures that read in light and dark and are the same bytes from run to run.
 
-    SVG, transparent, grey text.
+    Transparent, grey text; SVG where no formats are named, as IPython knows them.
     """
     import matplotlib.pyplot as plt
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-    set_matplotlib_formats("svg", metadata={"Date": None})
+    set_matplotlib_formats(*(formats or ["svg"]), metadata={"Date": None})
     grey = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor",
             "xtick.color", "ytick.color")  # fmt: skip
     clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
