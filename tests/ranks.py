@@ -76,8 +76,10 @@ def gradients(examples, size, engine, whole_batch=True):
             (dist.get_world_size() * part.loss(shared)).backward()
     if engine == "ring":
         ring.average_gradients(model.parameters())
-    whole = lambda x: x.full_tensor() if hasattr(x, "full_tensor") else x
-    return {name: whole(parameter.grad).clone() for name, parameter in model.named_parameters()}
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    if engine == "fsdp":
+        found = {name: slices.full_tensor() for name, slices in found.items()}
+    return {name: gradient.clone() for name, gradient in found.items()}
 
 
 def samples(prompts, new, stop, options):

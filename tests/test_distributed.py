@@ -17,7 +17,7 @@ import torch.distributed as dist
 from test_dpo import CONVERSATIONS, PAIRS
 from tiny import CONFIG, END, PAD, moved, seeded
 
-from posttrain import distributed, launch, ring
+from posttrain import distributed, dpo, launch, ring, sft
 from posttrain.chat import IGNORE, collate
 from posttrain.distributed import stream
 from posttrain.dpo import DPOConfig, dpo_steps
@@ -148,21 +148,20 @@ def test_the_mean_of_means_is_another_gradient(group):
     assert (flat["wrong"] - flat["right"]).norm() > 0.05 * flat["right"].norm()
 
 
-class Optimizers:
-    """The optimisers of `sft_steps` and `dpo_steps` as the distributed loops build them."""
+def choose_optimizers(monkeypatch, module, muon):
+    """Have `sft_steps` or `dpo_steps` build the optimisers that are asked for."""
+    plain = module.build_optimizers
 
-    def __init__(self, monkeypatch, module, muon):
-        plain = module.build_optimizers
-        build = lambda model, rates: plain(model, replace(rates, muon=muon, weight_decay=0.0))
-        monkeypatch.setattr(module, "build_optimizers", build)
+    def build(model, rates):
+        return plain(model, replace(rates, muon=muon, weight_decay=0.0))
+
+    monkeypatch.setattr(module, "build_optimizers", build)
 
 
 @pytest.mark.parametrize("config, engine, muon", settings(SFT), ids=str)
 def test_sft_ends_with_the_weights_of_one_process(group, monkeypatch, config, engine, muon):
     results, _ = group
-    from posttrain import sft
-
-    Optimizers(monkeypatch, sft, muon)
+    choose_optimizers(monkeypatch, sft, muon)
     model = moved(config=CONFIG)
     losses = [loss.item() for loss in sft_steps(model, EXAMPLES, TEXT, SFT[config], PAD)]
     for result in results:
@@ -178,9 +177,7 @@ def test_sft_ends_with_the_weights_of_one_process(group, monkeypatch, config, en
 @pytest.mark.parametrize("config, engine, muon", settings(DPO), ids=str)
 def test_dpo_ends_with_the_weights_of_one_process(group, monkeypatch, config, engine, muon):
     results, _ = group
-    from posttrain import dpo
-
-    Optimizers(monkeypatch, dpo, muon)
+    choose_optimizers(monkeypatch, dpo, muon)
     policy, reference = moved(1), moved(0)
     losses = [noted["loss"] for noted in dpo_steps(policy, reference, PAIRS, DPO[config], CONVERSATIONS)]
     for result in results:
@@ -237,7 +234,9 @@ def test_samples_are_bit_for_bit_the_same_for_any_number_of_processes(groups):
 
 
 def test_every_chunk_has_a_stream_of_its_own_though_pytorch_reads_32_bits_of_a_seed():
-    first = lambda seed: torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    def first(seed):
+        return torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+
     assert first(5) == first(5 + 2**32)  # which is why seed * 2**32 + index would not do
     drawn = {tuple(torch.rand(3, generator=stream(seed, index)).tolist()) for seed in range(20) for index in range(20)}
     assert len(drawn) == 400
@@ -262,7 +261,9 @@ def alone(tmp_path):
 
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(alone, monkeypatch):
-    run = lambda **options: list(distributed.distributed_sft(moved(), EXAMPLES, TEXT, SFT["whole"], PAD, **options))
+    def run(**options):
+        return list(distributed.distributed_sft(moved(), EXAMPLES, TEXT, SFT["whole"], PAD, **options))
+
     with pytest.raises(ValueError, match="Muon needs whole matrices and FSDP has slices: use AdamW"):
         run(engine="fsdp")
     with pytest.raises(ValueError, match="'zero' is no engine: use one of ring, ddp, fsdp"):

@@ -126,7 +126,9 @@ def follow(
     """
     torch.set_flush_denormal(True)  # as in pre-training
     if engine == "fsdp" and optimizer_rates.muon:
-        raise ValueError("Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)")
+        raise ValueError(
+            "Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)"
+        )
     shared = share_model(model, engine)
     optimizers = build_optimizers(model, optimizer_rates)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -250,7 +252,8 @@ def dpo_batches(
     replayed = epochs(len(conversations), config.replay, generator)
     for _ in range(config.steps):
         rows = next(batches)
-        parts = [pair_part([pairs[i] for i in rows], reference_logprobs[:, rows], config, device)]
+        batch, asked = [pairs[i] for i in rows], reference_logprobs[:, rows]  # (2, B)
+        parts = [pair_part(batch, asked, config, device)]
         if config.replay and conversations:
             some = [conversations[i] for i in next(replayed)]
             weight, size = config.replay_weight, config.replay
@@ -270,7 +273,9 @@ def distributed_dpo(
     """
     check_config(config)
     if config.loss == "kto":
-        raise ValueError("KTO's baseline needs the whole batch in one process: use another loss")
+        raise ValueError(
+            "KTO's baseline needs the whole batch in one process: use another loss"
+        )
     device = policy.head.weight.device
     # Ask the reference once, each process about its pairs
     own = mine(pairs)
@@ -346,7 +351,9 @@ def save_whole(model: GPT, path: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser("torchrun ... -m posttrain.distributed", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "torchrun ... -m posttrain.distributed", description=__doc__
+    )
     parser.add_argument("stage", choices=("sft", "dpo"))
     parser.add_argument("--engine", choices=ENGINES, default="ddp")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")

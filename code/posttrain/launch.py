@@ -35,7 +35,7 @@ def joined(seconds: float = 600.0) -> Iterator[torch.device]:
             "--nproc-per-node 2 -m posttrain.distributed ..."
         )
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpus else torch.device("cpu")
+    device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if gpus else "cpu")
     if gpus:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=seconds))
@@ -50,9 +50,9 @@ def joined(seconds: float = 600.0) -> Iterator[torch.device]:
 def launch(function: Callable, processes: int, *arguments, seconds: float = 300.0) -> list:
     """[function(*arguments) of process 0, of process 1, ...], run side by side as one group.
 
-    function and arguments must be importable and picklable. Every process has one thread. Raises
-    LaunchError, with the end of what was printed, where one fails or all take too long; none is
-    left behind.
+    function and arguments must be importable and picklable. Every process has one thread.
+    Raises LaunchError, with the end of what was printed, where one fails or all take too long;
+    none is left behind.
     """
     with tempfile.TemporaryDirectory() as folder:
         job = dict(module=function.__module__, name=function.__qualname__, arguments=arguments)

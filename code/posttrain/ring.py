@@ -42,8 +42,8 @@ def all_gather(chunks: list[Tensor]) -> None:
 def ring_all_reduce(x: Tensor) -> Tensor:
     """The sum of x over all processes, a new tensor of its shape.
 
-    Each process sends 2 (N - 1) / N times the size of x, however many they are. Source: Patarasu
-    & Yuan 2009; Sergeev & Del Balso 2018 brought it to deep learning.
+    Each process sends 2 (N - 1) / N times the size of x, however many they are. Source:
+    Patarasuk & Yuan 2009; Sergeev & Del Balso 2018 brought it to deep learning.
     """
     size = dist.get_world_size()
     # Cut into one chunk per process, the last filled up with zeros

@@ -1,0 +1,62 @@
+"""The names of TRL's settings, and the script in examples/trl, run with Accelerate on two processes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from parity.oracles import chat_tokenizer
+from trl import DPOConfig, RewardConfig, SFTConfig
+from trl.experimental.ppo import PPOConfig
+
+from posttrain.hand_over import NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+TRL = {c.__name__: c for c in (SFTConfig, RewardConfig, DPOConfig, PPOConfig)}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.trl], ids=lambda name: name.ours)
+def test_the_name_in_the_table_is_a_field_of_trls(name):
+    config, _, field = name.trl.partition(".")
+    assert field in {f.name for f in fields(TRL[config])}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a tiny Llama of random weights, and a tokenizer with a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder, tokenizer = tmp_path_factory.mktemp("llama"), chat_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% else %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    torch.manual_seed(0)
+    shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    special = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **shape, **special)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_the_script_trains_with_two_processes(llama, tmp_path, stage):
+    from safetensors.torch import load_file
+
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "examples/trl/cpu.yaml"),
+        str(ROOT / "examples/trl/train.py"), stage, "--model", str(llama), "--out", str(tmp_path), "--steps", "2",
+        "--batch-size", "4", "--micro-batch-size", "1",
+    ]  # fmt: skip
+    settings = dict(PYTHONPATH=str(ROOT / "code"), OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    before, after = (load_file(folder / "model.safetensors") for folder in (llama, tmp_path))
+    shared = [name for name in before if name in after]
+    assert shared and any(not torch.equal(before[name], after[name].float()) for name in shared)
