@@ -447,6 +447,17 @@ def scaling(pairs: int) -> None:
     figure.savefig(ROOT / "benchmarks" / "scaling.png", dpi=110)
 
 
+def distributed(pairs: int) -> None:
+    """The same step of SFT on two cores in three ways, in turn; no peer. Ratios to one process with one thread."""
+    from posttrain.throughput import WAYS, throughput
+
+    widths = (64, 128, 256, 512)
+    speeds = throughput(widths, rounds=pairs)
+    print("| width | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS))
+    for width in widths:
+        print(f"| {width} | " + " | ".join(f"{speeds[width][way]:.2f}" for way in WAYS) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="how often each pair is run (default 5)")
@@ -463,7 +474,7 @@ def main() -> None:
 
 BENCHMARKS = {
     "sampling": sampling_speed, "peak": share_of_peak, "time-to-loss": time_to_loss, "sft": sft_run, "reward": reward_run,
-    "ppo": ppo_step, "dpo": dpo_run, "scaling": scaling,
+    "ppo": ppo_step, "dpo": dpo_run, "scaling": scaling, "distributed": distributed,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ DETAILS = {
     "LoRA 4": "New tokens' rows are trained in both tables, and no other row is.",
     "LoRA 5": "A merged adapter is not added beside the weight as well.",
     "LoRA 6": "NF4 takes the nearest level, and its scales are quantised around their mean.",
+    "Processes 1": "The loss is divided by the graded tokens of all processes, and DDP's division by N undone.",
+    "Processes 2": "Every row is read by one process, in the order of one process alone.",
+    "Processes 3": "All processes take as many backward passes, those without a row too.",
+    "Processes 4": "Parts add up locally, and the last one's backward pass talks.",
+    "Processes 5": "What is drawn depends on what it is drawn for, not on who draws it.",
     "Tutorials 1": "DPO's log-probabilities averaged over tokens instead of summed.",
     "Tutorials 2": "Implicit rewards logged without beta.",
     "Tutorials 3": "Beta the wrong way round.",
@@ -88,6 +93,8 @@ DETAILS = {
 
 # Who wrote a detail down, by keys of book/references.bib; the others are this book's.
 SOURCES = {
+    "Processes 1": "han2024gradient",
+    "Processes 4": "li2020ddp",
     "SFT 2": "han2024gradient",
     "SFT 3": "huang2024nplus",
     "SFT 4": "huang2024nplus",
@@ -752,6 +759,61 @@ MUTANTS = (
         "values[:, :, self.length : end] = v",
         "values[:, :, self.length : end] = k",
         "test_gpt.py::test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows",
+    ),
+    # Processes 1: the denominator
+    Mutant(
+        "Processes 1", "each process divides by its own graded tokens", "distributed.py",
+        "n_graded = total(n_graded) if whole_batch else max(n_graded, 1) * dist.get_world_size()",
+        "n_graded = max(n_graded, 1) * dist.get_world_size()",
+        "test_distributed.py::test_gradients_are_those_of_one_process_over_the_whole_batch",
+    ),
+    Mutant(
+        "Processes 1", "the loss is not multiplied by N", "distributed.py",
+        "(dist.get_world_size() * part.weight * loss).backward()",
+        "(part.weight * loss).backward()",
+        "test_distributed.py::test_dpo_ends_with_the_weights_of_one_process",
+    ),
+    # Processes 2: rows
+    Mutant(
+        "Processes 2", "all processes read the same rows", "distributed.py",
+        "return rows[dist.get_rank() :: dist.get_world_size()]",
+        "return rows[0 :: dist.get_world_size()]",
+        "test_distributed.py::test_every_row_belongs_to_one_process_and_gathers_in_order",
+    ),
+    # Processes 3: uneven batches
+    Mutant(
+        "Processes 3", "a process without a row reads another's, graded", "distributed.py",
+        "labels = labels if own else torch.full_like(labels, IGNORE)",
+        "labels = labels",
+        "test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
+    ),
+    # Processes 4: accumulation
+    Mutant(
+        "Processes 4", "every part but the last talks", "distributed.py",
+        "with synchronised(shared, last=part is parts[-1]):",
+        "with synchronised(shared, last=part is not parts[-1]):",
+        "test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
+    ),
+    # Processes 5: random numbers
+    Mutant(
+        "Processes 5", "one stream for all chunks", "distributed.py",
+        "generator=stream(seed, i), temperature=temperature, stop=stop,",
+        "generator=stream(seed, dist.get_rank()), temperature=temperature, stop=stop,",
+        "test_distributed.py::test_samples_are_bit_for_bit_the_same_for_any_number_of_processes",
+    ),
+    # The ring
+    Mutant(
+        "Ring", "the finished chunks are passed on from the wrong place", "ring.py",
+        "exchange(chunks[(rank + 1 - turn) % size], chunks[(rank - turn) % size])",
+        "exchange(chunks[(rank - turn) % size], chunks[(rank - turn - 1) % size])",
+        "test_distributed.py::test_the_rings_sum_is_that_of_pytorchs_all_reduce_whatever_the_size",
+    ),
+    # Estimates
+    Mutant(
+        "Estimates", "frozen weights' gradients are counted", "estimate.py",
+        'backward = 4 if run.method == "full" else 2',
+        "backward = 4",
+        "test_estimate.py::test_operations_per_parameter_and_token",
     ),
     # The tokenizer
     Mutant(

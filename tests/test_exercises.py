@@ -42,7 +42,7 @@ ALL = [
 
 
 def test_there_are_exercises_for_each_chapter():
-    assert {1, 2, 3, 4, 5, 6, 9} <= set(names().values()) and len(names()) >= 11
+    assert set(names().values()) == {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}
     assert list(names()) == [exercise.function.__name__ for exercise in EXERCISES.values()]
 
 
@@ -190,6 +190,13 @@ def dpo_by_rewards(chosen, rejected, reference_chosen, reference_rejected, beta=
     return (F.softplus(-h) + label_smoothing * h).mean()
 
 
+def sharded_bytes_by_addition(parameters, gpus, zero):
+    if zero not in (0, 1, 2, 3):
+        raise ValueError(zero)
+    whole, slices = {0: (16, 0), 1: (4, 12), 2: (2, 14), 3: (0, 16)}[zero]
+    return whole * parameters + slices * parameters / gpus
+
+
 def best_of_n_kl_in_another_order(n):
     return -math.log(1 / n) - 1 + 1 / n if n >= 1 else int("none")
 
@@ -227,6 +234,7 @@ WRITTEN_ANEW = dict(
     policy_loss=policy_loss_by_cases, value_loss=value_loss_by_cases, get_response_log_probs=logprobs_one_by_one,
     dpo_loss=dpo_by_rewards, best_of_n_kl=best_of_n_kl_in_another_order, win_rate=win_rate_by_sign,
     parameters=parameters_by_adding_up,
+    sharded_bytes=sharded_bytes_by_addition, break_even_tokens=lambda F, W, k=2.0: k * F / (3 * W),
 )  # fmt: skip
 
 
@@ -795,7 +803,7 @@ def test_workers_that_are_running_already_are_not_asked_either(monkeypatch):
 
 
 def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
-    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora", 9: "real"}
+    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora", 9: "real", 10: "scale"}
     for name, chapter in names().items():
         text = (ROOT / "book" / f"{pages[chapter]}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
         (found,) = re.findall(rf"^````\{{exercise\}}[^\n]*\n(?:(?!^````$).)*?check\(\"{name}\", {name}\).*?^````$", text, re.M | re.S)
@@ -809,7 +817,7 @@ def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
 
 def test_the_readme_lists_what_can_be_graded():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d), [^|]+ \| ([^|]+) \|$", readme, re.M)
+    rows = re.findall(r"^\| (\d+), [^|]+ \| ([^|]+) \|$", readme, re.M)
     assert {name: int(chapter) for chapter, row in rows for name in re.findall(r"`(\w+)`", row)} == names()
     assert 'print(check("gae", my_gae))' in readme
 
@@ -855,6 +863,7 @@ CONTRACTS = dict(
     low_rank=["Inputs (..., in), A (r, in) and B (out, r) to (..., out)"],
     quantize=["`uint8`", "`float32`", "in their order", "A block of zeros has the scale 0", "NaN or infinite is a ValueError"],
     parameters=["a tied head counted once", "as (in, out)"],
+    sharded_bytes=["Another stage is a ValueError"], break_even_tokens=["`transfers` is $k$"],
 )  # fmt: skip
 
 

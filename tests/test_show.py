@@ -16,7 +16,7 @@ SITE = ROOT / "_build" / "html" / "book"
 CORE = [
     "tokenizer", "gpt", "optim", "pretrain", "sampling", "chat", "sft", "logprobs", "reward_model", "ppo", "dpo",
     "preference_losses", "online_dpo", "best_of_n", "evaluate", "scorecard", "sft_trials", "reward_trials",
-    "ppo_trials", "dpo_trials", "enumerable_trials", "lora", "nf4", "lora_trials", "real_data", "real_training", "gpt2_weights",
+    "ppo_trials", "dpo_trials", "enumerable_trials", "lora", "nf4", "lora_trials", "real_data", "real_training", "gpt2_weights", "ring", "estimate",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_each_word_of_the_glossary_is_linked_from_a_chapter_and_is_in_its_place(
     spoken = [re.sub("[^a-z]", "", word.lower().replace("1", "one")) for word in words]
     assert len(words) >= 50 and spoken == sorted(spoken)
     marked = {page.stem: TERM.findall(page.read_text(encoding="utf-8")) for page in PAGES}
-    chapters = ("pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora", "real")
+    chapters = ("pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora", "real", "scale")
     assert set(words) == {word for chapter in chapters for word in marked[chapter]}
     for chapter in chapters:
         # Once in each chapter: the first time is enough
@@ -172,6 +172,7 @@ TYPED = {
         "an aim, or a level of confidence": "0.0001",
         "a symptom, not a result": "0.6931",
     },
+    "scale": {"a setting, assumed": "2.5 40% 30%", "literature": "38% 43%", "a version": "3.1"},
     "talk": {"a setting": "1.5"},
     "how-we-know": {"an aim, or a level of confidence": "0.9 0.8 90% 80% 95%", "a version": "1.12 5.23"},
 }

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from posttrain import (
     best_of_n,
     chat,
+    distributed,
     dpo,
     dpo_trials,
     enumerable,
+    estimate,
     evaluate,
     gpt,
     logprobs,
@@ -41,8 +43,8 @@ SHARE = 1e-6  # and for one of which the value alone counts
 
 # Where the package defines or imports what is graded
 MODULES = (
-    best_of_n, chat, dpo, dpo_trials, enumerable, evaluate, gpt, logprobs, lora, nf4,
-    online_dpo, ppo, ppo_trials, real_memory, reward_model, sampling, sft,
+    best_of_n, chat, distributed, dpo, dpo_trials, enumerable, estimate, evaluate, gpt,
+    logprobs, lora, nf4, online_dpo, ppo, ppo_trials, real_memory, reward_model, sampling, sft,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from posttrain.best_of_n import best_of_n_kl
 from posttrain.chat import IGNORE, build_labels
 from posttrain.dpo import dpo_loss
+from posttrain.estimate import break_even_tokens, sharded_bytes
 from posttrain.evaluate import win_rate
 from posttrain.gpt import rotate, rotation_table
 from posttrain.logprobs import get_response_log_probs, kl_estimate, masked_mean, token_logprobs
@@ -1685,11 +1686,84 @@ PARAMETERS = Exercise(
     ),
 )  # fmt: skip
 
+
+# Chapter 10
+
+
+def cut(weights: Callable, gradients: Callable, optimizer: Callable) -> Callable:
+    """`sharded_bytes` from what each of its parts is divided by, given GPUs and stage."""
+    def wrong(parameters, gpus, zero):
+        each = weights(gpus, zero), gradients(gpus, zero), optimizer(gpus, zero)
+        return parameters * sum(size / n for size, n in zip((2.0, 2.0, 12.0), each))
+
+    return wrong
+
+
+def from_stage(stage: int) -> Callable:
+    """Divided by the GPUs from a stage on."""
+    return lambda gpus, zero: gpus if zero >= stage else 1
+
+
+def of_break_even(times: float) -> Callable:
+    """`break_even_tokens`, wrong by a factor."""
+    return lambda F, W, transfers=2.0: times * break_even_tokens(F, W, transfers)
+
+
+SHARDED_BYTES = Exercise(
+    sharded_bytes, 10, by_value=("",),
+    cases=(
+        case(sharded_bytes, "", 1e6, 4, 3),
+        case(sharded_bytes, "nothing is cut up", 1e6, 4, 0),
+        case(sharded_bytes, "the optimiser alone is cut up", 1e6, 4, 1),
+        case(sharded_bytes, "optimiser and gradients are cut up", 7.5e9, 64, 2),
+        case(sharded_bytes, "one GPU", 1e6, 1, 3),
+        case(sharded_bytes, "a stage that does not exist", 1e6, 4, 4),
+    ),
+    mistakes=(
+        Mistake("everything from stage 1 on", "stage 1 cuts up the optimiser's state alone",
+                cut(from_stage(1), from_stage(1), from_stage(1))),
+        Mistake("the weights first", "the optimiser's state comes first, the weights last",
+                cut(from_stage(1), from_stage(2), from_stage(3))),
+        Mistake("gradients stay whole", "stage 2 cuts up the gradients, too",
+                cut(from_stage(3), from_stage(4), from_stage(1))),
+        Mistake("weights stay whole", "stage 3 cuts up the weights, too",
+                cut(from_stage(4), from_stage(2), from_stage(1))),
+        Mistake("nothing is divided", "from stage 1 on something is cut up",
+                lambda parameters, gpus, zero: 16.0 * parameters),
+        Mistake("no float32 copy", "the optimiser's 12 bytes are a copy and two moments",
+                lambda parameters, gpus, zero:
+                sharded_bytes(parameters, gpus, zero) * 12 / 16),
+        Mistake("the sum over the GPUs", "it is bytes on each GPU",
+                lambda parameters, gpus, zero: gpus * sharded_bytes(parameters, gpus, zero)),
+    ),
+)  # fmt: skip
+BREAK_EVEN = Exercise(
+    break_even_tokens, 10, by_value=("",), tolerance=1e-6,
+    cases=(
+        case(break_even_tokens, "", 300.0, 10.0, 2.0),
+        case(break_even_tokens, "three transfers", 600.0, 10.0, 3.0),
+        case(break_even_tokens, "another network", 400.0, 50.0, 2.0),
+    ),
+    mistakes=(
+        Mistake("bits for bytes", "the speed is in bytes", of_break_even(8)),
+        Mistake("one byte a number", "16 bits are two bytes", of_break_even(1 / 2)),
+        Mistake("four bytes a number", "16 bits are two bytes", of_break_even(2)),
+        Mistake("the forward pass alone", "forward and backward pass are 6 P operations",
+                of_break_even(3)),
+        Mistake("the backward pass alone", "forward and backward pass are 6 P operations",
+                of_break_even(6 / 4)),
+        Mistake("one transfer", "the bytes are sent `transfers` times",
+                lambda F, W, transfers=2.0: 2 * F / (6 * W)),
+        Mistake("upside down", "t is the tokens, not their inverse",
+                lambda F, W, transfers=2.0: 1 / break_even_tokens(F, W, transfers)),
+    ),
+)  # fmt: skip
+
 EXERCISES = {
     exercise.function.__name__: exercise
     for exercise in (
         ROTATE, VISIBLE, BUILD_LABELS, SFT_LOSS, BRADLEY_TERRY, LAST_OF, KL_ESTIMATE, GAE,
         WHITEN, POLICY_LOSS, VALUE_LOSS, RESPONSE_LOG_PROBS, DPO_LOSS, BEST_OF_N_KL, WIN_RATE,
-        LOW_RANK, QUANTIZE, PARAMETERS,
+        LOW_RANK, QUANTIZE, PARAMETERS, SHARDED_BYTES, BREAK_EVEN,
     )
 }  # fmt: skip

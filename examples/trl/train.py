@@ -4,6 +4,8 @@
         --model meta-llama/Llama-3.1-8B --out sft --bf16
     accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py dpo --model sft --out dpo --bf16
 
+Two processes on a processor, to try it: ACCELERATE_USE_CPU=true torchrun --standalone --nproc-per-node 2 and the rest.
+
 The model's tokenizer needs a chat template, whose {% generation %} block says what SFT grades. --lora 16 trains adapters.
 """
 

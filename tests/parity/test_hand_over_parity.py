@@ -1,8 +1,5 @@
 """The names of TRL's settings, and the script in examples/trl, run with Accelerate on two processes."""
 
-import os
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from parity.oracles import chat_tokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 from trl.experimental.ppo import PPOConfig
 
+from posttrain import launch
 from posttrain.hand_over import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,18 +43,27 @@ def llama(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
-def test_the_script_trains_with_two_processes(llama, tmp_path, stage):
+def test_the_script_trains_with_two_processes(llama, tmp_path, monkeypatch, stage):
     from safetensors.torch import load_file
 
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "examples/trl/cpu.yaml"),
         str(ROOT / "examples/trl/train.py"), stage, "--model", str(llama), "--out", str(tmp_path), "--steps", "2",
         "--batch-size", "4", "--micro-batch-size", "1",
     ]  # fmt: skip
-    settings = dict(PYTHONPATH=str(ROOT / "code"), OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
-    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "2 processes" in done.stdout
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    printed = launch.torchrun(2, command, seconds=280)
+    assert "2 processes" in printed
     before, after = (load_file(folder / "model.safetensors") for folder in (llama, tmp_path))
     shared = [name for name in before if name in after]
     assert shared and any(not torch.equal(before[name], after[name].float()) for name in shared)
+
+
+def test_the_accelerate_config_is_one_that_accelerate_reads():
+    from accelerate.commands.config import load_config_from_file
+
+    found = load_config_from_file(str(ROOT / "examples" / "trl" / "fsdp2.yaml"))
+    assert found.distributed_type == "FSDP" and found.num_processes == 8 and found.mixed_precision == "bf16"
+    from accelerate.commands.launch import launch_command_parser
+
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert set(found.fsdp_config) <= known and found.fsdp_config["fsdp_version"] == 2
