@@ -127,6 +127,12 @@ def test_qlora_trains_the_adapters_of_packed_layers_and_half_precision_keeps_the
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
 
 
+def test_in_half_precision_what_is_trained_stays_in_single(files, tmp_path):
+    for rank, kinds in ((4, {torch.float32: True, torch.bfloat16: False}), (0, {torch.float32: True})):
+        session = begin(setup(files, "sft", tmp_path / "a", rank=rank, bf16=True), config("sft"))
+        assert {p.dtype: p.requires_grad for p in session.trained["model"].parameters()} == kinds
+
+
 def test_all_weights_can_be_trained_and_the_result_is_a_model(files, tmp_path):
     run(setup(files, "sft", tmp_path / "out", rank=0), config("sft"))
     before, after = load_model(folder()), load_model(str(tmp_path / "out"))

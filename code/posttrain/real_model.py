@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +21,9 @@ class ModelError(ValueError):
 
 def library():
     """Hugging Face's transformers, imported when it is needed. Raises ModelError without it."""
+    # What it will rename in its next version is no concern of a page or a terminal
+    warnings.filterwarnings("ignore", "IProgress not found")
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
     try:
         import transformers
     except ImportError:

@@ -47,10 +47,11 @@ def adapted(kind, new_tokens=None, tied=True, scores=False):
         base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach() + 0.1)
     inner = copy.deepcopy(base)
     config = adapt(inner, 3, 12.0, torch.Generator().manual_seed(0), new_tokens)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in inner.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return base, inner, config
 
 
