@@ -100,6 +100,8 @@ DETAILS = {
 
 # Who wrote a detail down, by keys of book/references.bib; the others are this book's.
 SOURCES = {
+    "Real model 4": "hewitt2021initializing",
+    "Real model 5": "dettmers2023qlora",
     "Processes 1": "han2024gradient",
     "Processes 4": "li2020ddp",
     "SFT 2": "han2024gradient",
@@ -128,8 +130,6 @@ SOURCES = {
     "LoRA 3": "hu2022lora",
     "LoRA 5": "hu2022lora",
     "LoRA 6": "dettmers2023qlora",
-    "Real model 4": "hewitt2021initializing",
-    "Real model 5": "dettmers2023qlora",
     "Tutorials 1": "rafailov2023dpo",
     "Tutorials 2": "rafailov2023dpo",
     "Tutorials 3": "rafailov2023dpo",
@@ -676,60 +676,6 @@ MUTANTS = (
         "mean = scales.mean()",
         "mean = scales.mean() * 0",
         "test_nf4.py::test_scales_come_back_to_half_a_step_of_their_block_around_their_mean",
-    # Real models
-    Mutant(
-        "Real model 1", "each piece loses its last character to the next", "real_data.py",
-        "asked, answer = encode(prompt[len(done) :], tokenizer), whole[len(prompt) :]",
-        "asked, answer = encode(prompt[len(done) : -1], tokenizer), whole[len(prompt) - 1 :]",
-        "test_real_data.py::test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer",
-    ),
-    Mutant(
-        "Real model 2", "all of the answer's turn is graded", "real_data.py",
-        "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
-        "return tokens, len(tokens)",
-        "test_real_data.py::test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_else",
-    ),
-    Mutant(
-        "Real model 2", "the end is not graded", "real_data.py",
-        "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
-        "return tokens, len(tokens) - (len(tail) - ends[0])",
-        "test_real_data.py::test_the_mask_is_that_of_transformers_own_generation_marks",
-    ),
-    Mutant(
-        "Real model 3", "rewritten turns go through", "real_data.py",
-        "if not (prompt.startswith(done) and whole.startswith(prompt)):",
-        "if not whole.startswith(prompt):",
-        "test_real_data.py::test_a_template_that_rewrites_earlier_turns_is_refused",
-    ),
-    Mutant(
-        "Real model 4", "the new tokens' rows stay frozen", "real_adapter.py",
-        "    if new_tokens:\n        train_rows(model, new_tokens)\n",
-        "",
-        "test_real_run.py::test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them",
-    ),
-    Mutant(
-        "Real model 4", "a tied table is trained twice", "real_adapter.py",
-        "head.adapter = embedding.adapter if tied else TokenRows(head, tokens)",
-        "head.adapter = TokenRows(head, tokens)",
-        "parity/test_real_parity.py::test_peft_loads_our_adapter_and_gives_our_logits",
-    ),
-    Mutant(
-        "Real model 5", "all weights are trained in half precision, too", "real_run.py",
-        "half = setup.bf16 and setup.rank",
-        "half = setup.bf16",
-        "test_real_run.py::test_in_half_precision_what_is_trained_stays_in_single",
-    ),
-    Mutant(
-        "Real model 6", "the old log-probabilities are nearly those of the pass", "real_training.py",
-        "logprobs, reference_logprobs = asked(models.policy), asked(models.reference)",
-        "logprobs, reference_logprobs = 1.01 * asked(models.policy), asked(models.reference)",
-        "test_real_training.py::test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_reference_and_judge_as_they_were",
-    ),
-    Mutant(
-        "Real model 7", "a run taken up begins with the first batch again", "real_training.py",
-        "return islice(batches, first, config.steps)",
-        "return islice(batches, 0, config.steps - first)",
-        "test_real_training.py::test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit",
     ),
     # Tutorials: errors seen in respected ones
     Mutant(
@@ -822,6 +768,61 @@ MUTANTS = (
         "values[:, :, self.length : end] = v",
         "values[:, :, self.length : end] = k",
         "test_gpt.py::test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows",
+    ),
+    # Real models
+    Mutant(
+        "Real model 1", "each piece loses its last character to the next", "real_data.py",
+        "asked, answer = encode(prompt[len(done) :], tokenizer), whole[len(prompt) :]",
+        "asked, answer = encode(prompt[len(done) : -1], tokenizer), whole[len(prompt) - 1 :]",
+        "test_real_data.py::test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer",
+    ),
+    Mutant(
+        "Real model 2", "all of the answer's turn is graded", "real_data.py",
+        "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
+        "return tokens, len(tokens)",
+        "test_real_data.py::test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_else",
+    ),
+    Mutant(
+        "Real model 2", "the end is not graded", "real_data.py",
+        "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
+        "return tokens, len(tokens) - (len(tail) - ends[0])",
+        "test_real_data.py::test_the_mask_is_that_of_transformers_own_generation_marks",
+    ),
+    Mutant(
+        "Real model 3", "rewritten turns go through", "real_data.py",
+        "if not (prompt.startswith(done) and whole.startswith(prompt)):",
+        "if not whole.startswith(prompt):",
+        "test_real_data.py::test_a_template_that_rewrites_earlier_turns_is_refused",
+    ),
+    Mutant(
+        "Real model 4", "the new tokens' rows stay frozen", "real_adapter.py",
+        "        train_rows(model, new_tokens)",
+        "        pass",
+        "test_real_run.py::test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them",
+    ),
+    Mutant(
+        "Real model 4", "a tied table is trained twice", "real_adapter.py",
+        "head.adapter = embedding.adapter if tied else TokenRows(head, tokens)",
+        "head.adapter = TokenRows(head, tokens)",
+        "parity/test_real_parity.py::test_peft_loads_our_adapter_and_gives_our_logits",
+    ),
+    Mutant(
+        "Real model 5", "all weights are trained in half precision, too", "real_run.py",
+        "half = setup.bf16 and setup.rank",
+        "half = setup.bf16",
+        "test_real_run.py::test_in_half_precision_what_is_trained_stays_in_single",
+    ),
+    Mutant(
+        "Real model 6", "the old log-probabilities are nearly those of the pass", "real_training.py",
+        "logprobs, reference_logprobs = asked(models.policy), asked(models.reference)",
+        "logprobs, reference_logprobs = 1.01 * asked(models.policy), asked(models.reference)",
+        "test_real_training.py::test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_reference_and_judge_as_they_were",
+    ),
+    Mutant(
+        "Real model 7", "a run taken up begins with the first batch again", "real_training.py",
+        "return islice(batches, first, config.steps)",
+        "return islice(batches, 0, config.steps - first)",
+        "test_real_training.py::test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit",
     ),
     # Processes 1: the denominator
     Mutant(

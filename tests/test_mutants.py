@@ -40,7 +40,7 @@ def test_the_named_test_is_in_the_named_file(mutant):
 
 def test_every_numbered_detail_has_a_mutant_and_there_are_sixty_or_more_no_two_of_them_the_same():
     assert list(DETAILS) == [f"{group} {i + 1}" for group, n in NUMBERED.items() for i in range(n)]
-    assert {mutant.detail for mutant in MUTANTS} == {*DETAILS, "Model", "KV cache", "Tokenizer", "Optimiser"}
+    assert {mutant.detail for mutant in MUTANTS} == {*DETAILS, "Model", "KV cache", "Tokenizer", "Optimiser", "Ring", "Estimates"}
     assert len(MUTANTS) >= 60
     broken = [source(mutant.module).replace(mutant.old, mutant.new) for mutant in MUTANTS]
     assert len(set(broken)) == len(MUTANTS)
