@@ -167,7 +167,7 @@ TYPED = {
         "a symptom, not a result": "100% 0.000",
     },
     "comparison": {"a setting": "0.8 0.02 0.2", "literature": "1.2 2.5 8_points"},
-    "lora": {"worked out by hand": "0.4% 0.5 0.25 0.246 4.127"},
+    "lora": {"worked out by hand": "0.4 0.5 0.25 0.246 4.127"},
     "real": {
         "an aim, or a level of confidence": "0.0001",
         "a symptom, not a result": "0.6931",
