@@ -4,7 +4,7 @@
         --model meta-llama/Llama-3.1-8B --out sft --bf16
     accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py dpo --model sft --out dpo --bf16
 
-Two processes on a processor, to try it: ACCELERATE_USE_CPU=true torchrun --standalone --nproc-per-node 2 and the rest.
+To try it on two processes of a processor: torchrun --standalone --nproc-per-node 2 examples/trl/train.py ... --cpu.
 
 The model's tokenizer needs a chat template, whose {% generation %} block says what SFT grades. --lora 16 trains adapters.
 """
@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank (needs peft)")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="no GPU; without this, processes on a CPU do not find each other")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -65,9 +66,8 @@ def rows(stage: str, path: Path | None) -> Dataset:
     )
 
 
-def settings(options: argparse.Namespace) -> dict:
+def settings(options: argparse.Namespace, processes: int) -> dict:
     """What all three stages have in common."""
-    processes = PartialState().num_processes
     accumulation, rest = divmod(options.batch_size, options.micro_batch_size * processes)
     if rest or not accumulation:
         raise SystemExit(
@@ -78,17 +78,19 @@ def settings(options: argparse.Namespace) -> dict:
     return dict(
         output_dir=str(options.out), max_steps=options.steps, learning_rate=rate, lr_scheduler_type="linear",
         per_device_train_batch_size=options.micro_batch_size, gradient_accumulation_steps=accumulation,
-        max_length=options.max_length, bf16=options.bf16, seed=options.seed, logging_steps=1,
+        max_length=options.max_length, bf16=options.bf16, use_cpu=options.cpu, seed=options.seed, logging_steps=1,
         save_strategy="no", report_to="none",
     )  # fmt: skip
 
 
 def main() -> None:
-    options, state = parse(), PartialState()
+    options = parse()
+    state = PartialState(cpu=options.cpu)
     state.print(f"{options.stage}, {state.num_processes} processes, {state.device}")
     kind = AutoModelForSequenceClassification if options.stage == "reward" else AutoModelForCausalLM
     model = kind.from_pretrained(options.model, **(dict(num_labels=1) if options.stage == "reward" else {}))
-    tokenizer, data, common = AutoTokenizer.from_pretrained(options.model), rows(options.stage, options.data), settings(options)
+    tokenizer, data = AutoTokenizer.from_pretrained(options.model), rows(options.stage, options.data)
+    common = settings(options, state.num_processes)
     adapters = None
     if options.lora:
         from peft import LoraConfig
