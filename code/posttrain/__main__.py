@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from posttrain.data import corpus
 from posttrain.data.datasets import DatasetError, TrainingData
 from posttrain.evaluate import gold_parts, lexicon
 from posttrain.notebook import progress
+from posttrain.pairs_file import check_place, collect_pairs, fingerprint, write_pairs
 from posttrain.real_model import ModelError
-from posttrain.reward_model import reward_model, score_answer
+from posttrain.reward_model import RewardConfig, reward_model, score_answer
+from posttrain.synthetic_pairs import draw_pool
 from posttrain.terminal import HELP, Chat, converse
 from posttrain.tokenizer import END, CharTokenizer
 
@@ -37,6 +40,18 @@ def seed(text: str) -> int:
     if not 0 <= value < 2**64:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^64 - 1")
     return value
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number from the command line, not below `least`."""
+
+    def whole(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is too few: use {least} or more")
+        return value
+
+    return whole
 
 
 def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
@@ -92,15 +107,45 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     score.add_argument("prompt", help="what was asked, in quotation marks")
     score.add_argument("response", help="what was answered, in quotation marks")
     add_data(score, "--model-seed")
+    add_pairs(commands)
     real_command.add_real(commands, seed)
     return parser.parse_args(arguments)
+
+
+def add_pairs(commands) -> None:
+    """The command that writes preference pairs."""
+    pairs = commands.add_parser(
+        "pairs",
+        help="make preference pairs of a model's own answers",
+        description="Answer the training prompts, again and again, judge the answers, and "
+        "write the best and the worst of each few as pairs to train on. " + TAKES_TIME,
+    )
+    pairs.add_argument("--n", type=at_least(1), default=200, help="how many (default: 200)")
+    pairs.add_argument(
+        "--judge", choices=("reward", "gold"), default="reward",
+        help="the reward model, or the gold rubric, which knows better than any judge that "
+        "one could buy (default: reward)",
+    )  # fmt: skip
+    pairs.add_argument(
+        "--samples", type=at_least(2), default=4, metavar="N",
+        help="answers to each prompt, of which two make a pair (default: 4)",
+    )  # fmt: skip
+    pairs.add_argument("--temperature", type=temperature, default=0.8)
+    pairs.add_argument("--seed", type=seed, default=0, help="of the answers (default: 0)")
+    pairs.add_argument("--stage", choices=("sft", "ppo", "dpo"), default="sft",
+                       help="which model answers (default: sft)")  # fmt: skip
+    pairs.add_argument("--out", type=Path, default=Path("pairs.jsonl"), metavar="FILE")
+    pairs.add_argument("--force", action="store_true", help="replace files that exist")
+    add_data(pairs, "--model-seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = parse(arguments)
     try:
-        commands = dict(chat=chat, compare=compare, score=score, train=train, real=real)
+        commands = dict(
+            chat=chat, compare=compare, pairs=pairs, score=score, train=train, real=real
+        )
         return commands[options.command](options)
     except (DatasetError, corpus.CorpusError, ModelError) as error:
         print(error, file=sys.stderr)
@@ -147,6 +192,37 @@ def train(options: argparse.Namespace) -> int:
     for flag in ("data", "conversations", "model_seed"):
         value = getattr(options, flag)
         use += [f"--{flag.replace('_', '-')}", str(value)] if value else []
+    print("Try it: python -m posttrain", shlex.join(use))
+    return 0
+
+
+def pairs(options: argparse.Namespace) -> int:
+    """Write preference pairs of a model's own answers, and where they come from."""
+    check_place(options.out, options.force)
+    # Train the models, or find them
+    policy, _, data = find_or_train(options.stage, STAGES[options.stage], options)
+    text = corpus.load()
+    judge, _ = reward_model(text, RewardConfig(seed=options.model_seed), progress)
+    words, prompts = lexicon(text), list(dict.fromkeys(data.prompts))
+    asked = dict(real_words=words, n=options.samples, temperature=options.temperature)
+    # Answer, judge and pair
+    found = collect_pairs(
+        lambda seed: draw_pool(policy, judge, prompts, seed=seed, **asked),
+        options.judge, options.seed,
+    )  # fmt: skip
+    try:
+        made = list(progress(itertools.islice(found, options.n), options.n))
+    except ValueError as error:
+        raise DatasetError(f"There are not {options.n} pairs: {error}") from error
+    rows, sources = ([pair[side] for pair in made] for side in (0, 1))
+    settings = ("stage", "model_seed", "judge", "samples", "temperature", "seed")
+    about = {name: getattr(options, name) for name in settings} | dict(
+        policy_sha256=fingerprint(policy), reward_model_sha256=fingerprint(judge),
+        scores="of the chosen and of the rejected answer", prompts=prompts,
+    )  # fmt: skip
+    write_pairs(options.out, rows, sources, about)
+    print(f"{len(rows)} pairs, judged by {options.judge}, are in {options.out}.")
+    use = ["train", "dpo", "--data", str(options.out)]
     print("Try it: python -m posttrain", shlex.join(use))
     return 0
 
