@@ -71,6 +71,12 @@ DETAILS = {
     "LoRA 4": "New tokens' rows are trained in both tables, and no other row is.",
     "LoRA 5": "A merged adapter is not added beside the weight as well.",
     "LoRA 6": "NF4 takes the nearest level, and its scales are quantised around their mean.",
+    "Pairs 1": "An answer without its end loses to any with one, and is never the chosen one.",
+    "Pairs 2": "What is equally good gives no pair, and no text is preferred to itself.",
+    "Pairs 3": "What is trained on is what was drawn: a file never adds an end to a cut answer.",
+    "Pairs 4": "The control has the same prompts and as many answers, each usable one as likely.",
+    "Pairs 5": "Exactly the stated share of labels is turned round, and each pair is as likely to be.",
+    "Pairs 6": "Each round answers with its own policy, and has it for its reference.",
     "Real model 1": "Prompt and answer are encoded each by itself, as in use.",
     "Real model 2": "The end of an answer is graded, and what a template puts behind it is not.",
     "Real model 3": "A template that rewrites earlier turns is refused.",
@@ -100,6 +106,7 @@ DETAILS = {
 
 # Who wrote a detail down, by keys of book/references.bib; the others are this book's.
 SOURCES = {
+    "Pairs 2": "dong2024rlhf",
     "Real model 4": "hewitt2021initializing",
     "Real model 5": "dettmers2023qlora",
     "Processes 1": "han2024gradient",
@@ -768,6 +775,66 @@ MUTANTS = (
         "values[:, :, self.length : end] = v",
         "values[:, :, self.length : end] = k",
         "test_gpt.py::test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows",
+    ),
+    # Pairs 1: answers without their end
+    Mutant(
+        "Pairs 1", "an unfinished answer is the best", "synthetic_pairs.py",
+        "high, best = scores.masked_fill(~usable, -torch.inf).max(1)  # (B,)",
+        "high, best = scores.max(1)  # (B,)",
+        "test_synthetic_pairs.py::test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case",
+    ),
+    Mutant(
+        "Pairs 1", "an unfinished answer never loses", "synthetic_pairs.py",
+        "low_end = torch.inf if leave_out else -torch.inf",
+        "low_end = torch.inf",
+        "test_synthetic_pairs.py::test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself",
+    ),
+    # Pairs 2: no preference
+    Mutant(
+        "Pairs 2", "a pair of answers that are equally good", "synthetic_pairs.py",
+        "none = high <= low  # (B,)",
+        "none = high < low  # (B,)",
+        "test_synthetic_pairs.py::test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case",
+    ),
+    Mutant(
+        "Pairs 2", "a text preferred to itself", "synthetic_pairs.py",
+        "return row[pick.chosen] != row[pick.rejected]",
+        "return pick.chosen != pick.rejected",
+        "test_synthetic_pairs.py::test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself",
+    ),
+    # Pairs 3: what was drawn
+    Mutant(
+        "Pairs 3", "a cut answer is written to a file", "synthetic_pairs.py",
+        "if not all(pool.usable[place] for place in places):",
+        "if not places:",
+        "test_synthetic_pairs.py::test_a_cut_answer_keeps_its_tokens_and_is_refused_for_a_file",
+    ),
+    # Pairs 4: the control
+    Mutant(
+        "Pairs 4", "the control prefers what the judge likes", "rejection_sampling.py",
+        "drawn = torch.multinomial(pool.usable[rows].double(), 1, generator=generator)  # (R, 1)",
+        "drawn = torch.multinomial(pool.usable[rows] * pool.scores['reward'][rows].exp(), 1, generator=generator)  # (R, 1)",
+        "test_rejection_sampling.py::test_the_control_keeps_as_many_answers_of_the_same_prompts_all_usable_ones_equally_likely",
+    ),
+    # Pairs 5: slips
+    Mutant(
+        "Pairs 5", "always the first pairs are turned round", "synthetic_pairs.py",
+        "turned = set(order[: round(share * len(pairs))])",
+        "turned = set(range(round(share * len(pairs))))",
+        "test_synthetic_pairs.py::test_every_pair_is_as_likely_to_be_turned_round",
+    ),
+    # Pairs 6: rounds
+    Mutant(
+        "Pairs 6", "the SFT model answers in every round", "pairs_trials.py",
+        "pool = draw_pool(policy, judge, asked, SAMPLES, words, again)",
+        "pool = draw_pool(sft, judge, asked, SAMPLES, words, again)",
+        "test_pairs_trials.py::test_each_round_answers_with_the_policy_of_the_round_before_and_has_it_for_its_reference",
+    ),
+    Mutant(
+        "Pairs 6", "the reference moves with the policy", "pairs_trials.py",
+        "reference, pad = copy.deepcopy(policy), CharTokenizer().pad",
+        "reference, pad = policy, CharTokenizer().pad",
+        "test_pairs_trials.py::test_the_policy_learns_the_flipped_labels_and_is_asked_for_the_true_ones",
     ),
     # Real models
     Mutant(

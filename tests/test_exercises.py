@@ -803,7 +803,7 @@ def test_workers_that_are_running_already_are_not_asked_either(monkeypatch):
 
 
 def test_each_exercise_stands_in_its_chapter_and_is_graded_there_by_name():
-    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora", 9: "real", 10: "scale"}
+    pages = {1: "pretraining", 2: "sft", 3: "reward", 4: "ppo", 5: "dpo", 6: "comparison", 7: "lora", 8: "pairs", 9: "real", 10: "scale"}
     for name, chapter in names().items():
         text = (ROOT / "book" / f"{pages[chapter]}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
         (found,) = re.findall(rf"^````\{{exercise\}}[^\n]*\n(?:(?!^````$).)*?check\(\"{name}\", {name}\).*?^````$", text, re.M | re.S)
@@ -822,7 +822,8 @@ def test_the_readme_lists_what_can_be_graded():
     assert 'print(check("gae", my_gae))' in readme
 
 
-@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora"])
+@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora", "pairs", "real", "scale"])
+@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison", "pairs"])
 def test_no_solution_stands_beside_a_question(page):
     """In a notebook all solutions are a cell of their own, after the last exercise; it has no heading."""
     text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
@@ -864,6 +865,7 @@ CONTRACTS = dict(
     quantize=["`uint8`", "`float32`", "in their order", "A block of zeros has the scale 0", "NaN or infinite is a ValueError"],
     parameters=["a tied head counted once", "as (in, out)"],
     sharded_bytes=["Another stage is a ValueError"], break_even_tokens=["`transfers` is $k$"],
+    best_and_worst=["(B, n) to (B,) and (B,)", "first of equals", "both -1"],
 )  # fmt: skip
 
 

@@ -14,7 +14,13 @@ from posttrain import __main__ as program
 from posttrain import pairs_file
 from posttrain.data import datasets
 from posttrain.data.datasets import DatasetError
-from posttrain.pairs_file import check_place, collect_pairs, fingerprint, provenance_file, write_pairs
+from posttrain.pairs_file import (
+    check_place,
+    collect_pairs,
+    fingerprint,
+    provenance_file,
+    write_pairs,
+)
 
 OTHER = pool_of([["A.", "B."], ["D.", "K."]], [[0.0, 1.0], [0.0, 2.0]])
 

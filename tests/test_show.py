@@ -16,7 +16,7 @@ SITE = ROOT / "_build" / "html" / "book"
 CORE = [
     "tokenizer", "gpt", "optim", "pretrain", "sampling", "chat", "sft", "logprobs", "reward_model", "ppo", "dpo",
     "preference_losses", "online_dpo", "best_of_n", "evaluate", "scorecard", "sft_trials", "reward_trials",
-    "ppo_trials", "dpo_trials", "enumerable_trials", "lora", "nf4", "lora_trials", "real_data", "real_training", "gpt2_weights", "ring", "estimate",
+    "ppo_trials", "dpo_trials", "enumerable_trials", "lora", "nf4", "lora_trials", "real_data", "real_training", "gpt2_weights", "ring", "estimate", "synthetic_pairs", "rejection_sampling", "pairs_trials",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_each_word_of_the_glossary_is_linked_from_a_chapter_and_is_in_its_place(
     spoken = [re.sub("[^a-z]", "", word.lower().replace("1", "one")) for word in words]
     assert len(words) >= 50 and spoken == sorted(spoken)
     marked = {page.stem: TERM.findall(page.read_text(encoding="utf-8")) for page in PAGES}
-    chapters = ("pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora", "real", "scale")
+    chapters = ("pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora", "pairs", "real", "scale")
     assert set(words) == {word for chapter in chapters for word in marked[chapter]}
     for chapter in chapters:
         # Once in each chapter: the first time is enough
@@ -173,6 +173,7 @@ TYPED = {
         "a symptom, not a result": "0.6931",
     },
     "scale": {"a setting, assumed": "2.5 40% 30%", "literature": "38% 43%", "a version": "3.1"},
+    "pairs": {"worked out by hand": "0.5", "a section": "3.2"},
     "talk": {"a setting": "1.5"},
     "how-we-know": {"an aim, or a level of confidence": "0.9 0.8 90% 80% 95%", "a version": "1.12 5.23"},
 }

@@ -33,6 +33,7 @@ from posttrain import (
     sampling,
     sft,
     store,
+    synthetic_pairs,
     workers,
 )
 from posttrain.mistakes import EXERCISES, Case, Exercise, Mistake
@@ -45,6 +46,7 @@ SHARE = 1e-6  # and for one of which the value alone counts
 MODULES = (
     best_of_n, chat, distributed, dpo, dpo_trials, enumerable, estimate, evaluate, gpt,
     logprobs, lora, nf4, online_dpo, ppo, ppo_trials, real_memory, reward_model, sampling, sft,
+    synthetic_pairs,
 )  # fmt: skip
 
 

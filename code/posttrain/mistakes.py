@@ -25,6 +25,7 @@ from posttrain.real_memory import Architecture, matrices, parameters
 from posttrain.reward_model import bradley_terry_loss, last_of
 from posttrain.sampling import visible
 from posttrain.sft import sft_loss
+from posttrain.synthetic_pairs import best_and_worst
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -1623,6 +1624,130 @@ QUANTIZE = Exercise(
 )  # fmt: skip
 
 
+# Chapter 8
+
+
+def chosen_by(best: Callable, worst: Callable, even: Callable = torch.le) -> Callable:
+    """`best_and_worst` from other rankings of the answers; even: which rows give no pair."""
+
+    def function(scores: Tensor, usable: Tensor, leave_out: bool = False):
+        (high, one), (low, other) = (
+            best(scores, usable).max(1), worst(scores, usable, leave_out).min(1)
+        )  # fmt: skip
+        none = even(high, low)
+        return one.masked_fill(none, -1), other.masked_fill(none, -1)
+
+    return function
+
+
+def filled(value: float) -> Callable:
+    """Scores with those of answers that cannot be used replaced by a value."""
+    return lambda scores, usable, leave_out=False: scores.masked_fill(~usable, value)
+
+
+def least(scores: Tensor, usable: Tensor, leave_out: bool) -> Tensor:
+    """The scores among which the worst answer is looked for."""
+    return filled(torch.inf if leave_out else -torch.inf)(scores, usable)
+
+
+def as_given(scores: Tensor, usable: Tensor, leave_out: bool = False) -> Tensor:
+    """The scores, whether the answers can be used or not."""
+    return scores
+
+
+def last_of_equals(scores: Tensor, usable: Tensor, leave_out: bool = False):
+    """`best_and_worst`, looking from the end."""
+    found = best_and_worst(scores.flip(1), usable.flip(1), leave_out)
+    return tuple(torch.where(place < 0, -1, scores.size(1) - 1 - place) for place in found)
+
+
+top, bottom = filled(-torch.inf), filled(torch.inf)
+BEST_AND_WORST = Exercise(
+    best_and_worst, 8, results=("best", "worst"), by_value=("best", "worst"),
+    cases=(
+        case(best_and_worst, "", numbers([0.5, 2.0, -1.0]), numbers([1, 1, 1]) > 0),
+        case(best_and_worst, "equal scores", numbers([1.0, 2.0, 2.0, 1.0]),
+             numbers([1, 1, 1, 1]) > 0),
+        case(best_and_worst, "a row without a pair", numbers([1.0, 1.0], [0.0, 3.0]),
+             numbers([1, 1], [1, 1]) > 0),
+        case(best_and_worst, "an answer that cannot be used",
+             numbers([0.5, 2.0, -1.0, 9.0], [0.5, 2.0, -1.0, 1.0]),
+             numbers([1, 1, 1, 0], [1, 1, 1, 0]) > 0),
+        case(best_and_worst, "one left out", numbers([0.5, 2.0, -1.0], [0.5, 2.0, 4.0]),
+             numbers([1, 1, 0], [1, 1, 0]) > 0, True),
+        case(best_and_worst, "nothing to use", numbers([0.5, 2.0], [0.5, 2.0]),
+             numbers([0, 0], [1, 0]) > 0),
+        case(best_and_worst, "nothing to use, left out", numbers([0.5, 2.0], [0.5, 2.0]),
+             numbers([0, 0], [1, 0]) > 0, True),
+    ),
+    mistakes=(
+        Mistake("what cannot be used is used", "an answer without its end is never the best",
+                chosen_by(as_given, as_given), (chosen_by(as_given, least),)),
+        Mistake("its score still counts", "an answer that cannot be used is worse than any",
+                chosen_by(top, as_given)),
+        Mistake("always left out", "without leave_out an unusable answer is the worst",
+                chosen_by(top, bottom)),
+        Mistake("never left out", "with leave_out an unusable answer is not chosen",
+                chosen_by(top, top)),
+        Mistake("best and worst exchanged", "the best comes first",
+                lambda *given: best_and_worst(*given)[::-1]),
+        Mistake("a pair of equals", "where none is better than another, both are -1",
+                chosen_by(top, least, torch.lt)),
+        Mistake("the last of equals", "of equal scores the first is meant", last_of_equals),
+    ),
+)  # fmt: skip
+
+
+TURNS = rotation_table(8, 4).double()
+ROTATE = Exercise(
+    rotate, 1, gradients=("x",), tolerance=1e-6,
+    cases=(
+        case(rotate, "", normal(0, 3, 1, 4), TURNS[:3]),
+        case(rotate, "the first position", normal(1, 1, 1, 4), TURNS[:1]),
+        case(rotate, "two heads, two rows", normal(2, 2, 3, 2, 4), TURNS[:3]),
+        case(rotate, "positions of each row", normal(3, 2, 2, 1, 4),
+             TURNS[torch.tensor([[0, 1], [4, 5]])]),
+    ),
+    mistakes=(
+        Mistake(
+            "the other way round", "(x, y) becomes (x cos - y sin, x sin + y cos)",
+            turned(lambda x, y, cos, sin: x * cos + y * sin,
+                   lambda x, y, cos, sin: y * cos - x * sin),
+        ),
+        Mistake(
+            "cosine and sine exchanged", "rotation[..., 0] is the cosine, [..., 1] the sine",
+            turned(lambda x, y, cos, sin: x * sin - y * cos,
+                   lambda x, y, cos, sin: x * cos + y * sin),
+        ),
+        Mistake(
+            "no minus", "a turn has one minus: x cos - y sin",
+            turned(lambda x, y, cos, sin: x * cos + y * sin,
+                   lambda x, y, cos, sin: x * sin + y * cos),
+        ),
+        Mistake(
+            "the second feature is left as it is", "both features of a pair are turned",
+            turned(lambda x, y, cos, sin: x * cos - y * sin, lambda x, y, cos, sin: y),
+        ),
+        Mistake(
+            "the new first feature is used for the second",
+            "compute both from the old pair, then write them",
+            turned(lambda x, y, cos, sin: x * cos - y * sin,
+                   lambda x, y, cos, sin: (x * cos - y * sin) * sin + y * cos),
+        ),
+        Mistake(
+            "halves instead of neighbours",
+            "features 2j and 2j + 1 are a pair; pairing j with j + hs/2 is another convention, "
+            "for other weights",
+            by_halves,
+        ),
+        Mistake(
+            "pairs come out sorted apart", "put the two features of a pair side by side again",
+            sorted_apart,
+        ),
+    ),
+)  # fmt: skip
+
+
 # Chapter 9
 
 PLAIN = Architecture(vocab_size=9, width=4, n_layer=2, n_head=2, n_kv_head=2, mlp_width=8)
@@ -1764,6 +1889,6 @@ EXERCISES = {
     for exercise in (
         ROTATE, VISIBLE, BUILD_LABELS, SFT_LOSS, BRADLEY_TERRY, LAST_OF, KL_ESTIMATE, GAE,
         WHITEN, POLICY_LOSS, VALUE_LOSS, RESPONSE_LOG_PROBS, DPO_LOSS, BEST_OF_N_KL, WIN_RATE,
-        LOW_RANK, QUANTIZE, PARAMETERS, SHARDED_BYTES, BREAK_EVEN,
+        LOW_RANK, QUANTIZE, PARAMETERS, SHARDED_BYTES, BREAK_EVEN, BEST_AND_WORST,
     )
 }  # fmt: skip
