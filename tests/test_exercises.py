@@ -823,7 +823,6 @@ def test_the_readme_lists_what_can_be_graded():
 
 
 @pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison", "lora", "pairs", "real", "scale"])
-@pytest.mark.parametrize("page", ["pretraining", "sft", "reward", "ppo", "dpo", "comparison", "pairs"])
 def test_no_solution_stands_beside_a_question(page):
     """In a notebook all solutions are a cell of their own, after the last exercise; it has no heading."""
     text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8").partition("\n## Exercises\n")[2]
