@@ -34,6 +34,8 @@ TEXT = torch.arange(400) % 65
 SFT = {
     "whole": SFTConfig(steps=4, batch_size=5, micro_batch_size=5, replay=3, replay_length=20, muon_lr=0.01, adamw_lr=0.002),
     "parts": SFTConfig(steps=4, batch_size=5, micro_batch_size=1, replay=1, replay_length=20, muon_lr=0.01, adamw_lr=0.002),
+    # Two rows for three processes: one has none. (A single row read by all would give the right mean, graded or not)
+    "two": SFTConfig(steps=4, batch_size=2, micro_batch_size=1, replay=0, muon_lr=0.01, adamw_lr=0.002),
     "few": SFTConfig(steps=4, batch_size=1, micro_batch_size=1, replay=0, muon_lr=0.01, adamw_lr=0.002),
 }
 DPO = {
