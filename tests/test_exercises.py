@@ -227,6 +227,36 @@ def parameters_by_adding_up(shape):
     return rows * C + shape.n_layer * block + (C if shape.gated else 2 * C)
 
 
+def best_and_worst_one_by_one(scores, usable, leave_out=False):
+    best, worst = [], []
+    for row, ends in zip(scores.tolist(), usable.tolist()):
+        marks = [score if end else -math.inf for score, end in zip(row, ends)]
+        allowed = [i for i, end in enumerate(ends) if end or not leave_out]
+        one = max(range(len(row)), key=lambda i: marks[i])
+        other = min(allowed, key=lambda i: marks[i], default=one)
+        better = marks[one] > marks[other]
+        best.append(one if better else -1)
+        worst.append(other if better else -1)
+    return torch.tensor(best), torch.tensor(worst)
+
+
+def low_rank_as_one_matrix(x, A, B, alpha):
+    return x @ (alpha / len(A) * B @ A).T
+
+
+def quantize_one_by_one(weights, levels, block=64):
+    flat, codes, scales = weights.flatten().float().tolist(), [], []
+    for start in range(0, len(flat), block):
+        row = flat[start : start + block]
+        if not all(map(math.isfinite, row)):
+            raise ValueError("not finite")
+        row += [0.0] * (block - len(row))
+        scales.append(max(map(abs, row)))
+        unit = [value / scales[-1] if scales[-1] else 0.0 for value in row]
+        codes.append([min(range(len(levels)), key=lambda i: abs(levels[i].item() - value)) for value in unit])
+    return torch.tensor(codes, dtype=torch.uint8), torch.tensor(scales)
+
+
 WRITTEN_ANEW = dict(
     rotate=rotate_by_a_matrix, visible=visible_one_by_one,
     build_labels=labels_by_looking_back, sft_loss=sft_loss_in_a_loop, bradley_terry_loss=bradley_terry_by_softplus,
@@ -235,6 +265,7 @@ WRITTEN_ANEW = dict(
     dpo_loss=dpo_by_rewards, best_of_n_kl=best_of_n_kl_in_another_order, win_rate=win_rate_by_sign,
     parameters=parameters_by_adding_up,
     sharded_bytes=sharded_bytes_by_addition, break_even_tokens=lambda F, W, k=2.0: k * F / (3 * W),
+    best_and_worst=best_and_worst_one_by_one, low_rank=low_rank_as_one_matrix, quantize=quantize_one_by_one,
 )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import pytest
 from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, SOURCES, faults, legend, markdown
 
 NUMBERED = {"SFT": 6, "Reward model": 5, "Rollouts": 6, "PPO": 10, "DPO": 6, "LoRA": 6, "Pairs": 6, "Real model": 7, "Processes": 5, "Tutorials": 12}
-NUMBERED = {"SFT": 6, "Reward model": 5, "Rollouts": 6, "PPO": 10, "DPO": 6, "Pairs": 6, "Tutorials": 12}
 each = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.detail}: {mutant.what}")
 
 

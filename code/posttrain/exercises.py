@@ -24,17 +24,20 @@ from posttrain import (
     gpt,
     logprobs,
     lora,
+    lora_trials,
     nf4,
     online_dpo,
+    pairs_trials,
     ppo,
     ppo_trials,
     real_memory,
+    real_model,
+    real_training,
+    rejection_sampling,
     reward_model,
     sampling,
     sft,
-    store,
     synthetic_pairs,
-    workers,
 )
 from posttrain.mistakes import EXERCISES, Case, Exercise, Mistake
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
@@ -45,8 +48,8 @@ SHARE = 1e-6  # and for one of which the value alone counts
 # Where the package defines or imports what is graded
 MODULES = (
     best_of_n, chat, distributed, dpo, dpo_trials, enumerable, estimate, evaluate, gpt,
-    logprobs, lora, nf4, online_dpo, ppo, ppo_trials, real_memory, reward_model, sampling, sft,
-    synthetic_pairs,
+    logprobs, lora, lora_trials, nf4, online_dpo, pairs_trials, ppo, ppo_trials, real_memory,
+    real_model, real_training, rejection_sampling, reward_model, sampling, sft, synthetic_pairs,
 )  # fmt: skip
 
 

@@ -1605,7 +1605,7 @@ QUANTIZE = Exercise(
         case(quantize, "a last block that is not full", normal(1, 2, 5), nf4_levels(), 4),
         case(quantize, "a matrix", normal(2, 3, 6), nf4_levels(), 6),
         case(quantize, "a block of zeros", numbers(0, 0, 1, -2), nf4_levels(), 2),
-        case(quantize, "even levels", normal(3, 12), int4_levels(), 6),
+        case(quantize, "even levels", normal(3, 12) + 0.013, int4_levels(), 6),
         case(quantize, "64 in a block", normal(4, 200), nf4_levels()),
         case(quantize, "NaN", numbers(1, math.nan), nf4_levels(), 2),
     ),
@@ -1615,6 +1615,10 @@ QUANTIZE = Exercise(
         Mistake(
             "the largest weight with its sign", "it is the largest without its sign",
             other_quantize(lambda rows: rows.amax(-1)),
+        ),
+        Mistake(
+            "the mean size as the scale", "it is the block's largest",
+            other_quantize(lambda rows: rows.abs().mean(-1)),
         ),
         Mistake(
             "one scale for all", "each block has its own",

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 64  # weights that share one scale
 SCALES_BLOCK = 256  # scales that share one scale of theirs
 OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the last level's probability, as published
 
@@ -37,7 +36,7 @@ def blocks_of(values: Tensor, size: int) -> Tensor:
     return F.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
-def quantize(weights: Tensor, levels: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+def quantize(weights: Tensor, levels: Tensor, block: int = 64) -> tuple[Tensor, Tensor]:
     """Each weight as the number of its nearest level, in blocks that each have a scale.
 
     Returns codes (N, block), uint8, and scales (N,), each block's largest absolute weight. A
@@ -127,7 +126,7 @@ class NF4Linear(nn.Module):
         levels, weight = nf4_levels().to(layer.weight.device), layer.weight.detach()
         codes, scales = quantize(weight, levels)
         packed = quantize_scales(scales)
-        self.register_buffer("codes", pack_codes(codes))  # (N, BLOCK / 2)
+        self.register_buffer("codes", pack_codes(codes))  # (N, 32)
         self.register_buffer("scale_codes", packed.codes)  # (M, SCALES_BLOCK)
         self.register_buffer("scale_steps", packed.steps)  # (M,)
         self.register_buffer("scale_mean", packed.mean)  # ()
