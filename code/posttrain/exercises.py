@@ -37,7 +37,9 @@ from posttrain import (
     reward_model,
     sampling,
     sft,
+    store,
     synthetic_pairs,
+    workers,
 )
 from posttrain.mistakes import EXERCISES, Case, Exercise, Mistake
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
