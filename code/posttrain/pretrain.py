@@ -32,6 +32,7 @@ class PretrainConfig:
     warmup: float = 0.0  # share of the steps over which the rates rise from 0
     cooldown: float = 0.8  # share of the steps, at the end, over which they fall to 0
     evaluations: int = 12  # how often the validation loss is measured, at equal distances
+    whole_split: bool = True  # at the end once more, over all of the validation text
     seed: int = 0
 
     @property
@@ -135,8 +136,8 @@ def pretrain(
 
     The history has lists `step`, `tokens`, `seconds` (of training, not of measuring), `train`
     (the mean batch loss since the entry before) and `validation` (over 16,384 characters), and
-    `final_validation`, over the whole split; losses in nats per character. Training ends early
-    once the validation loss is at most `stop_at`.
+    `final_validation`, over the whole split or as the last entry; losses in nats per character.
+    Training ends early once the validation loss is at most `stop_at`.
     """
     model = GPT(config.model, torch.Generator().manual_seed(config.seed))
     history = {name: [] for name in ("step", "tokens", "seconds", "train", "validation")}
@@ -158,7 +159,10 @@ def pretrain(
         total, since, started = 0.0, 0, time.perf_counter()
         if stop_at is not None and measured <= stop_at:
             break
-    history["final_validation"] = validation_loss(model, validation, config.sequence_length)
+    history["final_validation"] = (
+        validation_loss(model, validation, config.sequence_length)
+        if config.whole_split else history["validation"][-1]
+    )  # fmt: skip
     return model, history
 
 
@@ -178,9 +182,9 @@ def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
         model, rate = GPTConfig(**switches), 4e-3 if change else 2e-3
         rungs[rung] = PretrainConfig(
             model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05,
-            evaluations=6,
+            evaluations=6, whole_split=False,
         )  # fmt: skip
-    rungs["+ Muon"] = PretrainConfig(steps=steps, evaluations=6)
+    rungs["+ Muon"] = PretrainConfig(steps=steps, evaluations=6, whole_split=False)
     return rungs
 
 
@@ -188,7 +192,9 @@ def taken_away(steps: int = 300) -> dict[str, PretrainConfig]:
     """This book's model and optimiser with one of the changes since GPT-2 taken back."""
     taken = dict(rope="RoPE", qk_norm="QK-norm", relu2="ReLU²", zero_init="zero init")
     return {
-        f"without {name}": PretrainConfig(GPTConfig(**{switch: False}), steps, evaluations=1)
+        f"without {name}": PretrainConfig(
+            GPTConfig(**{switch: False}), steps, evaluations=1, whole_split=False
+        )
         for switch, name in taken.items()
     }
 
@@ -206,12 +212,15 @@ def nanogpt_recipe() -> PretrainConfig:
         warmup=0.05,
         cooldown=0.95,
         evaluations=20,
+        whole_split=False,
     )
 
 
 def sprint() -> PretrainConfig:
     """This book's recipe for ten seconds instead of minutes: higher rates."""
-    return PretrainConfig(steps=240, muon_lr=0.03, adamw_lr=0.01, evaluations=24)
+    return PretrainConfig(
+        steps=240, muon_lr=0.03, adamw_lr=0.01, evaluations=24, whole_split=False
+    )
 
 
 def stage_of(

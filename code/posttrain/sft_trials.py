@@ -75,13 +75,20 @@ def scorecard(
 def sft_trial(corpus: Corpus, config: SFTConfig, conversations: list[dict]) -> dict:
     """The history of one fine-tuning run with its scorecard at every evaluation; stored.
 
-    The book's own setting is not trained again: it is `sft_model`, with a scorecard at its end.
+    `learned` is the loss on the conversations that are trained on, at that moment (`train` is
+    the mean since the entry before). The book's own setting is not trained again: it is
+    `sft_model`, with a scorecard at its end.
     """
 
     def train() -> tuple[dict[str, Tensor], dict]:
         text, validation = encode_split(corpus)
-        known = answers_of(conversations)
-        judge = lambda model: scorecard(model, known, validation, config.seed)  # noqa: E731
+        known, tokenizer = answers_of(conversations), CharTokenizer()
+
+        def judge(model: GPT) -> dict[str, float]:
+            examples = encode_conversations(conversations, tokenizer, model.config.context)
+            card = scorecard(model, known, validation, config.seed)
+            return card | dict(learned=conversation_loss(model, examples, tokenizer.pad))
+
         if config == SFTConfig(seed=config.seed) and conversations == datasets.conversations():
             model, history = sft_model(corpus, config)
             card = {name: [value] for name, value in judge(model).items()}
