@@ -54,9 +54,7 @@ def test_the_model_is_the_grown_base_with_adapters_of_the_runs_own_seed():
     assert equal(adapter_state(model), adapter_state(again)) and not equal(adapter_state(model), adapter_state(other))
 
 
-def test_without_adapters_all_is_trained_and_quantised_layers_are_those_with_adapters():
-    whole = lora_model(base(), replace(SMALL, lora=None))
-    assert not adapters_of(whole) and all(parameter.requires_grad for parameter in whole.parameters())
+def test_quantised_layers_are_those_with_adapters():
     quantised = lora_model(base(), replace(SMALL, quantized=True))
     layers = {name for name, layer in quantised.named_modules() if isinstance(layer, NF4Linear)}
     assert layers == {name.removesuffix(".adapter") for name in adapters_of(quantised)} - {"embedding", "head"}
@@ -66,14 +64,12 @@ def test_without_adapters_all_is_trained_and_quantised_layers_are_those_with_ada
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="4 steps cannot be cut into 3 equal parts"):
         LoRATrialConfig(replace(SFT, evaluations=3))
-    with pytest.raises(ValueError, match="it needs adapters"):
-        LoRATrialConfig(SFT, None, quantized=True)
 
 
 # A run
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, lora=None), replace(SMALL, quantized=True)], ids=["lora", "full", "qlora"])
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, quantized=True)], ids=["lora", "qlora"])
 def test_a_run_is_sft_steps_on_that_model_and_notes_what_it_says(config):
     model, history = lora_sft(base(), TALKS, None, config, lambda model: dict(seen=model.head.weight.sum().item()))
     twin, losses, learned = lora_model(base(), config), [], []
@@ -117,7 +113,7 @@ def test_a_trial_has_a_card_per_evaluation_and_is_run_once_until_its_setting_cha
     assert known == {"I, sir.", "Ay", "No, no."} and seed == 3
     assert lora_trial(CORPUS, SMALL) == history and len(tried) == 2
     changes = [
-        replace(SMALL, quantized=True), replace(SMALL, lora=None), replace(SMALL, sft=replace(SFT, seed=1)),
+        replace(SMALL, quantized=True), replace(SMALL, sft=replace(SFT, seed=1)),
         replace(SMALL, lora=replace(SMALL.lora, alpha=1.0)),
     ]  # fmt: skip
     for i, changed in enumerate(changes, start=2):
@@ -125,7 +121,7 @@ def test_a_trial_has_a_card_per_evaluation_and_is_run_once_until_its_setting_cha
         assert len(tried) == 2 * i
     monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: ["Who?"])
     lora_trial(CORPUS, SMALL)
-    assert len(tried) == 12
+    assert len(tried) == 10
 
 
 def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch, tried):
@@ -137,7 +133,7 @@ def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monk
 
     monkeypatch.setattr(module, "base_model", found.append)
     monkeypatch.setattr(module.workers, "run_groups", run_groups)
-    settings = dict(b=SMALL, a=replace(SMALL, lora=None))
+    settings = dict(b=SMALL, a=replace(SMALL, quantized=True))
     assert lora_trials(CORPUS, settings, 3, len) == dict(b=[0, 1, 2], a=[0, 1, 2]) and found == [CORPUS]
 
 
@@ -149,10 +145,8 @@ def test_the_bytes_of_weights_gradients_and_optimiser_are_those_worked_out():
     inside = 16 * (48 + 16 + 64 + 64)  # one block's four matrices
     rank2 = 2 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)
     rows, tables = 2 * 4 * 16, 2 * 69 * 16
-    full, lora, qlora = (
-        training_memory(lora_model(base(), config), *batch)
-        for config in (replace(SMALL, lora=None), SMALL, replace(SMALL, quantized=True))
-    )
+    full = training_memory(grow_vocabulary(base(), 69), *batch)
+    lora, qlora = (training_memory(lora_model(base(), config), *batch) for config in (SMALL, replace(SMALL, quantized=True)))
     assert full["weights"] == full["gradients"] == 4 * (inside + tables)
     assert lora["weights"] == 4 * (inside + tables + rank2 + rows)
     assert lora["gradients"] == qlora["gradients"] == 4 * (rank2 + rows)
@@ -166,5 +160,5 @@ def test_the_bytes_of_weights_gradients_and_optimiser_are_those_worked_out():
 
 def test_a_frozen_model_puts_aside_as_much_as_a_trained_one_for_its_adapters():
     batch = collate(EXAMPLES, PAD)
-    full, lora = (training_memory(lora_model(base(), config), *batch)["activations"] for config in (replace(SMALL, lora=None), SMALL))
+    full, lora = (training_memory(model, *batch)["activations"] for model in (grow_vocabulary(base(), 69), lora_model(base(), SMALL)))
     assert 0.8 * full < lora < 1.5 * full

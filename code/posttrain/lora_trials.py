@@ -1,4 +1,4 @@
-"""LoRA under trial: adapters, or all weights, over several seeds, and what training keeps."""
+"""LoRA under trial: adapters over several seeds, and what training keeps in memory."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ NEW_TOKENS = len(SPECIAL_TOKENS)
 
 @dataclass(frozen=True)
 class LoRATrialConfig:
-    """One fine-tuning run of the base model, by adapters or whole."""
+    """One fine-tuning run of the base model by adapters."""
 
     sft: SFTConfig = field(default_factory=lambda: plain_sft(evaluations=5))
-    lora: LoRAConfig | None = field(default_factory=lambda: LoRAConfig(new_rows=NEW_TOKENS))
+    lora: LoRAConfig = field(default_factory=lambda: LoRAConfig(new_rows=NEW_TOKENS))
     quantized: bool = False  # QLoRA: the layers that have adapters are kept in NF4
 
     def __post_init__(self):
@@ -44,18 +44,11 @@ class LoRATrialConfig:
             raise ValueError(
                 f"{self.sft.steps} steps cannot be cut into {self.sft.evaluations} equal parts"
             )
-        if self.quantized and self.lora is None:
-            raise ValueError("what is quantised cannot be trained: it needs adapters")
 
 
 def lora_model(base: GPT, config: LoRATrialConfig) -> GPT:
-    """A copy of the base model with room for the chat's tokens; frozen, but for its adapters.
-
-    Where the configuration has none, all of it is trained.
-    """
+    """A copy of the base model with room for the chat's tokens; frozen, but for its adapters."""
     model = grow_vocabulary(base, CharTokenizer().vocab_size)
-    if config.lora is None:
-        return model
     if config.quantized:
         quantize_model(model, config.lora.targets)
     return add_lora(model, config.lora, torch.Generator().manual_seed(config.sft.seed))
