@@ -1,28 +1,23 @@
-"""Reward models on trial: judged pairs, slips of labellers, pairs by the gold rubric, and the order of the runs."""
+"""Reward models on trial: judged pairs, slips of labellers, and the order of the runs."""
 
 import copy
 import random
-import types
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CORPUS, TOKENIZER, empty_shelf, judge, moved, pair, stored
+from tiny import CORPUS, empty_shelf, judge, moved, pair, stored
 
 from posttrain import reward_trials as module
-from posttrain.evaluate import gold_score
 from posttrain.reward_model import RewardConfig, score_answer, train_reward_model
 from posttrain.reward_trials import (
     accuracy,
-    gold_pairs,
     judge_pairs,
-    plain_text,
     reward_trial,
     reward_trials,
     some_pairs,
     with_flipped_labels,
 )
-from posttrain.sft import SFTConfig
 
 NAMES = ["Ann", "Ben", "Carl", "Dora", "Eve"]
 PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(NAMES)]
@@ -86,105 +81,6 @@ def test_exactly_so_many_labels_are_flipped_and_nothing_else_changes(n):
 def test_a_flipped_pair_keeps_all_its_other_fields():
     (spoilt,) = with_flipped_labels([dict(PAIRS[0], kind="rude")], 1, seed=0)
     assert spoilt == dict(id="r0", prompt="Who?", chosen="Not Ann", rejected="I, Ann.", kind="rude")
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("Ay, sir.<|end|>", "Ay, sir."),
-        ("Ay, sir", "Ay, sir"),
-        (" Ay. <|user|>No.<|end|>", "Ay."),
-        ("<|end|>", ""),
-        (" \n<|pad|>No", ""),
-        ("", ""),
-    ],
-)
-def test_plain_text_ends_at_the_first_special_token(answer, expected):
-    assert plain_text(answer) == expected
-
-
-# Pairs by the gold rubric
-
-REAL = frozenset("ay my good sir no fool i know it not".split())
-GOOD, FAIR, POOR = "Ay, my good sir.<|end|>", "I know it not.<|end|>", "No, fool, not my fool.<|end|>"
-CUT = "Ay, my good sir."  # as good as GOOD, but for its end
-ALSO = "I know my sir.<|end|>"  # as good as GOOD
-DRAWS = [
-    # Two answers each to three prompts
-    ([FAIR, POOR, GOOD], [GOOD, GOOD, ALSO]),
-    ([GOOD, CUT, "<|end|>"], [CUT, FAIR, GOOD]),
-    ([POOR, FAIR, GOOD], [FAIR, FAIR, POOR]),
-]
-EXPECTED = [
-    ("Who?", GOOD, FAIR),
-    ("Why?", GOOD, POOR),  # the third are as good
-    # The first differ in their end alone, and the last has no words
-    ("Why?", FAIR, CUT),
-    ("Who?", FAIR, POOR),  # the second are alike
-    ("Say", GOOD, POOR),
-]
-
-
-@pytest.fixture
-def sampler(monkeypatch, tmp_path):
-    """An SFT model that answers as written above, in turn; the draws it was asked for, and the SFT models."""
-    empty_shelf(monkeypatch, tmp_path)
-    draws, asked, sft = [], [], object()
-    answers = [texts for both in DRAWS for texts in both]
-
-    def sample_answers(model, prompts, seed):
-        assert model is sft and prompts == ["Who?", "Why?", "Say"]
-        draws.append(seed)
-        return None, [encode(text) for text in answers[len(draws) - 1]]
-
-    monkeypatch.setattr(module, "sft_model", lambda corpus, config: asked.append(config) or (sft, {}))
-    monkeypatch.setattr(module, "lexicon", lambda corpus: REAL)
-    monkeypatch.setattr(module.datasets, "training_prompts", lambda: ["Who?", "Why?", "Say"])
-    monkeypatch.setattr(module, "sample_answers", sample_answers)
-    return types.SimpleNamespace(draws=draws, asked=asked)
-
-
-def encode(text):
-    ended = text.endswith("<|end|>")
-    return [*TOKENIZER.encode(text.removesuffix("<|end|>")), *([TOKENIZER.end] if ended else [])]
-
-
-def test_the_answers_above_are_good_fair_and_poor_to_the_rubric():
-    assert [gold_score(text, REAL) for text in (GOOD, ALSO, FAIR, POOR, CUT)] == pytest.approx([0.5, 0.5, 0, -1, -0.5])
-
-
-@pytest.mark.parametrize("n", range(6))
-def test_exactly_n_pairs_prefer_what_the_rubric_prefers_and_where_it_sees_no_difference_there_is_none(sampler, n):
-    found = gold_pairs(CORPUS, n, seed=0)
-    expected = [pair(f"g{i}", prompt, plain_text(a), plain_text(b)) for i, (prompt, a, b) in enumerate(EXPECTED)]
-    assert found == expected[:n]
-
-
-def test_no_two_rounds_or_seeds_share_a_draw(sampler):
-    gold_pairs(CORPUS, 5, seed=0)
-    assert sampler.draws == [0, 1, 2, 3, 4, 5]
-    sampler.draws.clear()
-    gold_pairs(CORPUS, 3, seed=2)
-    assert sampler.draws == [2000, 2001, 2002, 2003]
-
-
-def test_labelled_answers_are_those_of_the_seeds_sft_model_and_stored_until_something_changes(sampler, monkeypatch):
-    def labelled(corpus=CORPUS, n=2, seed=0):
-        before = len(sampler.asked)
-        sampler.draws.clear()
-        found.append(gold_pairs(corpus, n, seed))
-        return len(sampler.asked) > before
-
-    found = []
-    assert labelled() and not labelled() and found[0] == found[1]
-    assert labelled(seed=1) and labelled(n=1) and labelled(replace(CORPUS, sha256="1" * 64))
-    assert sampler.asked == [SFTConfig(seed=seed) for seed in (0, 1, 0, 0)]
-    monkeypatch.setattr(module.datasets, "conversations", lambda: [1])
-    assert labelled() and not labelled()
-    for name in ("SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
-        assert labelled() and not labelled()
 
 
 # A trial

@@ -47,7 +47,7 @@ class LoRATrialConfig:
 
 
 def lora_model(base: GPT, config: LoRATrialConfig) -> GPT:
-    """A copy of the base model with room for the chat's tokens; frozen, but for its adapters."""
+    """A copy of the base model with room for the chat's tokens, frozen but for its adapters."""
     model = grow_vocabulary(base, CharTokenizer().vocab_size)
     if config.quantized:
         quantize_model(model, config.lora.targets)

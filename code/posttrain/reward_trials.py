@@ -12,19 +12,16 @@ from torch import Tensor
 from posttrain import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import gold_score, lexicon
-from posttrain.gpt import GPT
 from posttrain.pretrain import PretrainConfig, base_model
 from posttrain.reward_model import (
     RewardConfig,
     encode_pairs,
     reward_model,
-    sample_answers,
     score_pairs,
     starting_point,
     train_reward_model,
 )
-from posttrain.sft import SFTConfig, sft_model
+from posttrain.sft import SFTConfig
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -103,51 +100,3 @@ def with_flipped_labels(pairs: list[dict], n: int, seed: int) -> list[dict]:
         else pair
         for pair in pairs
     ]
-
-
-def label_answers(model: GPT, n: int, seed: int, real_words: frozenset[str]) -> list[dict]:
-    """n pairs of a model's own answers, the one preferred that the gold rubric prefers.
-
-    Two answers to each training prompt, again and again; where the rubric sees no difference,
-    there is no pair. The end token of each answer is part of the judgement. Raises ValueError
-    where a hundred rounds are not enough.
-    """
-    prompts, tokenizer = datasets.training_prompts(), CharTokenizer()
-    pairs, round_ = [], 0
-    while len(pairs) < n:
-        if round_ == 100:
-            raise ValueError(f"the rubric tells only {len(pairs)} pairs apart, not {n}")
-        texts = [
-            [tokenizer.decode(answer) for answer in sample_answers(model, prompts, draw)[1]]
-            for draw in (1000 * seed + 2 * round_, 1000 * seed + 2 * round_ + 1)
-        ]
-        round_ += 1
-        for prompt, one, other in zip(prompts, *texts):
-            better, worse = sorted((one, other), key=lambda t: -gold_score(t, real_words))
-            if gold_score(better, real_words) == gold_score(worse, real_words):
-                continue
-            answers = [plain_text(text) for text in (better, worse)]
-            if all(answers) and answers[0] != answers[1]:
-                pairs.append(dict(id=f"g{len(pairs)}", prompt=prompt,
-                                  chosen=answers[0], rejected=answers[1]))  # fmt: skip
-    return pairs[:n]
-
-
-def gold_pairs(corpus: Corpus, n: int, seed: int) -> list[dict]:
-    """`label_answers` of the SFT model of the same seed; stored."""
-    sft = SFTConfig(seed=seed)
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        pairs = label_answers(sft_model(corpus, sft)[0], n, seed, lexicon(corpus))
-        return {}, dict(pairs=pairs)
-
-    inputs = dict(
-        n=n, sft=asdict(sft), base=asdict(PretrainConfig()), corpus=corpus.sha256,
-        conversations=datasets.conversations(), prompts=datasets.training_prompts(),
-    )  # fmt: skip
-    return store.obtain("gold-pairs", inputs, train, source=__name__).history["pairs"]
-
-
-def plain_text(answer: str) -> str:
-    """An answer up to its first special token."""
-    return answer.split("<|")[0].strip()
