@@ -946,6 +946,18 @@ MUTANTS = (
         "backward = 4",
         "test_estimate.py::test_operations_per_parameter_and_token",
     ),
+    Mutant(
+        "Estimates", "gradients are cut up from ZeRO-1 on", "estimate.py",
+        "cut_from = dict(adam=1, gradients=2, weights=3,",
+        "cut_from = dict(adam=1, gradients=1, weights=3,",
+        "test_estimate.py::test_zeros_stages_need_what_its_paper_says",
+    ),
+    Mutant(
+        "Estimates", "a pair takes the memory of one row", "estimate.py",
+        'batch_size=run.sequences * (2 if run.stage == "dpo" else 1)',
+        "batch_size=run.sequences",
+        "test_estimate.py::test_activations_and_logits_by_hand",
+    ),
     # The tokenizer
     Mutant(
         "Tokenizer", "unknown characters become line breaks", "tokenizer.py",

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from posttrain.real_memory import KNOWN, Architecture, Setting, memory, parameters
 
-@dataclass(frozen=True)
-class Shape:
-    """What the estimates need to know of a transformer."""
-
-    name: str
-    parameters: float  # P
-    layers: int
-    width: int  # C
-    vocabulary: int  # V
-
-
-LLAMA_8B = Shape("Llama-3.1-8B", 8_030_261_248, 32, 4096, 128_256)
-
-# Bytes per parameter, in mixed precision with Adam (Rajbhandari et al. 2020, section 3.1)
-WEIGHTS, GRADIENTS, OPTIMIZER = 2.0, 2.0, 12.0  # the last: a float32 copy, and two moments
-NF4 = 4.127 / 8  # bytes of a weight in QLoRA's code (Dettmers et al. 2023, section 3)
+# Bytes per parameter, in mixed precision with Adam (Rajbhandari et al. 2020, section 3.1). The
+# last: a float32 copy, and two moments. Training in float32 takes the same 16, as 4 + 4 + 8
+WEIGHTS, GRADIENTS, OPTIMIZER = 2.0, 2.0, 12.0
 
 
 @dataclass(frozen=True)
@@ -31,13 +19,13 @@ class Run:
     a pair counted with their prompts.
     """
 
-    shape: Shape = LLAMA_8B
+    shape: Architecture = KNOWN["Llama-3.1-8B"]
     stage: str = "sft"  # or "dpo"
     method: str = "full"
     tokens: float = 1e9  # D
     passes: int = 2  # over the data
     recompute: bool = True  # activations are computed again in the backward pass
-    adapters: float = 0.005  # their parameters, as a share of the model's
+    rank: int = 16  # of the adapters, which sit on all matrices of the blocks
     gpus: int = 8
     zero: int = 3  # cut up are: 0 nothing (DDP), 1 optimiser, 2 gradients too, 3 weights too
     sequences: int = 1  # on a GPU at a time
@@ -52,14 +40,15 @@ def flops_per_token(run: Run) -> float:
     """Operations per token and step: 2 P a forward pass, 4 P a backward pass.
 
     With frozen weights the backward pass has no weight gradients, and takes 2 P. Recomputation
-    is a second forward pass, and DPO's reference another one. Attention's own products, which
-    grow with the length, are left out. Source: Kaplan et al. 2020, section 2.1.
+    is a second forward pass, and DPO's reference another one. Left out are attention's own
+    products, which grow with the length, and the adapters', which are few. Source: Kaplan et
+    al. 2020, section 2.1.
     """
     backward = 4 if run.method == "full" else 2
     passes = 2 + backward + (2 if run.recompute else 0)
     if run.stage == "dpo":
         passes += 2
-    return passes * run.shape.parameters
+    return passes * parameters(run.shape)
 
 
 def gpu_hours(run: Run) -> float:
@@ -77,61 +66,68 @@ def mfu(run: Run) -> float:
     return run.utilisation * once / flops_per_token(run)
 
 
-def sharded_bytes(parameters: float, gpus: int, zero: int) -> float:
-    """Bytes on each GPU for weights, gradients and Adam, by the ZeRO stage (0 for none).
+def slice_of(part: str, gpus: int, zero: int) -> float:
+    """The share of a part of memory that each GPU holds, by the ZeRO stage (0 for none).
 
-    Source: Rajbhandari et al. 2020, figure 1.
+    Each stage cuts up one thing more; what is not named here, every GPU has whole. Raises
+    ValueError for another stage, and without a GPU. Source: Rajbhandari et al. 2020, section 5.
     """
     if zero not in (0, 1, 2, 3) or gpus < 1:
         raise ValueError(f"ZeRO stage {zero} on {gpus} GPUs: use 0 to 3, and at least one GPU")
-    weights = WEIGHTS / (gpus if zero >= 3 else 1)
-    gradients = GRADIENTS / (gpus if zero >= 2 else 1)
-    optimizer = OPTIMIZER / (gpus if zero >= 1 else 1)
+    cut_from = dict(adam=1, gradients=2, weights=3, adapters=3, reference=3)
+    return 1 / gpus if zero >= cut_from.get(part, 4) else 1.0
+
+
+def sharded_bytes(parameters: float, gpus: int, zero: int) -> float:
+    """Bytes on each GPU for weights, gradients and Adam, by the ZeRO stage (0 for none).
+
+    Raises ValueError as `slice_of` does. Source: Rajbhandari et al. 2020, figure 1.
+    """
+    weights = WEIGHTS * slice_of("weights", gpus, zero)
+    gradients = GRADIENTS * slice_of("gradients", gpus, zero)
+    optimizer = OPTIMIZER * slice_of("adam", gpus, zero)
     return parameters * (weights + gradients + optimizer)
 
 
-def state_bytes(run: Run) -> float:
-    """Bytes on each GPU for all that outlives a step, the frozen weights included.
-
-    DPO's reference is a frozen copy of the weights, or, with adapters, the model without them.
-    """
-    P, n = run.shape.parameters, run.gpus
-    if run.method == "full":
-        frozen = WEIGHTS * P if run.stage == "dpo" else 0.0
-        trained = sharded_bytes(P, n, run.zero)
-    else:
-        frozen = (NF4 if run.method == "qlora" else WEIGHTS) * P
-        trained = sharded_bytes(run.adapters * P, n, run.zero)
-    return trained + frozen / (n if run.zero >= 3 else 1)
-
-
-def activation_bytes(run: Run) -> float:
-    """Bytes on each GPU between the forward and the backward pass, roughly.
-
-    34 C per token and layer in 16 bits, where attention keeps no scores; with recomputation
-    2 C, and one layer whole. Logits: their float32 copy and its gradient. DPO reads two
-    answers per pair. Source: Korthikanti et al. 2023, section 4, for GPT-2's block.
-    """
-    shape = run.shape
-    tokens = run.sequences * run.length * (2 if run.stage == "dpo" else 1)
-    layer = 34 * shape.width * tokens
-    layers = shape.layers * 2 * shape.width * tokens + layer
-    return (layers if run.recompute else shape.layers * layer) + 8 * shape.vocabulary * tokens
+def setting_for(run: Run) -> Setting:
+    """How one GPU of the run trains: weights and products in 16 bits, a pair as two rows."""
+    adapted = run.method != "full"
+    return Setting(
+        batch_size=run.sequences * (2 if run.stage == "dpo" else 1), length=run.length,
+        rank=run.rank if adapted else 0, nf4=run.method == "qlora", weight_bytes=2,
+        bf16=adapted, checkpointing=run.recompute,
+    )  # fmt: skip
 
 
 def gathered_bytes(run: Run) -> float:
-    """Bytes of the layers that ZeRO-3 has put together at a time: this one, and the next."""
-    bytes_each = NF4 if run.method == "qlora" else WEIGHTS
-    per_layer = run.shape.parameters / run.shape.layers * bytes_each
-    return 2 * per_layer if run.zero == 3 and run.gpus > 1 else 0.0
+    """Bytes of the weights that ZeRO-3 has put together at a time; 0 where none are cut up.
 
-
-def gpu_bytes(run: Run) -> float:
-    """Bytes on each GPU: the lasting state, gathered layers, activations. Without the rest.
-
-    The rest: the CUDA context, the allocator's gaps, buffers of the communication.
+    This block and the next; and what is outside the blocks, embedding and head, which FSDP
+    keeps until the backward pass is done.
     """
-    return state_bytes(run) + gathered_bytes(run) + activation_bytes(run)
+    if run.zero < 3 or run.gpus == 1:
+        return 0.0
+    two_blocks = replace(run.shape, n_layer=min(2, run.shape.n_layer))
+    return float(memory(two_blocks, setting_for(run))["weights"])
+
+
+def gpu_bytes(run: Run) -> dict[str, float]:
+    """Bytes on each GPU by what they hold, of which ZeRO cuts up some; `total` is their sum.
+
+    What one GPU holds is `memory`'s count, where adapters are float32. If all weights are
+    trained, that is a run in 16 bits throughout, and Adam's moments are 4 bytes per parameter;
+    mixed precision has 12 in their place, and 16 in all, as in `sharded_bytes`. DPO then has a
+    frozen copy of the weights as `reference`; with adapters it is the model without them. Left
+    out: the CUDA context, the allocator's gaps, gradients that wait to be summed.
+    """
+    parts: dict[str, float] = dict(memory(run.shape, setting_for(run)))
+    del parts["total"]
+    if run.method == "full":
+        parts["adam"] = OPTIMIZER * parameters(run.shape)
+        parts["reference"] = parts["weights"] if run.stage == "dpo" else 0.0
+    parts = {part: size * slice_of(part, run.gpus, run.zero) for part, size in parts.items()}
+    parts["gathered"] = gathered_bytes(run)
+    return parts | dict(total=sum(parts.values()))
 
 
 def all_reduce_bytes(size: float, gpus: int) -> float:
@@ -156,7 +152,7 @@ def estimate(run: Run) -> dict[str, float]:
 
     It fits where 10% more than that is there, for the rest.
     """
-    hours, size = gpu_hours(run), gpu_bytes(run)
+    hours, size = gpu_hours(run), gpu_bytes(run)["total"]
     return dict(
         flops=flops_per_token(run) * run.tokens * run.passes,
         gpu_hours=hours, hours=hours / run.gpus, price=hours * run.price,
