@@ -291,6 +291,8 @@ def test_a_trials_history_has_its_scorecard_at_every_evaluation_and_is_stored(mo
     histories = [sft_trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
     assert histories[0] == histories[1] and len(bases) == 1
     assert histories[0]["step"] == [2, 4] and histories[0]["seed"] == [3, 3]
+    # What is learned is measured after the step, so it goes on falling
+    assert len(histories[0]["learned"]) == 2 and histories[0]["learned"][1] < histories[0]["learned"][0] < math.log(69) + 1
     assert histories[0]["n"] == [len(answers_of(conversations()))] * 2
     sft_trials.sft_trial(corpus, config, conversations()[:8])
     assert len(bases) == 2
@@ -298,7 +300,7 @@ def test_a_trials_history_has_its_scorecard_at_every_evaluation_and_is_stored(mo
 
 def test_the_books_own_setting_is_not_trained_again_and_judged_at_its_end(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
-    model, asked, judged = object(), [], []
+    model, asked, judged = tiny(), [], []
     history = dict(step=[2, 4], train=[0.5, 0.25], shakespeare_loss=[1.5, 1.75])
     monkeypatch.setattr(sft_trials, "sft_model", lambda *given: asked.append(given) or (model, dict(history)))
     monkeypatch.setattr(sft_trials, "base_model", None)
@@ -306,7 +308,9 @@ def test_the_books_own_setting_is_not_trained_again_and_judged_at_its_end(monkey
     corpus = sft_trials.Corpus(text="To be", source="test", sha256="0")
     config = SFTConfig(seed=3)
     found = [sft_trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
-    assert found == [history | dict(finished=[0.75])] * 2 and asked == [(corpus, config)]
+    own = encode_conversations(conversations(), TOKENIZER, model.config.context)
+    learned = conversation_loss(model, own, TOKENIZER.pad)
+    assert found == [history | dict(finished=[0.75], learned=[learned])] * 2 and asked == [(corpus, config)]
     ((by, known, _, seed),) = judged
     assert by is model and known == answers_of(conversations()) and seed == 3
     # Any other setting is trained
