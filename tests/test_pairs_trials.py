@@ -86,8 +86,9 @@ def test_the_policy_learns_the_flipped_labels_and_is_asked_for_the_true_ones(tri
     policy, by_hand = copy.deepcopy(tried.sft), copy.deepcopy(tried.sft)
     noted = learn(policy, pool, trial)
     steps = list(dpo_steps(by_hand, tried.sft, flip(pairs, 1.0, 3), dpo_config(trial)))
-    assert same(by_hand.state_dict(), policy) and steps[-1]["accuracy"] == 1.0 and noted["ranked"] == 0.0
-    assert learn(copy.deepcopy(tried.sft), pool, replace(trial, flipped=0.0))["ranked"] == 1.0
+    assert same(by_hand.state_dict(), policy) and steps[-1]["accuracy"] == 1.0 and noted["ranked"] == 0.0 and noted["obeyed"] == 1.0
+    plain = learn(copy.deepcopy(tried.sft), pool, replace(trial, flipped=0.0))
+    assert plain["ranked"] == plain["obeyed"] == 1.0
     assert dpo_config(replace(trial, label_smoothing=0.2)).label_smoothing == 0.2
 
 

@@ -78,16 +78,21 @@ def learn_from_pairs(policy: GPT, pairs: list[Pair], trial: PairsTrial) -> dict:
     """One round of DPO from the policy to itself; what it noted.
 
     The reference is the policy as the round found it. `pairs`: how many; `loss`: the first and
-    the last step's; `ranked`: the share of the pairs that the policy, by its implicit reward,
-    ranks as the judge did, whatever was flipped.
+    the last step's. Shares of the pairs that the policy, by its implicit reward, ranks in the
+    end: as they were labelled (`obeyed`), and as the judge did, whatever was flipped
+    (`ranked`).
     """
     reference, pad = copy.deepcopy(policy), CharTokenizer().pad
     learned = flip(pairs, trial.flipped, trial.seed)
     steps = list(dpo_steps(policy, reference, learned, dpo_config(trial)))
-    gained = pair_logprobs(policy, pairs, pad) - pair_logprobs(reference, pairs, pad)  # (2, N)
+
+    def share(labels: list[Pair]) -> float:
+        gained = pair_logprobs(policy, labels, pad) - pair_logprobs(reference, labels, pad)
+        return (gained[0] > gained[1]).double().mean().item()  # of (2, N)
+
     return dict(
         pairs=len(pairs), loss=[steps[0]["loss"], steps[-1]["loss"]],
-        ranked=(gained[0] > gained[1]).double().mean().item(),
+        obeyed=share(learned), ranked=share(pairs),
     )  # fmt: skip
 
 
