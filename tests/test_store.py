@@ -244,6 +244,13 @@ def test_50_kills_of_a_training_run_and_its_saves_leave_only_whole_stages(folder
     assert list(folder.glob("*.tmp")) == []
 
 
+def test_a_file_put_in_place_may_be_read_by_whoever_may_read_any_other(tmp_path):
+    plain, put = tmp_path / "plain", tmp_path / "put"
+    plain.write_bytes(b"")
+    store.replace_file(put, b"data")
+    assert put.read_bytes() == b"data" and put.stat().st_mode == plain.stat().st_mode
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of its own with 4 MB; given a word, it is mounted anew with that option."""
