@@ -31,7 +31,7 @@ class Run:
     sequences: int = 1  # on a GPU at a time
     length: int = 4096  # tokens of a sequence
     peak: float = 989e12  # FLOP/s of an H100 (SXM) in bfloat16, without sparsity
-    utilisation: float = 0.4  # the share of it that is reached, recomputation counted
+    utilisation: float = 0.4  # the share that tuned code reaches, recomputation counted
     memory: float = 80e9  # bytes of a GPU
     price: float = 2.5  # of an hour of one GPU
 

@@ -13,7 +13,7 @@ DESCRIPTION = (
 NUMBERS = {  # flag, type, default, what it says; the names are RealConfig's and Setup's
     "steps": (int, 100, "optimiser steps; for ppo, rounds"),
     "batch-size": (int, 8, "rows per step"),
-    "micro-batch-size": (int, 2, "rows per forward pass; their gradients add up"),
+    "micro-batch-size": (int, 2, "rows per forward pass; gradients add up (ppo: a step each)"),
     "lr": (float, 2e-4, "the learning rate, falling in a straight line to 0"),
     "max-length": (int, 1024, "the longest row, in tokens"),
     "max-new-tokens": (int, 128, "ppo: the longest answer"),
@@ -111,8 +111,46 @@ def course(history: list[dict]) -> str:
 
 def use_of(options: argparse.Namespace) -> str:
     """What can be done with the result."""
-    if options.stage == "reward":
-        return f"Use it: --stage ppo --reward-model {options.out}"
-    if options.rank:
-        return f"Load it: PeftModel.from_pretrained(model, {str(Path(options.out))!r})"
-    return f"Load it: AutoModelForCausalLM.from_pretrained({str(Path(options.out))!r})"
+    judge = f"Use it: --stage ppo --reward-model {options.out}. "
+    said = judge if options.stage == "reward" else ""
+    return f"{said}Load it elsewhere:\n" + "\n".join(loading(options))
+
+
+def loading(options: argparse.Namespace) -> list[str]:
+    """The lines of Python that load the result with transformers and peft, as `model`.
+
+    An adapter stands on all that came before it, so the earlier ones are merged first. A
+    reward model's stand on a language model that is saved and opened once more, with a head.
+    """
+    from posttrain.real_adapter import adapter_settings
+
+    out, scores = str(Path(options.out)), options.stage == "reward"
+    language, head = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+    score = f"model = {head}.from_pretrained(%r, num_labels=1)"
+    if not options.rank:
+        return [score % out if scores else f"model = {language}.from_pretrained({out!r})"]
+    earlier, name = [], options.model
+    while settings := adapter_settings(name):
+        earlier.insert(0, name)
+        name = settings["base_model_name_or_path"]
+    resized = grown(name, out)
+    if scores and not earlier:
+        lines = [score % name, *resized]
+    else:
+        lines = [f"model = {language}.from_pretrained({name!r})", *resized]
+    lines += [f"model = PeftModel.from_pretrained(model, {each!r}).merge_and_unload()"
+              for each in earlier]  # fmt: skip
+    if scores and earlier:
+        merged = f"{out}-base"
+        lines += [f"model.save_pretrained({merged!r})", score % merged]
+    return [*lines, f"model = PeftModel.from_pretrained(model, {out!r})"]
+
+
+def grown(base: str, out: str) -> list[str]:
+    """The lines that give a base model the rows of a result's tokens, where it lacks some."""
+    from posttrain.real_model import fetch, library, load_config
+
+    size = len(fetch(library().AutoTokenizer, out))
+    if size <= load_config(base).vocab_size:
+        return []
+    return [f"model.resize_token_embeddings({size})  # len(tokenizer)"]

@@ -34,10 +34,11 @@ class RealConfig:
     stage: str = "sft"  # or "reward", "dpo", "ppo"
     steps: int = 100  # optimiser steps; for PPO, rounds
     batch_size: int = 8  # conversations, pairs or answers per step
-    micro_batch_size: int = 2  # of them per forward pass; their gradients add up
+    # Of them per forward pass; their gradients add up. For PPO each is a step of the optimiser
+    micro_batch_size: int = 2
     lr: float = 2e-4  # AdamW's, falling in a straight line to 0
     max_length: int = 1024  # the longest row, in tokens
-    max_gradient_norm: float = 1.0  # longer gradients are scaled down to it
+    max_gradient_norm: float = 1.0  # longer gradients are scaled down to it; not PPO's
     beta: float = 0.1  # "dpo" and "ppo": what a nat away from the reference counts
     centring: float = 0.01  # "reward" alone: weight of (r_chosen + r_rejected)^2
     max_new_tokens: int = 128  # "ppo" alone: an answer that has not ended by then is cut

@@ -1,12 +1,13 @@
 """The book's SFT, reward model and DPO, written for TRL: the same data, for a model of any size.
 
     accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py sft \\
-        --model meta-llama/Llama-3.1-8B --out sft --bf16
+        --model meta-llama/Llama-3.1-8B --chat-template examples/trl/chatml.jinja --out sft --bf16
     accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py dpo --model sft --out dpo --bf16
 
 To try it on two processes of a processor: torchrun --standalone --nproc-per-node 2 examples/trl/train.py ... --cpu.
 
-The model's tokenizer needs a chat template, whose {% generation %} block says what SFT grades. --lora 16 trains adapters.
+The tokenizer needs a chat template with a {% generation %} block, which says what SFT grades. A base model has no template,
+and few others have the block: --chat-template examples/trl/chatml.jinja gives one. --lora 16 trains adapters.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--beta", type=float, default=0.1, help="dpo: how much a nat of log-ratio counts")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank (needs peft)")
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--chat-template", type=Path, metavar="FILE", help="a template in Jinja, in place of the tokenizer's own")
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "auto"), help="of the weights; auto: as stored")
     parser.add_argument("--cpu", action="store_true", help="no GPU; without this, processes on a CPU do not find each other")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -88,8 +91,12 @@ def main() -> None:
     state = PartialState(cpu=options.cpu)
     state.print(f"{options.stage}, {state.num_processes} processes, {state.device}")
     kind = AutoModelForSequenceClassification if options.stage == "reward" else AutoModelForCausalLM
-    model = kind.from_pretrained(options.model, **(dict(num_labels=1) if options.stage == "reward" else {}))
+    head = dict(num_labels=1) if options.stage == "reward" else {}
+    # In bfloat16, as most are stored, small steps would round to nothing
+    model = kind.from_pretrained(options.model, dtype=options.dtype, **head)
     tokenizer, data = AutoTokenizer.from_pretrained(options.model), rows(options.stage, options.data)
+    if options.chat_template:
+        tokenizer.chat_template = options.chat_template.read_text(encoding="utf-8")
     common = settings(options, state.num_processes)
     adapters = None
     if options.lora:

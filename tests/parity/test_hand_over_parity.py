@@ -13,6 +13,7 @@ from posttrain import launch
 from posttrain.hand_over import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "examples" / "trl" / "chatml.jinja"
 TRL = {c.__name__: c for c in (SFTConfig, RewardConfig, DPOConfig, PPOConfig)}
 
 
@@ -24,19 +25,15 @@ def test_the_name_in_the_table_is_a_field_of_trls(name):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A folder with a tiny Llama of random weights, and a tokenizer with a chat template."""
+    """A folder with a tiny Llama of random weights in two bytes, and a tokenizer without a chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder, tokenizer = tmp_path_factory.mktemp("llama"), chat_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% generation %}{{ m.content }}<|end|>"
-        "{% endgeneration %}{% else %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
+    tokenizer.chat_template = None  # as of a base model
     torch.manual_seed(0)
     shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
     special = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **shape, **special)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **shape, **special)).bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -48,13 +45,30 @@ def test_the_script_trains_with_two_processes(llama, tmp_path, stage):
 
     command = [
         str(ROOT / "examples/trl/train.py"), stage, "--model", str(llama), "--out", str(tmp_path), "--steps", "2",
-        "--batch-size", "4", "--micro-batch-size", "1", "--cpu",
+        "--batch-size", "4", "--micro-batch-size", "1", "--cpu", "--chat-template", str(TEMPLATE),
     ]  # fmt: skip
     printed = launch.torchrun(2, command, seconds=500)
     assert "2 processes" in printed
     before, after = (load_file(folder / "model.safetensors") for folder in (llama, tmp_path))
     shared = [name for name in before if name in after]
-    assert shared and any(not torch.equal(before[name], after[name].float()) for name in shared)
+    assert shared and any(not torch.equal(before[name].float(), after[name]) for name in shared)
+    assert {after[name].dtype for name in shared} == {torch.float32}
+
+
+def test_the_template_grades_an_answer_and_its_end_and_is_chatml_where_that_is_the_models_end():
+    from posttrain.real_data import CHATML
+
+    tokenizer, talk = chat_tokenizer(), [dict(role="user", content="Who?"), dict(role="assistant", content="A friend.")]
+    tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
+    found = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    graded = [token for token, chosen in zip(found["input_ids"], found["assistant_masks"]) if chosen]
+    assert tokenizer.decode(graded).replace(" ", "") == "Afriend.<|end|>"
+    for asked in (False, True):
+        written = [
+            tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=asked)
+            for template in (tokenizer.chat_template, CHATML)
+        ]
+        assert written[0].replace("<|end|>", "<|im_end|>") == written[1]
 
 
 def test_the_accelerate_config_is_one_that_accelerate_reads():

@@ -1,5 +1,6 @@
 """A real model's training: TRL's trainers step by step, adapters as peft loads them, GPT-2 as transformers runs it."""
 
+import argparse
 import copy
 import tempfile
 from pathlib import Path
@@ -18,9 +19,10 @@ from transformers import (
 from posttrain.data import datasets
 from posttrain.gpt2_weights import load_gpt2
 from posttrain.real_adapter import adapt, adapter_settings, merge_adapter, save_adapter
+from posttrain.real_command import loading
 from posttrain.real_model import LanguageModel, ModelError
 from posttrain.real_peers import peft_logits, trl_losses
-from posttrain.real_run import Setup, begin, grow, run
+from posttrain.real_run import Setup, begin, grow, open_model, run, save_result
 from posttrain.real_training import RealConfig
 
 peft = pytest.importorskip("peft")
@@ -99,6 +101,31 @@ def test_a_trained_runs_folder_is_loaded_by_peft_with_the_tokenizer_in_it(tmp_pa
     logits = ours.trained["model"].inner(input_ids=torch.arange(len(tokenizer))[None, -64:]).logits
     torch.testing.assert_close(theirs, logits, rtol=0, atol=1e-5)
     assert tokenizer.chat_template and len(tokenizer) == 384 + 2
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_lines_that_the_command_prints_load_each_stages_result(chat, tmp_path):
+    sft = str(tmp_path / "sft")
+    stages = {sft: (folder(chat=chat), "sft"), str(tmp_path / "dpo"): (sft, "dpo"), str(tmp_path / "reward"): (sft, "reward")}
+    rows = dict(sft=datasets.conversations()[:2]) | dict.fromkeys(("dpo", "reward"), datasets.preferences()[:2])
+    for out, (model, stage) in stages.items():
+        data = data_file(tmp_path / f"{stage}.jsonl", rows[stage])
+        session = begin(Setup(model, data, out, rank=2, device="cpu"), RealConfig(stage=stage))
+        for parameter in session.trained.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        save_result(Path(out), session, model)
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        lines = loading(argparse.Namespace(stage=stage, rank=2, model=model, out=out))
+        assert sum("resize" in line for line in lines) == (not chat)
+        assert sum("merge_and_unload" in line for line in lines) == (stage != "sft")
+        names = {kind.__name__: kind for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification, peft.PeftModel)}
+        exec("\n".join(lines), names)
+        kept = open_model(out, tokenizer, stage == "reward", torch.float32)
+        kept.config.pad_token_id = names["model"].config.pad_token_id = 0
+        with torch.no_grad():
+            theirs, ours = (each.eval()(input_ids=TOKENS[:1] + len(tokenizer) - 60).logits for each in (names["model"], kept))
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 
 
 def test_an_adapter_that_is_no_plain_lora_or_does_not_fit_is_refused(tmp_path):
