@@ -178,7 +178,7 @@ TYPED = {
         "a version": "3.1",
         "worked out by hand": "0.67 0.89 1.07 1.31 25.0 33.3 41.9 6.30",
     },
-    "pairs": {"worked out by hand": "0.5", "a section": "3.2"},
+    "pairs": {"a setting": "0.2 0.4 0.8", "worked out by hand": "0.5 40%", "a section": "3.2"},
     "talk": {"a setting": "1.5"},
     "how-we-know": {"an aim, or a level of confidence": "0.9 0.8 90% 80% 95%", "a version": "1.12 5.23"},
 }
