@@ -42,7 +42,11 @@ def prepare_kernels() -> None:
 
 
 def share_cores() -> None:
-    """Keep a test process that has others beside it to one thread. Chapters' kernels decide for themselves."""
+    """Keep a test process that has others beside it, and the kernels it starts, to one thread.
+
+    Two threads each for two processes on two cores wait for one another, and take several times as long.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ and few others have the block: --chat-template examples/trl/chatml.jinja gives o
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from pathlib import Path
 
@@ -114,6 +115,10 @@ def main() -> None:
     run.train()
     # Put the slices together, and write them once
     run.save_model(str(options.out))
+    # Let go of the wrapped model first: it holds the group, whose end would otherwise wait for itself
+    run.accelerator.free_memory()
+    del run, trainer, config, model
+    gc.collect()
     state.destroy_process_group()
 
 
