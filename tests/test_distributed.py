@@ -336,7 +336,9 @@ def test_whoever_waits_too_long_for_another_gives_up():
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_an_interruption_leaves_no_process_behind(tmp_path):
-    script = "import sys, ranks; from posttrain import launch; launch.launch(ranks.crash_late, 2, sys.argv[1])"
+    # Whoever tests in the background may have been told to ignore interruptions, and children inherit that
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{listen}; import sys, ranks; from posttrain import launch; launch.launch(ranks.crash_late, 2, sys.argv[1])"
     parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=launch.environment())
     until = time.monotonic() + 100
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:

@@ -155,7 +155,7 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch, affinity):
 
 
 PARENT = textwrap.dedent("""
-    import multiprocessing, sys, time
+    import multiprocessing, signal, sys, time
     sys.path.insert(0, {code!r})
     from posttrain import workers
     workers.available_cores = lambda: 1
@@ -166,6 +166,8 @@ PARENT = textwrap.dedent("""
             yield future
 
     if __name__ == "__main__":
+        # Whoever tests in the background may have been told to ignore interruptions, and children inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         workers.run_all(time.sleep, [(0.0,), (300.0,)], progress)
 """)
 
