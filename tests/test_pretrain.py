@@ -143,6 +143,14 @@ def test_training_learns_a_text_that_can_be_learned_and_its_history_adds_up():
     assert history["seconds"] == sorted(history["seconds"])
 
 
+def test_the_end_is_measured_on_the_whole_split_unless_the_last_entry_will_do():
+    text = torch.arange(30_000) % 65
+    text[20_000:] = 0  # the last third is another text, and the entries' 16,384 characters are spread over all
+    runs = [pretrain(replace(TINY, whole_split=whole), text, text)[1] for whole in (True, False)]
+    assert runs[0]["validation"] == runs[1]["validation"]
+    assert runs[1]["final_validation"] == runs[1]["validation"][-1] != runs[0]["final_validation"]
+
+
 def test_training_stops_once_the_loss_is_low_enough():
     text = torch.arange(4000) % 13
     _, history = pretrain(replace(TINY, steps=300, evaluations=30), text, text[:500], stop_at=1.0)
