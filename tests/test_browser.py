@@ -285,6 +285,8 @@ def test_a_page_prints_whole_with_nothing_folded_or_cut_off(page, address, name)
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(page, address, name):
+    # A browser asks for /favicon.ico where a page names no icon, now and then before it has left that page
+    assert '<link rel="icon" href="' in (SITE / name).read_text(encoding="utf-8")
     page.set_viewport_size(dict(width=390, height=800))
     page.goto(f"{address['http']}/{name}", wait_until="networkidle")
     assert not page.complaints

@@ -422,6 +422,11 @@ def test_a_good_book_builds_and_follows_the_package(book):
     notebook = json.loads((book / "_build/html/_sources/book/page.ipynb").read_text(encoding="utf-8"))
     assert "pip" in "".join(notebook["cells"][0]["source"])
     assert "_sources/book/page.ipynb" in html(book)
+    # The site's own address leads to it; without an icon a browser would ask for /favicon.ico
+    door = (book / "_build" / "html" / "index.html").read_text(encoding="utf-8")
+    assert '<html lang="en">' in door and 'content="0; url=book/page.html"' in door and '<a href="book/page.html">' in door
+    assert (book / "_build" / "html" / re.search('rel="icon" href="([^"]+)"', door)[1]).is_file()
+    assert door.count('<meta http-equiv="Content-Security-Policy"') == 1
 
 
 @pytest.mark.slow

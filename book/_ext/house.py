@@ -5,6 +5,7 @@
 * One build at a time: a second one waits.
 * The site loads nothing from another host: MathJax is copied into it, and the finished pages are checked.
 * Each page carries a content-security policy that names the scripts it may run.
+* The site's own address leads to the first page, from a page that has a title, a language and an icon.
 * The page that talks finds its models: they are written into the site, from the stages that the book has trained.
 * Each chapter can be downloaded as a notebook that runs on its own.
 * A listing has a number and can be linked to, and an index names all of them; one that is named and not there is a warning.
@@ -65,6 +66,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", describe, priority=300)  # Before the extension for previews looks for it.
     app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
     app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
+    app.connect("build-finished", write_front_door, priority=400)  # Before sphinx-external-toc writes a bare one.
     app.connect("build-finished", check_source_unchanged, priority=700)
     app.connect("build-finished", write_models, priority=750)
     app.connect("build-finished", check_offline, priority=800)
@@ -576,6 +578,35 @@ def restrict_pages(app: Sphinx, exception: Exception | None) -> None:
         restricted = head.sub(lambda found, tag=tag: found[0] + tag, POLICY_TAG.sub("", page), count=1)
         if restricted != page:
             path.write_text(restricted, encoding="utf-8")
+
+
+# --- The way in -------------------------------------------------------------------------------------------
+
+FRONT_DOOR = """\
+<!DOCTYPE html>
+<html lang="{lang}">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Refresh" content="0; url={first}">
+<title>{title}</title>
+<link rel="icon" href="{icon}">
+</head>
+<body><p><a href="{first}">{title}</a></p></body>
+</html>
+"""
+
+
+def write_front_door(app: Sphinx, exception: Exception | None) -> None:
+    """Write the index.html that leads to the first page. Without an icon, browsers ask for /favicon.ico, which is not there."""
+    if exception is not None or app.builder.format != "html" or app.config.root_doc == "index":
+        return
+    page = FRONT_DOOR.format(
+        lang=app.config.language,
+        first=app.builder.get_target_uri(app.config.root_doc),
+        title=html.escape(app.config.html_title),
+        icon=f"_static/{Path(app.config.html_favicon).name}",
+    )
+    Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
 
 
 # --- Chapters to take away --------------------------------------------------------------------------------
