@@ -341,7 +341,7 @@ def test_a_judge_for_whom_only_the_end_counts_teaches_to_end():
     for model in (before, policy):
         answers = generate(model, PROMPTS * 20, 3, generator=seeded(), temperature=0.8, stop=END).responses()
         rates.append(sum(answer[-1] == END for answer in answers) / len(answers))
-    assert rates[1] > rates[0] + 0.2
+    assert 1 - rates[1] < (1 - rates[0]) / 3
 
 
 def test_what_a_round_notes_is_of_its_pairs_before_its_steps():

@@ -8,7 +8,7 @@ import torch
 
 from posttrain.data import corpus
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.optim import POLAR_EXPRESS, Muon, orthogonalise
+from posttrain.optim import POLAR_EXPRESS, Muon, adamw, orthogonalise
 from posttrain.pretrain import (
     PretrainConfig,
     base_model,
@@ -91,6 +91,31 @@ def test_muon_steps_along_the_orthogonalised_nesterov_momentum():
         direction = 0.1 * gradient + 0.9 * average
         before = before - 0.1 * orthogonalise(direction.view(3, 8, 8)).view(24, 8)
         torch.testing.assert_close(weight.detach(), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_one_kernel", (True, False))
+def test_adamw_is_in_one_kernel_or_as_it_is_without(in_one_kernel, monkeypatch):
+    """PyTorch 2.2, the last one for Intel Macs, refuses on a CPU, once it has marked the groups."""
+    whole = torch.optim.AdamW
+
+    class Refusing(whole):
+        def __init__(self, groups, fused=None, **options):
+            super().__init__(groups, fused=fused, **options)
+            if fused and not in_one_kernel:
+                for group in groups:
+                    group["fused"] = True
+                raise RuntimeError("`fused=True` requires all the params to be of supported devices")
+
+    monkeypatch.setattr(torch.optim, "AdamW", Refusing)
+    weights = [torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+    optimizers = adamw([dict(params=weights[:1], lr=0.1)], lr=0.5, weight_decay=0.0), whole([weights[1]], lr=0.1, weight_decay=0.0)
+    if not in_one_kernel:
+        assert not optimizers[0].param_groups[0]["fused"]
+    for _ in range(3):
+        for weight, optimizer in zip(weights, optimizers):
+            weight.grad = torch.tensor([0.3, -0.1])
+            optimizer.step()
+    assert torch.allclose(*weights, atol=1e-6) and weights[0][0] != 1
 
 
 def test_muon_scales_a_tall_matrix_by_the_root_of_its_aspect():

@@ -160,7 +160,7 @@ def test_whatever_is_drawn_answers_are_of_the_alphabet():
         chat.messages = []
         answers.append(say(chat, "Hi?"))
     assert set("".join(answers)) <= set(TOKENIZER.alphabet) and "".join(answers)
-    assert len(set(answers)) > 20
+    assert len(set(answers)) > 10
 
 
 def test_pieces_arrive_one_by_one_and_the_answer_is_remembered_at_its_end():

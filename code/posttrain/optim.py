@@ -80,6 +80,7 @@ class Muon(torch.optim.Optimizer):
 def adamw(groups: list[dict], **options) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), in one kernel where PyTorch has that for the CPU."""
     try:
-        return torch.optim.AdamW(groups, fused=True, **options)
+        # Hand over copies: a refusal comes after the groups have been marked as fused
+        return torch.optim.AdamW([dict(group) for group in groups], fused=True, **options)
     except RuntimeError:
         return torch.optim.AdamW(groups, **options)
