@@ -13,9 +13,20 @@ from real import CONVERSATIONS, PAIRS, data_file, folder  # noqa: E402
 
 from posttrain import real_model  # noqa: E402
 from posttrain.__main__ import main  # noqa: E402
-from posttrain.real_adapter import peft_state  # noqa: E402
+from posttrain.lora import is_transposed, linear_kinds  # noqa: E402
+from posttrain.nf4 import (  # noqa: E402
+    NF4Linear,
+    dequantize,
+    dequantize_scales,
+    named_layers,
+    nf4_levels,
+    quantize,
+    quantize_scales,
+)
+from posttrain.real_adapter import adapter_settings, peft_state, quantize_blocks, targets_of  # noqa: E402
 from posttrain.real_checkpoint import CHECKPOINT, METRICS, read_metrics  # noqa: E402
-from posttrain.real_model import ModelError, load_model  # noqa: E402
+from posttrain.real_memory import Setting, architecture_of, stage_memory  # noqa: E402
+from posttrain.real_model import ModelError, load_config, load_model  # noqa: E402
 from posttrain.real_run import Setup, begin, open_model, open_tokenizer, run  # noqa: E402
 from posttrain.real_training import RealConfig  # noqa: E402
 
@@ -127,6 +138,38 @@ def test_qlora_trains_the_adapters_of_packed_layers_and_half_precision_keeps_the
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_packed_blocks_are_the_model_with_its_matrices_rounded(kind):
+    """GPT-2 keeps its matrices as (in, out): the blocks that are rounded together are those of (out, in)."""
+    rounded, packed = load_model(folder(kind)), load_model(folder(kind))
+    levels, tokens = nf4_levels(), torch.arange(40).view(2, 20)
+    whole = rounded(tokens).logits
+    for _, layer in named_layers(rounded, linear_kinds(rounded), targets_of(rounded)):
+        turn = (lambda weight: weight.mT) if is_transposed(layer) else (lambda weight: weight)
+        weight = turn(layer.weight.detach())
+        codes, scales = quantize(weight, levels)
+        scales = dequantize_scales(quantize_scales(scales), len(scales))
+        layer.weight.data = turn(dequantize(codes, scales, levels, weight.shape))
+    quantize_blocks(packed)
+    left = [name for name, layer in packed.named_modules() if isinstance(layer, linear_kinds(rounded)) and not isinstance(layer, NF4Linear)]
+    assert left == ["lm_head"]
+    torch.testing.assert_close(packed(tokens).logits, rounded(tokens).logits, rtol=0, atol=1e-5)
+    assert (whole - rounded(tokens).logits).abs().max() > 1e-3
+
+
+def test_qlora_of_gpt2_is_saved_as_what_peft_expects_of_its_layers(files, tmp_path):
+    options = setup(files, "sft", tmp_path / "out", model=folder("gpt2"), nf4=True)
+    history = run(options, config("sft", steps=8))
+    assert history[-1]["loss"] < history[0]["loss"] - 0.1
+    state, settings = result(tmp_path / "out")[0], adapter_settings(tmp_path / "out")
+    assert settings["fan_in_fan_out"] and settings["target_modules"] == ["c_attn", "c_proj", "c_fc"]
+    assert state["base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"].shape == (3 * 64, 8)
+    # Merged into the whole weights it is a change of as many digits
+    merged, base = open_model(str(tmp_path / "out"), open_tokenizer(folder("gpt2"))[0], False, torch.float32), load_model(folder("gpt2"))
+    change = merged.transformer.h[0].attn.c_attn.weight - base.transformer.h[0].attn.c_attn.weight
+    assert torch.linalg.matrix_rank(change) == 8
+
+
 def test_in_half_precision_what_is_trained_stays_in_single(files, tmp_path):
     for rank, kinds in ((4, {torch.float32: True, torch.bfloat16: False}), (0, {torch.float32: True})):
         session = begin(setup(files, "sft", tmp_path / "a", rank=rank, bf16=True), config("sft"))
@@ -145,6 +188,27 @@ def test_a_new_adapter_changes_nothing(files, tmp_path):
     tokens = torch.arange(40).view(2, 20)
     assert torch.equal(session.trained["model"](tokens), load_model(folder())(tokens).logits)
     assert all(not value.any() for name, value in peft_state(session.trained["model"].inner).items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_what_a_stage_holds_is_what_is_computed_for_it(files, judge, tmp_path, stage, rank):
+    session = begin(setup(files, stage, tmp_path / "out", judge, rank=rank), config(stage))
+    shape, setting = architecture_of(load_config(folder())), Setting(4, 200, rank=rank)
+    parts = stage_memory(stage, shape, setting)
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in session.trained.parameters()]
+    assert parts["weights"] + parts["adapters"] == pytest.approx(sum(size for size, _ in sizes), rel=0.005)
+    assert parts["gradients"] == parts["adam"] / 2 == pytest.approx(sum(size for size, trained in sizes if trained), rel=0.02)
+    # The models beside those that are trained are in the closures of its steps
+    cells = dict(zip(session.steps.__code__.co_freevars, session.steps.__closure__))
+    others = [cells["reference"].cell_contents] if stage == "dpo" else []
+    others += [getattr(cells["models"].cell_contents, name) for name in ("reference", "reward_model")] if stage == "ppo" else []
+    own = {p.data_ptr() for p in session.trained.parameters()}
+    held = {p.data_ptr(): p.numel() * p.element_size() for model in others for p in model.parameters()}
+    assert parts["other_models"] == pytest.approx(sum(size for place, size in held.items() if place not in own), rel=0.005)
+    assert (parts["logits"] == 0) == (stage == "reward") and parts["total"] == sum(parts.values()) - parts["total"]
+    one = stage_memory("sft", shape, setting)["activations"]
+    assert parts["activations"] == one * (2 if stage == "ppo" else 1)
 
 
 # The command line
@@ -219,11 +283,6 @@ def test_a_run_is_taken_up_with_the_settings_it_was_begun_with(files, tmp_path):
     run(setup(files, "sft", out), config("sft"), stop_after=3)
     with pytest.raises(ModelError, match="was begun with another lr: give the same"):
         run(setup(files, "sft", out), config("sft", lr=0.5), resume=True)
-
-
-def test_gpt2s_layers_cannot_be_packed(files, tmp_path):
-    with pytest.raises(ModelError, match="no nn.Linear .* leave out --qlora"):
-        begin(setup(files, "sft", tmp_path / "out", model=folder("gpt2"), nf4=True), config("sft"))
 
 
 def test_without_transformers_it_is_said_how_to_get_it(monkeypatch):

@@ -18,7 +18,9 @@ from posttrain.lora import (
     add_rows_embedded,
     is_transposed,
     linear_kinds,
+    shape_of,
 )
+from posttrain.nf4 import NF4Linear, named_layers
 from posttrain.real_model import ModelError
 
 PREFIX = "base_model.model."  # of every name in peft's files
@@ -67,6 +69,24 @@ def targets_of(model: nn.Module) -> tuple[str, ...]:
     names = (name for name, module in model.named_modules() if isinstance(module, kinds))
     last = dict.fromkeys(name.rpartition(".")[2] for name in names)
     return tuple(name for name in last if name not in heads)
+
+
+def quantize_blocks(model: nn.Module) -> None:
+    """Pack the matrices of a model's blocks in four bits, in place.
+
+    As `quantize_model`; and a matrix that is kept as (in, out) is turned first, which its layer
+    then says of itself.
+    """
+    for name, layer in named_layers(model, linear_kinds(model), targets_of(model)):
+        n_out, n_in = shape_of(layer)
+        linear = nn.Linear(n_in, n_out, bias=False, device="meta")
+        weight = layer.weight.detach()  # (out, in), or (in, out)
+        linear.weight = nn.Parameter(weight.mT if is_transposed(layer) else weight)
+        linear.bias = layer.bias
+        packed = NF4Linear(linear)
+        packed.was_transposed = is_transposed(layer)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, packed)
 
 
 def adapt(
@@ -132,7 +152,10 @@ def peft_config(model: nn.Module, config: LoRAConfig, base: str) -> dict:
         peft_type="LORA", task_type="SEQ_CLS" if scores else "CAUSAL_LM",
         base_model_name_or_path=base, r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0,
         target_modules=list(config.targets), bias="none", inference_mode=True,
-        fan_in_fan_out=any(is_transposed(module) for module in model.modules()),
+        fan_in_fan_out=any(
+            is_transposed(module) or getattr(module, "was_transposed", False)
+            for module in model.modules()
+        ),
         modules_to_save=["score"] if scores else None,
         trainable_token_indices=(dict(list(rows.items())[:1]) if tied else rows) or None,
     )  # fmt: skip

@@ -77,7 +77,7 @@ def from_options(kind: type, options: argparse.Namespace):
 
 def needed(options: argparse.Namespace) -> str:
     """What the run takes in memory, in a line. Only the model's configuration is read."""
-    from posttrain.real_memory import Setting, architecture_of, describe, memory
+    from posttrain.real_memory import Setting, architecture_of, describe, stage_memory
     from posttrain.real_model import ModelError, load_config
     from posttrain.real_run import base_of
 
@@ -93,11 +93,7 @@ def needed(options: argparse.Namespace) -> str:
         rows, options.max_length, options.rank, nf4=options.nf4, weight_bytes=2 if half else 4,
         bf16=options.bf16, checkpointing=options.checkpointing,
     )  # fmt: skip
-    parts = memory(shape, setting)
-    held = parts["weights"] * (options.stage == "ppo") * 2
-    held += parts["weights"] * (not options.rank and options.stage in ("dpo", "ppo"))
-    if held:
-        parts |= dict(other_models=held, total=parts["total"] + held)
+    parts = stage_memory(options.stage, shape, setting)
     size = f"{rows} rows of {options.max_length} tokens at once"
     return f"Memory, with {size}: {describe(parts)}"
 

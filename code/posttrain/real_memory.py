@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from posttrain.real_model import ModelError
@@ -171,6 +171,26 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
         activations=kept,
         logits=LOGIT_COPIES * 4 * tokens * shape.vocab_size,
     )
+    return parts | dict(total=sum(parts.values()))
+
+
+def stage_memory(stage: str, shape: Architecture, setting: Setting) -> dict[str, int]:
+    """`memory` at a stage of `real`, with the other models that it holds.
+
+    "reward" has a score instead of logits. "dpo" has a reference where all weights are trained
+    (else it is the policy, its adapters off), and so has "ppo", which holds a value model that
+    is trained as the policy is, and a judge that is not.
+    """
+    # A scoring model has no head, as if that were the embedding
+    policy = memory(shape, setting)
+    scoring = memory(replace(shape, tied=True), setting) | dict(logits=0)
+    parts, others = (scoring if stage == "reward" else policy), 0
+    if stage == "ppo":
+        parts = {name: policy[name] + scoring[name] for name in policy}
+        others = scoring["weights"] + scoring["adapters"]
+    if stage in ("dpo", "ppo") and not setting.rank:
+        others += policy["weights"]
+    parts = parts | dict(other_models=others, total=0)
     return parts | dict(total=sum(parts.values()))
 
 

@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from posttrain.lora import LoRAConfig, Reference
-from posttrain.nf4 import quantize_model
 from posttrain.ppo import Models
 from posttrain.real_adapter import (
     adapt,
     adapter_settings,
     merge_adapter,
+    quantize_blocks,
     save_adapter,
-    targets_of,
 )
 from posttrain.real_checkpoint import (
     CHECKPOINT,
@@ -157,23 +156,12 @@ def trainable(
     if scores and not is_reward_model(name):
         start_scores(inner, generator)
     if setup.nf4:
-        quantise(inner)
+        quantize_blocks(inner)
     if setup.rank:
         config = adapt(inner, setup.rank, setup.alpha, generator, new_tokens)
     inner.to(choose_device(setup.device))
     kind = ScoringModel if scores else LanguageModel
     return kind(inner, setup.bf16, setup.checkpointing), config
-
-
-def quantise(model: nn.Module) -> None:
-    """Pack the matrices of a model's blocks in four bits, in place. Raises ModelError."""
-    try:
-        quantize_model(model, targets_of(model))
-    except ValueError:
-        raise ModelError(
-            "this model's layers are no nn.Linear (GPT-2's are not), and NF4 packs no others: "
-            "leave out --qlora"
-        ) from None
 
 
 def is_reward_model(name: str) -> bool:
