@@ -374,7 +374,7 @@ def test_estimated_advantages_are_gae_of_the_penalised_rewards_and_returns_come_
     advantages, returns = estimate_advantages(rollout, config, 0.3)
     close(advantages, white, 1e-7)
     close(returns, expected + rollout.values)
-    # The famous bug, when asked for
+    # The swapped order, when asked for
     wrong, returns = estimate_advantages(rollout, replace(config, returns_after_whitening=True), 0.3)
     close(wrong, white, 1e-7)
     close(returns, white + rollout.values, 1e-7)

@@ -151,7 +151,7 @@ TYPED = {
         "a setting": "0.001",
         "literature": "73%",
         "an aim, or a level of confidence": "90% 95%",
-        "worked out by hand": "8_points 100%",
+        "worked out by hand": "9_points 80% 100%",
         "an earlier form of the trial, which says so": "6_points",
     },
     "ppo": {
@@ -161,7 +161,7 @@ TYPED = {
         "a section": "3.5",
     },
     "dpo": {
-        "a setting": "0.1 0.02 0.5 2.0",
+        "a setting": "0.1 0.02 0.2 0.5 2.0",
         "worked out by hand": "3_nats 2_nats 50_nats 25_nats",
         "an aim, or a level of confidence": "0.02 95%",
         "a symptom, not a result": "100% 0.000",

@@ -106,15 +106,16 @@ def preference_loss(
     and their number. baseline: KTO's.
     """
     means = logprobs / lengths  # (2, B)
-    loss = dict(
-        dpo=lambda: dpo_loss(
-            *logprobs, *reference_logprobs, config.beta, config.label_smoothing
-        ),
-        ipo=lambda: ipo_loss(*logprobs, *reference_logprobs, config.beta),
-        simpo=lambda: simpo_loss(*means, config.beta, config.gamma),
-        kto=lambda: kto_loss(*(logprobs - reference_logprobs), baseline, config.beta),
-        orpo=lambda: orpo_loss(*means, config.odds_weight),
-    )[config.loss]()
+    if config.loss == "ipo":
+        loss = ipo_loss(*logprobs, *reference_logprobs, config.beta)
+    elif config.loss == "simpo":
+        loss = simpo_loss(*means, config.beta, config.gamma)
+    elif config.loss == "kto":
+        loss = kto_loss(*(logprobs - reference_logprobs), baseline, config.beta)
+    elif config.loss == "orpo":
+        loss = orpo_loss(*means, config.odds_weight)
+    else:
+        loss = dpo_loss(*logprobs, *reference_logprobs, config.beta, config.label_smoothing)
     return loss - config.nll_weight * means[0].mean()
 
 

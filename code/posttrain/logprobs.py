@@ -67,8 +67,8 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") 
     r"""Estimate KL(policy || reference) at each token drawn from the policy, in nats.
 
     With $r = \log\pi_{ref} - \log\pi$: k1 is $-r$, k2 is $r^2/2$, k3 is $e^r - 1 - r$. The
-    means of k1 and k3 are the KL divergence, k3's with less noise; k2 is nearly that, and only
-    where the two are close (Schulman 2020, "Approximating KL divergence").
+    means of k1 and k3 are the KL divergence, where the two are close k3's with less noise, and
+    there k2's is nearly that (Schulman 2020, "Approximating KL divergence").
     """
     r = reference_logprobs - logprobs
     if kind == "k1":

@@ -40,7 +40,7 @@ class PPOConfig:
     gae_lambda: float = 0.95
     whiten_rewards: bool = False  # to variance 1, keeping the mean
     whiten_advantages: bool = True
-    returns_after_whitening: bool = False  # the famous bug
+    returns_after_whitening: bool = False  # a mistake, to see its signature
     value_start: str = "reward_model"  # or "zero", its head at zero; or "shared", the policy's
     # Updates
     epochs: int = 1  # passes over a round's responses
@@ -53,8 +53,8 @@ class PPOConfig:
     # KL to the reference
     beta: float = 0.05  # the penalty's weight at the start
     kl_target: float = 8.0  # nats per response that beta is steered to; 0 keeps beta as it is
-    kl_horizon: int = 100  # responses over which a beta that is off by 20% is corrected by 20%
-    kl_in: str = "reward"  # or "loss"
+    kl_horizon: int = 100  # responses over which a KL off by 20% or more moves beta by 20%
+    kl_in: str = "reward"  # or "loss", there as k2 or k3: k1 has no effect in it
     kl_estimator: str = "k1"  # or "k2", "k3"
     seed: int = 0
 
@@ -110,11 +110,11 @@ def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
     if not config.normalised:
         reward_model = reward_model.unnormalised()
     if config.estimator == "gae":
-        value_model = dict(
-            reward_model=lambda: ValueModel.from_reward_model(reward_model),
-            zero=lambda: ValueModel(copy.deepcopy(reward_model.body)),
-            shared=lambda: ValueModel(policy),
-        )[config.value_start]()
+        if config.value_start == "reward_model":
+            value_model = ValueModel.from_reward_model(reward_model)
+        else:
+            shared = config.value_start == "shared"
+            value_model = ValueModel(policy if shared else copy.deepcopy(reward_model.body))
     return Models(policy, value_model, sft, reward_model)
 
 
@@ -169,7 +169,7 @@ def collect_rollout(
     if models.value_model is not None:
         values = models.value_model(tokens)[:, :-1] * actions  # (B, A)
     # How good is the whole?
-    ended = (tokens * mask == tokenizer.end).any(-1)  # (B,)
+    ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
     scores = models.reward_model(tokens, mask)  # (B,)
     if not torch.isfinite(scores).all():
         raise ValueError("the reward model's score of an answer is NaN or infinite")
@@ -257,12 +257,13 @@ def estimate_advantages(
     else:
         # Give every token the whole response's return, compared with other responses'
         returns = rewards.sum(-1)  # (B,)
-        baseline = dict(
-            reinforce=lambda: returns - returns.mean(),
-            rloo=lambda: leave_one_out(returns, config.group),
-            grpo=lambda: group_relative(returns, config.group),
-        )
-        advantages = baseline[config.estimator]()[:, None] * actions
+        if config.estimator == "rloo":
+            compared = leave_one_out(returns, config.group)
+        elif config.estimator == "grpo":
+            compared = group_relative(returns, config.group)
+        else:
+            compared = returns - returns.mean()
+        advantages = compared[:, None] * actions
         returns = returns[:, None] * actions
     if config.whiten_advantages:
         advantages = whiten(advantages, actions)
@@ -321,8 +322,8 @@ def update(
 ) -> dict[str, float]:
     """Go over a rollout `epochs` times in shuffled minibatches; return means of what happened.
 
-    `clip_fraction`, `policy_loss`, `value_loss` and `entropy` (nats per token); and
-    `first_ratio_error`, how far the first minibatch's ratios are from 1.
+    `clip_fraction`, `policy_loss`, `value_loss`, `total`, `entropy` (nats per token) and
+    `ratio_error`, how far a minibatch's ratios are from 1; of the first, `first_ratio_error`.
     """
     noted: list[dict[str, Tensor]] = []
     size = -(-len(rollout.tokens) // config.minibatches)
@@ -417,8 +418,8 @@ def check_config(config: PPOConfig) -> None:
 def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator[dict]:
     """Train policy and value model in place; after each round, yield what happened in it.
 
-    prompts: texts to answer. Yields `score`, `kl` (nats per response), `length`, `ended`,
-    `beta` and what `update` notes, all means over the round's rollouts, before its update.
+    prompts: texts to answer. Yields `score`, `kl` (nats per response), `length`, `ended` and
+    `beta`, means over the round's rollouts before its update, and what `update` notes in it.
     """
     check_config(config)
     torch.set_flush_denormal(True)  # as in pre-training

@@ -14,7 +14,8 @@ def ipo_loss(
     r"""Squared distance of the log-ratios' gap from $1/(2\beta)$: a gap that is wide enough.
 
     All (B,): summed log-probabilities of the responses, in nats. Source: Azar et al. 2023,
-    equation 17, with sums as there (some libraries divide by the response's length first).
+    equation 17, read with sums over tokens. (TRL divides by the length first and reports, from
+    the authors, that the paper's results do too.)
     """
     gap = (chosen - reference_chosen) - (rejected - reference_rejected)
     return (gap - 1 / (2 * beta)).square().mean()

@@ -108,10 +108,10 @@ Pair = tuple[list[int], list[int], list[int]]  # token ids: prompt, chosen, reje
 
 
 def encode_response(text: str, tokenizer: CharTokenizer) -> list[int]:
-    """An answer's token ids with <|end|>: in training and in use the same.
+    """A written answer's token ids with <|end|>: in training and in use the same.
 
     Texts that lack their end, such as a broken-off answer, get it too: a score is asked for
-    what is there.
+    what is there. (A sampled answer that was cut has none, and is read at its last token.)
     """
     return [*tokenizer.encode(text), tokenizer.end]
 
