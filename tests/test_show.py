@@ -144,7 +144,7 @@ TYPED = {
     "pretraining": {
         "a setting": "0.8 0.002 0.004 0.008 0.6",
         "literature": "1.88 1.4697",
-        "a trial outside the page, which says so": "0.001 0.003",
+        "a trial outside the page, which says so": "0.003",
     },
     "sft": {"a setting": "0.8 0.1", "worked out by hand": "2.5", "an aim, or a level of confidence": "95%"},
     "reward": {

@@ -217,7 +217,7 @@ def nanogpt_recipe() -> PretrainConfig:
 
 
 def sprint() -> PretrainConfig:
-    """This book's recipe for ten seconds instead of minutes: higher rates."""
+    """A short run of this book's recipe, at higher rates."""
     return PretrainConfig(
         steps=240, muon_lr=0.03, adamw_lr=0.01, evaluations=24, whole_split=False
     )
