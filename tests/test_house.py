@@ -503,7 +503,7 @@ INDEXED = {
     "code/posttrain/data/__init__.py": "",
     "code/posttrain/data/rows.py": '"""Rows."""\ndef check(row_config):\n    """Refuse a row."""\n',
     "book/page.md": "# Page\n\n{listing}`data.rows.check` and {listing}`it <ppo.check>`, with a {term}`quotient <Ratio>` and a {term}`Policy`.\n",
-    "book/one.md": chapter("from posttrain.notebook import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
+    "book/one.md": chapter("import sys\nfrom posttrain.notebook import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nprint('a warning', file=sys.stderr)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
     "book/two.md": chapter(
         "from posttrain.data import rows\nfrom posttrain.notebook import show_source\nfrom posttrain.ppo import check",
         ":tags: [remove-input]\nshow_source(rows.check)",
@@ -563,7 +563,7 @@ def test_the_index_says_what_is_shown_and_leads_to_its_listing(indexed):
     assert (one[1], first[1], second[1]) == ("ppo.py", "data/rows.py", "ppo.py")
     assert [re.sub(r"^\d+\.(?=\d)", "", number) for number, _ in (one, first, second)] == ["1", "1", "2"]
     # A listing that moves takes its links with it
-    for name, old, new in (("two", "show_source(check)", "pass"), ("one", "Model\nprint(Model.__name__)\nshow_source(", "Model, check\nshow_source(check, ")):
+    for name, old, new in (("two", "show_source(check)", "pass"), ("one", "Model\nprint(Model.__name__)\nprint('a warning', file=sys.stderr)\nshow_source(", "Model, check\nshow_source(check, ")):
         (indexed / "book" / f"{name}.md").write_text(INDEXED[f"book/{name}.md"].replace(old, new), encoding="utf-8")
     answer = build(indexed)
     assert answer.returncode == 0, answer.stdout

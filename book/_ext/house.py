@@ -329,7 +329,7 @@ CELL_OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?::[^\n]*\n)+)", re.DOTALL)
 # What a cell shows as highlighted Python, perhaps after what it has printed, and in it a function or class that begins
 # at the margin. Methods are indented
 LISTING = re.compile(
-    r'<div class="cell_output[^>]*>\s*(?:<div class="output stream[^>]*><div class="highlight"><pre>(?:(?!</pre>).)*</pre></div>\s*</div>\s*)?'
+    r'<div class="cell_output[^>]*>\s*(?:<div class="output (?:stream|stderr)[^>]*><div class="highlight"><pre>(?:(?!</pre>).)*</pre></div>\s*</div>\s*)*'
     r'<div class="highlight-python[^>]*><div class="highlight"><pre>.*?</pre>',
     re.DOTALL,
 )

@@ -9,10 +9,14 @@ import json
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 
 from posttrain.chat import IGNORE
 from posttrain.evaluate import interval
+
+# PyTorch 2.2 imports tqdm's widget in passing, and warns in the page where there is none
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 GREY = "#7f868e"  # reads on white and on black
 # Tell lines apart by the colours of Okabe & Ito 2008
