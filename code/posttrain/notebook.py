@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -112,6 +113,12 @@ def record(**values: object) -> None:
         glue(name, value, display=False)
 
 
+def unbroken(text: str) -> str:
+    """A cell's text, escaped; no line ends within an interval, [0.1, 0.2], or within 1e-6."""
+    whole = r"\[[^\[\], ]+, [^\[\], ]+\]|(?<![\w.])\d+(?:\.\d+)?e-\d+"
+    return re.sub(whole, r'<span class="whole">\g<0></span>', html.escape(text))
+
+
 class Table:
     """Rows of text as a table, every cell escaped; line breaks in a cell are kept."""
 
@@ -134,7 +141,7 @@ class Table:
             # Mark a row that is named after a stage
             colour = stage_colour(row[0]) if row else None
             mark = f' style="border-left: 4px solid {colour}"' if colour else ""
-            cells = "".join(f'<td class="sample">{html.escape(cell)}</td>' for cell in row)
+            cells = "".join(f'<td class="sample">{unbroken(cell)}</td>' for cell in row)
             body += f"<tr>{cells.replace('<td', f'<td{mark}', 1)}</tr>"
         return (
             f'<table class="table samples">{caption}<thead><tr>{head}</tr></thead>'
@@ -360,8 +367,9 @@ def verify(*claims: tuple[str, float, str, float]) -> Table:
     Raises CheckFailed, naming those that fail.
     """
     held = [COMPARISONS[comparison](value, bar) for _, value, comparison, bar in claims]
+    marks = {True: "✓\u00a0holds", False: "✗\u00a0FAILS"}
     rows = [
-        (sentence, f"{value:.4g}", f"{comparison} {bar:g}", "✓ holds" if holds else "✗ FAILS")
+        (sentence, f"{value:.4g}", f"{comparison}\u00a0{bar:g}", marks[holds])
         for (sentence, value, comparison, bar), holds in zip(claims, held)
     ]
     table = Table(("claim", "measured", "bar", "result"), rows)
