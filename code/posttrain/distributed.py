@@ -124,7 +124,8 @@ def follow(
     A term's loss is that of the whole batch, the same on every process. The rates fall in a
     straight line to 0. Raises ValueError, everywhere, for a loss that is not a number.
     """
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     if engine == "fsdp" and optimizer_rates.muon:
         raise ValueError(
             "Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)"

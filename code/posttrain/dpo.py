@@ -152,7 +152,8 @@ def dpo_steps(
     that cannot work, and where the loss is no longer a number.
     """
     check_config(config)
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     pad, generator = CharTokenizer().pad, torch.Generator().manual_seed(config.seed)
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
     optimizers = build_optimizers(policy, rates)

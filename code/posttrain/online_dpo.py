@@ -83,7 +83,8 @@ def online_dpo_rounds(
     and where scores or loss are no longer numbers.
     """
     check_config(config)
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
     encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)

@@ -161,14 +161,14 @@ def collect_rollout(
     actions = mask[:, 1:]  # (B, A)
     logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
     logprobs[actions] = samples.logprobs[samples.mask]  # (B, A)
-    # How likely would the reference have found them?
+    # Ask the reference how likely it finds them
     logits = models.reference(tokens)  # (B, T, V)
     reference_logprobs = token_logprobs(logits, tokens, config.temperature) * actions
-    # What is expected before each token is known?
+    # Ask the value model what it expects before each token
     values = torch.zeros_like(logprobs)
     if models.value_model is not None:
         values = models.value_model(tokens)[:, :-1] * actions  # (B, A)
-    # How good is the whole?
+    # Score the whole
     ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
     scores = models.reward_model(tokens, mask)  # (B,)
     if not torch.isfinite(scores).all():
@@ -422,7 +422,8 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
     `beta`, means over the round's rollouts before its update, and what `update` notes in it.
     """
     check_config(config)
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     tokenizer, beta = CharTokenizer(), config.beta
     encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]

@@ -51,7 +51,7 @@ def kto_loss(
 
 def log_odds(mean_logprobs: Tensor) -> Tensor:
     r"""$\log\frac{p}{1 - p}$ of $p = e^{\ell}$, for log-probabilities below 0: any shape."""
-    # expm1 keeps the digits of 1 - p where p is near 1
+    # Take expm1, which keeps the digits of 1 - p where p is near 1
     return mean_logprobs - torch.log(-torch.expm1(mean_logprobs))
 
 

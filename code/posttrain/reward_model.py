@@ -99,7 +99,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) 
     """
     if not (torch.isfinite(chosen).all() and torch.isfinite(rejected).all()):
         raise ValueError("a score is NaN or infinite: lower the learning rate")
-    # logsigmoid keeps its digits where sigmoid rounds to 0 or 1
+    # Take logsigmoid, which keeps its digits where sigmoid rounds to 0 or 1
     loss = -F.logsigmoid(chosen - rejected).mean()
     return loss + centring * (chosen + rejected).square().mean()
 
@@ -182,7 +182,8 @@ def reward_steps(
     model: RewardModel, pairs: list[Pair], config: RewardConfig, pad: int
 ) -> Iterator[Tensor]:
     """Train the model in place; after each step, yield that batch's loss (before the step)."""
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = adamw([dict(params=list(model.parameters()))], lr=config.lr, weight_decay=0.0)
     batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)

@@ -128,7 +128,8 @@ def sft_steps(
 
     examples: (tokens, labels) pairs. text: pre-training tokens to replay, 1-d.
     """
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
     optimizers = build_optimizers(model, rates)
