@@ -292,9 +292,10 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float = 0.2
 ) -> Tensor:
-    r"""Half the squared error of the values, or of the values kept near the old ones.
+    r"""Half the larger of two squared errors: the values', and that of the values kept near the
+    old ones.
 
-    $\frac12\max((V - R)^2, (V_{clip} - R)^2)$ with $V_{clip}$ at most `clip` from the old
+    $\frac12\max((V - G)^2, (V_{clip} - G)^2)$ with $V_{clip}$ at most `clip` from the old
     value, averaged over the actions; clip 0 for the plain error. All (B, A). Source: OpenAI's
     baselines; Huang et al. 2022, detail 9.
     """
