@@ -401,26 +401,26 @@ MUTANTS = (
     # PPO 2: KL estimators
     Mutant(
         "PPO 2", "k1 with the wrong sign", "logprobs.py",
-        "return -r",
-        "return r",
+        "return d",
+        "return -d",
         "test_logprobs.py::test_kl_estimates_of_one_token_by_hand",
     ),
     Mutant(
         "PPO 2", "k2 without its half", "logprobs.py",
-        "return r.square() / 2",
-        "return r.square()",
+        "return 0.5 * d.square()",
+        "return d.square()",
         "test_logprobs.py::test_the_expectations_of_k1_and_k3_are_the_exact_kl_and_that_of_k2_nearly",
     ),
     Mutant(
         "PPO 2", "k3 of the opposite direction", "logprobs.py",
-        "return torch.expm1(r) - r",
-        "return torch.expm1(-r) + r",
+        "return torch.expm1(-d) + d",
+        "return torch.expm1(d) - d",
         "test_logprobs.py::test_the_expectations_of_k1_and_k3_are_the_exact_kl_and_that_of_k2_nearly",
     ),
     Mutant(
         "PPO 2", "k3 in the form that loses its digits", "logprobs.py",
-        "return torch.expm1(r) - r",
-        "return torch.exp(r) - 1 - r",
+        "return torch.expm1(-d) + d",
+        "return torch.exp(-d) - 1 + d",
         "test_logprobs.py::test_k3_keeps_its_digits_near_zero_in_float32",
     ),
     # PPO 3: whitening
