@@ -246,8 +246,8 @@ MUTANTS = (
     ),
     Mutant(
         "Reward model 2", "the rate stays at its peak", "reward_model.py",
-        "config.lr * (1 - step / config.steps)",
-        "config.lr",
+        "set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)",
+        "set_rates(optimizer.param_groups, [config.lr], 1.0)",
         "test_reward_model.py::test_the_rate_falls_in_a_straight_line_to_zero_without_weight_decay",
     ),
     Mutant(
@@ -528,8 +528,8 @@ MUTANTS = (
     ),
     Mutant(
         "PPO 9", "the rate stays at its peak", "ppo.py",
-        'group["lr"] = peak * (1 - iteration / config.iterations)',
-        'group["lr"] = peak',
+        "set_rates(optimizer.param_groups, peaks, 1 - iteration / config.iterations)",
+        "set_rates(optimizer.param_groups, peaks, 1.0)",
         "test_ppo.py::test_the_rates_fall_in_a_straight_line_to_zero",
     ),
     Mutant(

@@ -11,6 +11,7 @@ from posttrain.chat import render_prompt
 from posttrain.dpo import dpo_loss, pair_logprobs, pair_report
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
+from posttrain.optim import set_rates
 from posttrain.reward_model import Pair, RewardModel, pack_pairs
 from posttrain.sampling import generate
 from posttrain.sft import epochs
@@ -90,7 +91,7 @@ def online_dpo_rounds(
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     batches = epochs(len(encoded), config.prompts, generator)
     for round_ in range(config.rounds):
-        optimizer.param_groups[0]["lr"] = config.lr * (1 - round_ / config.rounds)
+        set_rates(optimizer.param_groups, [config.lr], 1 - round_ / config.rounds)
         # Answer and rank
         asked = [encoded[i] for i in next(batches)]
         pairs, score = on_policy_pairs(policy, judge, asked, config, generator)

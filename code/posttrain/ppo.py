@@ -16,6 +16,7 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
+from posttrain.optim import set_rates
 from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig, RewardModel, reward_model
 from posttrain.sampling import generate
@@ -432,8 +433,7 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
     peaks = [group["lr"] for group in optimizer.param_groups]
     batches = epochs(len(encoded), config.batch_size // config.group, generator)
     for iteration in range(config.iterations):
-        for group, peak in zip(optimizer.param_groups, peaks):
-            group["lr"] = peak * (1 - iteration / config.iterations)
+        set_rates(optimizer.param_groups, peaks, 1 - iteration / config.iterations)
         # Roll out, judge, update
         batch = [encoded[i] for i in next(batches) for _ in range(config.group)]
         rollout = collect_rollout(models, batch, config, generator)

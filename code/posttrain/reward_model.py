@@ -18,7 +18,7 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import masked_mean, pack
-from posttrain.optim import adamw
+from posttrain.optim import adamw, set_rates
 from posttrain.pretrain import PretrainConfig, base_model
 from posttrain.sampling import generate
 from posttrain.sft import SFTConfig, epochs, sft_model
@@ -188,7 +188,7 @@ def reward_steps(
     optimizer = adamw([dict(params=list(model.parameters()))], lr=config.lr, weight_decay=0.0)
     batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
     for step in range(config.steps):
-        optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+        set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
         # Raise the chosen answers' scores over the rejected ones'
         tokens, mask = pack_pairs([pairs[i] for i in next(batches)], pad)  # (2B, T)
         scores = model.token_scores(tokens)  # (2B, T)
