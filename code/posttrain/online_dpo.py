@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.chat import render_prompt
+from posttrain.chat import render_question
 from posttrain.dpo import dpo_loss, pair_logprobs, pair_report
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
@@ -87,7 +87,7 @@ def online_dpo_rounds(
     # Flush denormals, as in pre-training
     torch.set_flush_denormal(True)
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
-    encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     batches = epochs(len(encoded), config.prompts, generator)
     for round_ in range(config.rounds):

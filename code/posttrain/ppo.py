@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain import store
-from posttrain.chat import render_prompt
+from posttrain.chat import render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
@@ -428,7 +428,7 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
     torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     tokenizer, beta = CharTokenizer(), config.beta
-    encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = build_optimizer(models, config)
     peaks = [group["lr"] for group in optimizer.param_groups]
     batches = epochs(len(encoded), config.batch_size // config.group, generator)

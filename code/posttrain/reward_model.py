@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain import store
-from posttrain.chat import grow_vocabulary, render_prompt
+from posttrain.chat import grow_vocabulary, render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
@@ -124,7 +124,7 @@ def encode_pairs(pairs: list[dict], tokenizer: CharTokenizer, context: int) -> l
     """
     encoded = []
     for pair in pairs:
-        prompt = render_prompt([dict(role="user", content=pair["prompt"])], tokenizer)
+        prompt = render_question(pair["prompt"], tokenizer)
         room = context - len(prompt)
         if room < 1:
             raise ValueError(
@@ -244,7 +244,7 @@ def score_answer(model: RewardModel, prompt: str, response: str) -> float:
     Raises ValueError for an empty response, and for texts that do not fit into the context.
     """
     tokenizer, context = CharTokenizer(), model.body.config.context
-    asked = render_prompt([dict(role="user", content=prompt)], tokenizer)
+    asked = render_question(prompt, tokenizer)
     if not response:
         raise ValueError("the response is empty: give at least one character")
     answer = encode_response(response, tokenizer)
@@ -270,7 +270,7 @@ def sample_answers(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """A model's answers to prompts: token ids of the prompts in chat format, of the answers."""
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(seed)
-    asked = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    asked = [render_question(text, tokenizer) for text in prompts]
     samples = generate(
         model, asked, 96, generator=generator, temperature=temperature, stop=tokenizer.end
     )
