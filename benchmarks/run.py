@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 
 from posttrain import dpo, reward_model, sft
-from posttrain.chat import render_prompt
+from posttrain.chat import render_question
 from posttrain.data import corpus, datasets
 from posttrain.gpt import GPT, GPTConfig, count_parameters
 from posttrain.optim import adamw
@@ -152,7 +152,7 @@ def ppo_step(pairs: int) -> None:
     config = PPOConfig(iterations=pairs + 1, max_new_tokens=64)
     shape = GPTConfig(vocab_size=tokenizer.end, zero_init=False)
     texts = ["".join(draws.choices(tokenizer.alphabet, k=30)) for _ in range(config.batch_size)]
-    prompts = [render_prompt([dict(role="user", content=text)], tokenizer) for text in texts]
+    prompts = [render_question(text, tokenizer) for text in texts]
     rounds = ppo_steps(assemble(GPT(shape), RewardModel(GPT(shape)), config), texts, config)
     ours, theirs, our_lengths, their_lengths = [], [], [], []
 

@@ -246,8 +246,8 @@ MUTANTS = (
     ),
     Mutant(
         "Reward model 2", "the rate stays at its peak", "reward_model.py",
-        "config.lr * (1 - step / config.steps)",
-        "config.lr",
+        "set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)",
+        "set_rates(optimizer.param_groups, [config.lr], 1.0)",
         "test_reward_model.py::test_the_rate_falls_in_a_straight_line_to_zero_without_weight_decay",
     ),
     Mutant(
@@ -401,26 +401,26 @@ MUTANTS = (
     # PPO 2: KL estimators
     Mutant(
         "PPO 2", "k1 with the wrong sign", "logprobs.py",
-        "return -r",
-        "return r",
+        "return d",
+        "return -d",
         "test_logprobs.py::test_kl_estimates_of_one_token_by_hand",
     ),
     Mutant(
         "PPO 2", "k2 without its half", "logprobs.py",
-        "return r.square() / 2",
-        "return r.square()",
+        "return 0.5 * d.square()",
+        "return d.square()",
         "test_logprobs.py::test_the_expectations_of_k1_and_k3_are_the_exact_kl_and_that_of_k2_nearly",
     ),
     Mutant(
         "PPO 2", "k3 of the opposite direction", "logprobs.py",
-        "return torch.expm1(r) - r",
-        "return torch.expm1(-r) + r",
+        "return torch.expm1(-d) + d",
+        "return torch.expm1(d) - d",
         "test_logprobs.py::test_the_expectations_of_k1_and_k3_are_the_exact_kl_and_that_of_k2_nearly",
     ),
     Mutant(
         "PPO 2", "k3 in the form that loses its digits", "logprobs.py",
-        "return torch.expm1(r) - r",
-        "return torch.exp(r) - 1 - r",
+        "return torch.expm1(-d) + d",
+        "return torch.exp(-d) - 1 + d",
         "test_logprobs.py::test_k3_keeps_its_digits_near_zero_in_float32",
     ),
     # PPO 3: whitening
@@ -528,8 +528,8 @@ MUTANTS = (
     ),
     Mutant(
         "PPO 9", "the rate stays at its peak", "ppo.py",
-        'group["lr"] = peak * (1 - iteration / config.iterations)',
-        'group["lr"] = peak',
+        "set_rates(optimizer.param_groups, peaks, 1 - iteration / config.iterations)",
+        "set_rates(optimizer.param_groups, peaks, 1.0)",
         "test_ppo.py::test_the_rates_fall_in_a_straight_line_to_zero",
     ),
     Mutant(

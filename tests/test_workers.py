@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import operator
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from posttrain import store, workers
-from posttrain.workers import available_cores, run_all, run_alone, run_groups
+from posttrain.workers import available_cores, call, run_all, run_alone, run_groups
 
 
 @pytest.fixture(autouse=True)
@@ -228,3 +229,15 @@ def test_workers_without_a_job_outlive_an_interruption(cores):
     os.kill(pid, signal.SIGINT)
     time.sleep(0.2)
     assert run_all(os.getpid, [()]) == [pid]
+
+
+def test_each_job_of_a_queue_is_done_by_the_function_that_it_names(cores):
+    cores(2)
+    queue = dict(product=[(math.factorial, 5), (operator.mul, 6, 7)], none=[], power=[(pow, 2, 10)])
+    assert run_groups(call, queue) == dict(product=[120, 42], none=[], power=[1024])
+
+
+def test_a_jobs_error_is_its_functions_own():
+    with pytest.raises(ZeroDivisionError):
+        call(operator.truediv, 1, 0)
+    assert call(dict) == {}

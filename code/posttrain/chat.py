@@ -39,6 +39,11 @@ def render_prompt(messages: list[Message], tokenizer: CharTokenizer) -> list[int
     return [*render(messages, tokenizer), tokenizer.assistant]
 
 
+def render_question(text: str, tokenizer: CharTokenizer) -> list[int]:
+    """The prompt of a conversation of one question: token ids."""
+    return render_prompt([dict(role="user", content=text)], tokenizer)
+
+
 def build_labels(tokens: list[int], tokenizer: CharTokenizer) -> list[int]:
     """Each token as its own label where it is graded, and IGNORE where it is not.
 
@@ -104,10 +109,7 @@ def ask(
     An answer ends with <|end|> unless max_new_tokens ran out first.
     """
     tokenizer = CharTokenizer()
-    prompts = [
-        render_prompt([dict(role="user", content=question)], tokenizer)
-        for question in questions
-    ]
+    prompts = [render_question(question, tokenizer) for question in questions]
     samples = generate(
         model, prompts, max_new_tokens,
         generator=generator, temperature=temperature, stop=tokenizer.end,

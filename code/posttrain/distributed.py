@@ -24,6 +24,7 @@ from posttrain.data import corpus, datasets
 from posttrain.dpo import DPOConfig, check_config, pair_logprobs, pair_loss
 from posttrain.gpt import GPT
 from posttrain.launch import joined
+from posttrain.optim import set_rates
 from posttrain.pretrain import (
     PretrainConfig,
     base_model,
@@ -124,7 +125,8 @@ def follow(
     A term's loss is that of the whole batch, the same on every process. The rates fall in a
     straight line to 0. Raises ValueError, everywhere, for a loss that is not a number.
     """
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     if engine == "fsdp" and optimizer_rates.muon:
         raise ValueError(
             "Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)"
@@ -134,8 +136,7 @@ def follow(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
     for step, parts in enumerate(batches):
-        for group, peak in zip(groups, peaks):
-            group["lr"] = peak * (1 - step / steps)
+        set_rates(groups, peaks, 1 - step / steps)
         noted: dict[str, Tensor | float] = {}
         for part in parts:
             with synchronised(shared, last=part is parts[-1]):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from posttrain.chat import grow_vocabulary, render_prompt
+from posttrain.chat import grow_vocabulary, render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.distributed import (
@@ -81,7 +81,7 @@ def answers(corpus: Corpus, prompts: int, seed: int) -> dict:
     """The SFT model's answers to some training prompts: all, and how likely they were."""
     tokenizer, model = CharTokenizer(), sft_model(corpus)[0]
     asked = [
-        render_prompt([dict(role="user", content=prompt)], tokenizer)
+        render_question(prompt, tokenizer)
         for prompt in datasets.training_prompts()[:prompts]
     ]
     samples = sharded_samples(

@@ -17,6 +17,7 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
+from posttrain.optim import set_rates
 from posttrain.preference_losses import ipo_loss, kto_loss, orpo_loss, simpo_loss
 from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.reward_model import Pair, encode_pairs, pack_pairs
@@ -152,7 +153,8 @@ def dpo_steps(
     that cannot work, and where the loss is no longer a number.
     """
     check_config(config)
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     pad, generator = CharTokenizer().pad, torch.Generator().manual_seed(config.seed)
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
     optimizers = build_optimizers(policy, rates)
@@ -163,8 +165,7 @@ def dpo_steps(
     batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
     replayed = epochs(len(conversations), config.replay, generator)
     for step in range(config.steps):
-        for group, peak in zip(groups, peaks):
-            group["lr"] = peak * (1 - step / config.steps)
+        set_rates(groups, peaks, 1 - step / config.steps)
         # Compare the chosen answers with the rejected ones
         rows = next(batches)
         batch, asked = [pairs[i] for i in rows], known[:, rows]  # (2, B)

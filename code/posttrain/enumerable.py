@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from posttrain import ppo
 from posttrain.dpo import dpo_loss
 from posttrain.logprobs import get_response_log_probs, token_logprobs
+from posttrain.optim import set_rates
 from posttrain.ppo import Models, PPOConfig, Rollout
 from posttrain.sampling import draw
 
@@ -204,8 +205,7 @@ def ppo_run(
     history, n = [], config.batch_size
     for i in range(config.iterations):
         history.append(dict(words=i * n) | measure(world, policy, beta))
-        for group, peak in zip(optimizer.param_groups, peaks):
-            group["lr"] = peak * (1 - i / config.iterations)
+        set_rates(optimizer.param_groups, peaks, 1 - i / config.iterations)
         # Roll out, judge, update
         rollout = roll_out(models, world, sample_words(policy, n, generator))
         advantages, returns = ppo.estimate_advantages(rollout, config, beta)
@@ -268,7 +268,7 @@ def dpo_run(
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     batch, history = pairs, []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        set_rates(optimizer.param_groups, [lr], 1 - step / steps)
         if step % 25 == 0:
             history.append(dict(step=step) | measure(world, policy, beta))
         # Take all pairs, or, of very many, some

@@ -66,18 +66,18 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") -> Tensor:
     r"""Estimate KL(policy || reference) at each token drawn from the policy, in nats.
 
-    With $r = \log\pi_{ref} - \log\pi$: k1 is $-r$, k2 is $r^2/2$, k3 is $e^r - 1 - r$. The
+    With $d = \log\pi - \log\pi_{ref}$: k1 is $d$, k2 is $d^2/2$, k3 is $e^{-d} - 1 + d$. The
     means of k1 and k3 are the KL divergence, where the two are close k3's with less noise, and
     there k2's is nearly that (Schulman 2020, "Approximating KL divergence").
     """
-    r = reference_logprobs - logprobs
+    d = logprobs - reference_logprobs
     if kind == "k1":
-        return -r
+        return d
     if kind == "k2":
-        return r.square() / 2
+        return 0.5 * d.square()
     if kind == "k3":
-        # Keep the digits that exp(r) - 1 would lose where r is near 0
-        return torch.expm1(r) - r
+        # Keep the digits that exp(-d) - 1 would lose where d is near 0
+        return torch.expm1(-d) + d
     raise ValueError(f"{kind!r} is no KL estimator: use 'k1', 'k2' or 'k3'")
 
 

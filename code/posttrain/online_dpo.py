@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.chat import render_prompt
+from posttrain.chat import render_question
 from posttrain.dpo import dpo_loss, pair_logprobs, pair_report
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
+from posttrain.optim import set_rates
 from posttrain.reward_model import Pair, RewardModel, pack_pairs
 from posttrain.sampling import generate
 from posttrain.sft import epochs
@@ -83,13 +84,14 @@ def online_dpo_rounds(
     and where scores or loss are no longer numbers.
     """
     check_config(config)
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
-    encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     batches = epochs(len(encoded), config.prompts, generator)
     for round_ in range(config.rounds):
-        optimizer.param_groups[0]["lr"] = config.lr * (1 - round_ / config.rounds)
+        set_rates(optimizer.param_groups, [config.lr], 1 - round_ / config.rounds)
         # Answer and rank
         asked = [encoded[i] for i in next(batches)]
         pairs, score = on_policy_pairs(policy, judge, asked, config, generator)

@@ -84,3 +84,9 @@ def adamw(groups: list[dict], **options) -> torch.optim.AdamW:
         return torch.optim.AdamW([dict(group) for group in groups], fused=True, **options)
     except RuntimeError:
         return torch.optim.AdamW(groups, **options)
+
+
+def set_rates(groups: list[dict], peaks: list[float], scale: float) -> None:
+    """Give each parameter group its peak rate times a factor."""
+    for group, peak in zip(groups, peaks):
+        group["lr"] = peak * scale

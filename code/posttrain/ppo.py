@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from posttrain import store
-from posttrain.chat import render_prompt
+from posttrain.chat import render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
+from posttrain.optim import set_rates
 from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig, RewardModel, reward_model
 from posttrain.sampling import generate
@@ -161,14 +162,14 @@ def collect_rollout(
     actions = mask[:, 1:]  # (B, A)
     logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
     logprobs[actions] = samples.logprobs[samples.mask]  # (B, A)
-    # How likely would the reference have found them?
+    # Ask the reference how likely it finds them
     logits = models.reference(tokens)  # (B, T, V)
     reference_logprobs = token_logprobs(logits, tokens, config.temperature) * actions
-    # What is expected before each token is known?
+    # Ask the value model what it expects before each token
     values = torch.zeros_like(logprobs)
     if models.value_model is not None:
         values = models.value_model(tokens)[:, :-1] * actions  # (B, A)
-    # How good is the whole?
+    # Score the whole
     ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
     scores = models.reward_model(tokens, mask)  # (B,)
     if not torch.isfinite(scores).all():
@@ -292,9 +293,10 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float = 0.2
 ) -> Tensor:
-    r"""Half the squared error of the values, or of the values kept near the old ones.
+    r"""Half the larger of two squared errors: the values', and that of the values kept near the
+    old ones.
 
-    $\frac12\max((V - R)^2, (V_{clip} - R)^2)$ with $V_{clip}$ at most `clip` from the old
+    $\frac12\max((V - G)^2, (V_{clip} - G)^2)$ with $V_{clip}$ at most `clip` from the old
     value, averaged over the actions; clip 0 for the plain error. All (B, A). Source: OpenAI's
     baselines; Huang et al. 2022, detail 9.
     """
@@ -422,16 +424,16 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
     `beta`, means over the round's rollouts before its update, and what `update` notes in it.
     """
     check_config(config)
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     tokenizer, beta = CharTokenizer(), config.beta
-    encoded = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = build_optimizer(models, config)
     peaks = [group["lr"] for group in optimizer.param_groups]
     batches = epochs(len(encoded), config.batch_size // config.group, generator)
     for iteration in range(config.iterations):
-        for group, peak in zip(optimizer.param_groups, peaks):
-            group["lr"] = peak * (1 - iteration / config.iterations)
+        set_rates(optimizer.param_groups, peaks, 1 - iteration / config.iterations)
         # Roll out, judge, update
         batch = [encoded[i] for i in next(batches) for _ in range(config.group)]
         rollout = collect_rollout(models, batch, config, generator)

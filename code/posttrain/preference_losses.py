@@ -37,8 +37,8 @@ def kto_loss(
 ) -> Tensor:
     r"""Gains and losses against a baseline, each answer judged by itself and not in its pair.
 
-    $1 - \sigma(\beta(r - z_0))$ for a chosen answer, $1 - \sigma(\beta(z_0 - r))$ for a
-    rejected one. chosen_ratios, rejected_ratios: (B,), $r = \log\pi - \log\pi_{ref}$ of
+    $1 - \sigma(\beta(d - z_0))$ for a chosen answer, $1 - \sigma(\beta(z_0 - d))$ for a
+    rejected one. chosen_ratios, rejected_ratios: (B,), $d = \log\pi - \log\pi_{ref}$ of
     whole responses, in nats. baseline: $z_0$, an estimate of KL(policy || reference); it gets
     no gradient and counts as 0 where it is negative. Source: Ethayarajh et al. 2024, section
     4.1, both weights 1.
@@ -51,7 +51,7 @@ def kto_loss(
 
 def log_odds(mean_logprobs: Tensor) -> Tensor:
     r"""$\log\frac{p}{1 - p}$ of $p = e^{\ell}$, for log-probabilities below 0: any shape."""
-    # expm1 keeps the digits of 1 - p where p is near 1
+    # Take expm1, which keeps the digits of 1 - p where p is near 1
     return mean_logprobs - torch.log(-torch.expm1(mean_logprobs))
 
 

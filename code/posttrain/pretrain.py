@@ -13,7 +13,7 @@ from torch import Tensor
 from posttrain import store
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.optim import Muon, adamw
+from posttrain.optim import Muon, adamw, set_rates
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -114,8 +114,7 @@ def training_steps(model: GPT, data: Tensor, config: PretrainConfig) -> Iterator
     peaks = [group["lr"] for group in groups]
     for step in range(config.steps):
         # Set the rates, measure the loss, follow its gradient
-        for group, peak in zip(groups, peaks):
-            group["lr"] = peak * learning_rate_scale(step, config)
+        set_rates(groups, peaks, learning_rate_scale(step, config))
         batch = random_batch(data, config.batch_size, config.sequence_length, generator)
         loss = next_token_loss(model, *batch)
         loss.backward()

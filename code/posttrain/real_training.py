@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from posttrain.chat import collate
 from posttrain.dpo import dpo_loss, pair_report
 from posttrain.logprobs import get_response_log_probs, pack, token_logprobs
-from posttrain.optim import adamw
+from posttrain.optim import adamw, set_rates
 from posttrain.ppo import (
     Models,
     PPOConfig,
@@ -70,15 +70,9 @@ def build_optimizer(config: RealConfig, *models: nn.Module) -> torch.optim.Optim
     return adamw(groups, lr=config.lr, eps=eps, weight_decay=0.0)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, config: RealConfig, step: int) -> None:
-    """The rate of a step (from 0): falling in a straight line, to 0 after the last."""
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * (1 - step / config.steps)
-
-
 def descend(optimizer: torch.optim.Optimizer, config: RealConfig, step: int) -> float:
     """Take one step along the gradients that have been added up; return their norm before."""
-    set_rate(optimizer, config, step)
+    set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
     if not torch.isfinite(norm):
@@ -277,7 +271,7 @@ def ppo_steps(
     settings = ppo_config(config)
     beta = config.beta if beta is None else beta
     for step, rows in enumerate(batches_from(len(prompts), config, first), start=first):
-        set_rate(optimizer, config, step)
+        set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
         batch, device = [prompts[i] for i in rows], models.policy.device
         # Roll out, judge, update
         rollout = collect_rollout(

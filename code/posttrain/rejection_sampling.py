@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from posttrain.chat import build_labels, render_prompt
+from posttrain.chat import build_labels, render_question
 from posttrain.gpt import GPT
 from posttrain.sft import SFTConfig, plain_sft, sft_steps
 from posttrain.synthetic_pairs import Pool, judged_by
@@ -42,7 +42,7 @@ def as_examples(pool: Pool, choice: Choice) -> list[tuple[list[int], list[int]]]
     """Tokens and labels of the chosen answers, as fine-tuning takes them."""
     tokenizer, examples = CharTokenizer(), []
     for row, place in choice:
-        prompt = render_prompt([dict(role="user", content=pool.prompts[row])], tokenizer)
+        prompt = render_question(pool.prompts[row], tokenizer)
         tokens = prompt + pool.answers[row][place]
         examples.append((tokens, build_labels(tokens, tokenizer)))
     return examples

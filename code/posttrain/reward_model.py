@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain import store
-from posttrain.chat import grow_vocabulary, render_prompt
+from posttrain.chat import grow_vocabulary, render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import masked_mean, pack
-from posttrain.optim import adamw
+from posttrain.optim import adamw, set_rates
 from posttrain.pretrain import PretrainConfig, base_model
 from posttrain.sampling import generate
 from posttrain.sft import SFTConfig, epochs, sft_model
@@ -99,7 +99,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) 
     """
     if not (torch.isfinite(chosen).all() and torch.isfinite(rejected).all()):
         raise ValueError("a score is NaN or infinite: lower the learning rate")
-    # logsigmoid keeps its digits where sigmoid rounds to 0 or 1
+    # Take logsigmoid, which keeps its digits where sigmoid rounds to 0 or 1
     loss = -F.logsigmoid(chosen - rejected).mean()
     return loss + centring * (chosen + rejected).square().mean()
 
@@ -124,7 +124,7 @@ def encode_pairs(pairs: list[dict], tokenizer: CharTokenizer, context: int) -> l
     """
     encoded = []
     for pair in pairs:
-        prompt = render_prompt([dict(role="user", content=pair["prompt"])], tokenizer)
+        prompt = render_question(pair["prompt"], tokenizer)
         room = context - len(prompt)
         if room < 1:
             raise ValueError(
@@ -182,12 +182,13 @@ def reward_steps(
     model: RewardModel, pairs: list[Pair], config: RewardConfig, pad: int
 ) -> Iterator[Tensor]:
     """Train the model in place; after each step, yield that batch's loss (before the step)."""
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = adamw([dict(params=list(model.parameters()))], lr=config.lr, weight_decay=0.0)
     batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
     for step in range(config.steps):
-        optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+        set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
         # Raise the chosen answers' scores over the rejected ones'
         tokens, mask = pack_pairs([pairs[i] for i in next(batches)], pad)  # (2B, T)
         scores = model.token_scores(tokens)  # (2B, T)
@@ -243,7 +244,7 @@ def score_answer(model: RewardModel, prompt: str, response: str) -> float:
     Raises ValueError for an empty response, and for texts that do not fit into the context.
     """
     tokenizer, context = CharTokenizer(), model.body.config.context
-    asked = render_prompt([dict(role="user", content=prompt)], tokenizer)
+    asked = render_question(prompt, tokenizer)
     if not response:
         raise ValueError("the response is empty: give at least one character")
     answer = encode_response(response, tokenizer)
@@ -269,7 +270,7 @@ def sample_answers(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """A model's answers to prompts: token ids of the prompts in chat format, of the answers."""
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(seed)
-    asked = [render_prompt([dict(role="user", content=text)], tokenizer) for text in prompts]
+    asked = [render_question(text, tokenizer) for text in prompts]
     samples = generate(
         model, asked, 96, generator=generator, temperature=temperature, stop=tokenizer.end
     )

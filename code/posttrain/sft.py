@@ -15,6 +15,7 @@ from posttrain.chat import IGNORE, build_labels, collate, grow_vocabulary, rende
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
+from posttrain.optim import set_rates
 from posttrain.pretrain import (
     PretrainConfig,
     base_model,
@@ -128,7 +129,8 @@ def sft_steps(
 
     examples: (tokens, labels) pairs. text: pre-training tokens to replay, 1-d.
     """
-    torch.set_flush_denormal(True)  # as in pre-training
+    # Flush denormals, as in pre-training
+    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
     optimizers = build_optimizers(model, rates)
@@ -136,8 +138,7 @@ def sft_steps(
     peaks = [group["lr"] for group in groups]
     batches = epochs(len(examples), config.batch_size, generator)
     for step in range(config.steps):
-        for group, peak in zip(groups, peaks):
-            group["lr"] = peak * (1 - step / config.steps)
+        set_rates(groups, peaks, 1 - step / config.steps)
         # Follow the gradient of the conversations' loss
         tokens, labels = collate([examples[i] for i in next(batches)], pad)
         loss = accumulate_gradients(model, tokens, labels, config.micro_batch_size)

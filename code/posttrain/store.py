@@ -124,7 +124,7 @@ def obtain(
     """
     key = stage_key(inputs, source)
     base = stages_folder() / f"{name}-{key}"
-    # Reading needs no turn: many may want one stage at a time
+    # Read without a turn: many may want one stage at a time
     stored = stored_stage(base)
     if stored is None:
         with lock(base):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.best_of_n import draw_answers
-from posttrain.chat import render_prompt
+from posttrain.chat import render_question
 from posttrain.evaluate import answered, gold_score
 from posttrain.gpt import GPT
 from posttrain.reward_model import Pair, RewardModel
@@ -117,7 +117,7 @@ def token_pairs(pool: Pool, picks: list[Pick]) -> list[Pair]:
     tokenizer = CharTokenizer()
     return [
         (
-            render_prompt([dict(role="user", content=pool.prompts[pick.row])], tokenizer),
+            render_question(pool.prompts[pick.row], tokenizer),
             pool.answers[pick.row][pick.chosen], pool.answers[pick.row][pick.rejected],
         )
         for pick in picks

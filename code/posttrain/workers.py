@@ -105,6 +105,11 @@ def run_alone(function: Callable, *job):
         return pool.submit(function, *job).result()
 
 
+def call(function: Callable, *arguments):
+    """function(*arguments): with it, `run_groups` takes jobs of different functions."""
+    return function(*arguments)
+
+
 def run_groups(
     function: Callable, groups: dict, progress: Callable = lambda done, total: done
 ) -> dict:
