@@ -16,23 +16,23 @@ from pathlib import Path
 
 import torch
 
-from posttrain import workers
+from posttrain.keep import workers
 from posttrain.best_of_n import best_of_n_trials
 from posttrain.data import corpus, datasets
 from posttrain.dpo import DPOConfig
-from posttrain.dpo_trials import dpo_trials
-from posttrain.enumerable import build_world, dpo_run, draw_pairs, ppo_run
+from posttrain.lab.dpo_trials import dpo_trials
+from posttrain.lab.enumerable import build_world, dpo_run, draw_pairs, ppo_run
 from posttrain.evaluate import win_rate
-from posttrain.notebook import COMPARISONS, progress
+from posttrain.show.notebook import COMPARISONS, progress
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
-from posttrain.ppo_trials import ppo_trials
+from posttrain.lab.ppo_trials import ppo_trials
 from posttrain.pretrain import base_model, encode_split, validation_loss
 from posttrain.reward_model import RewardConfig
-from posttrain.reward_trials import reward_trials, with_flipped_labels
-from posttrain.scorecard import start_scorecard
+from posttrain.lab.reward_trials import reward_trials, with_flipped_labels
+from posttrain.lab.scorecard import start_scorecard
 from posttrain.sft import SFTConfig, plain_sft
-from posttrain.sft_trials import sft_trials
+from posttrain.lab.sft_trials import sft_trials
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ import torch
 if importlib.util.find_spec("jsonschema") is None:  # it checks data files; here there are none
     sys.modules["jsonschema"] = types.ModuleType("jsonschema")
 
-from posttrain.lora import LoRAConfig, Reference, add_lora  # noqa: E402
-from posttrain.nf4 import quantize_model  # noqa: E402
-from posttrain.real_memory import KNOWN, MEASURED_RANK, Architecture, memory, setting_of  # noqa: E402
-from posttrain.real_model import LanguageModel, ScoringModel, TokenValues, frozen_copy, library  # noqa: E402
-from posttrain.real_training import (  # noqa: E402
+from posttrain.lora.adapters import LoRAConfig, Reference, add_lora  # noqa: E402
+from posttrain.lora.nf4 import quantize_model  # noqa: E402
+from posttrain.real.memory import KNOWN, MEASURED_RANK, Architecture, memory, setting_of  # noqa: E402
+from posttrain.real.model import LanguageModel, ScoringModel, TokenValues, frozen_copy, library  # noqa: E402
+from posttrain.real.training import (  # noqa: E402
     Models,
     RealConfig,
     build_optimizer,

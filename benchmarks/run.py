@@ -449,7 +449,7 @@ def scaling(pairs: int) -> None:
 
 def distributed(pairs: int) -> None:
     """The same step of SFT on two cores in three ways, in turn; no peer. Ratios to one process with one thread."""
-    from posttrain.throughput import WAYS, throughput
+    from posttrain.scale.throughput import WAYS, throughput
 
     widths = (64, 128, 256, 512)
     speeds = throughput(widths, rounds=pairs)

@@ -115,7 +115,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no chapter is named {unknown[0]!r}: choose from {', '.join(chapters())}")
     sys.path.insert(0, str(ROOT / "code"))
-    from posttrain import store
+    from posttrain.keep import store
 
     names = arguments.chapters or chapters()
     found = compare(names, store.stages_folder() if arguments.keep_stages else None)

@@ -631,58 +631,58 @@ MUTANTS = (
     ),
     # LoRA and NF4
     Mutant(
-        "LoRA 1", "B starts at one", "lora.py",
+        "LoRA 1", "B starts at one", "lora/adapters.py",
         "A, B = torch.empty(config.rank, n_in), torch.zeros(n_out, config.rank)",
         "A, B = torch.empty(config.rank, n_in), torch.ones(n_out, config.rank)",
-        "test_lora.py::test_at_the_start_the_model_is_what_it_was_bit_for_bit_with_gradients_for_b_alone",
+        "lora/test_adapters.py::test_at_the_start_the_model_is_what_it_was_bit_for_bit_with_gradients_for_b_alone",
     ),
     Mutant(
-        "LoRA 1", "A starts at zero, too", "lora.py",
+        "LoRA 1", "A starts at zero, too", "lora/adapters.py",
         "A.uniform_(-(n_in**-0.5), n_in**-0.5, generator=generator)",
         "A.zero_()",
-        "test_lora.py::test_a_starts_uniform_as_a_linear_layer_does_and_b_at_zero",
+        "lora/test_adapters.py::test_a_starts_uniform_as_a_linear_layer_does_and_b_at_zero",
     ),
     Mutant(
-        "LoRA 2", "alpha is not divided by the rank", "lora.py",
+        "LoRA 2", "alpha is not divided by the rank", "lora/adapters.py",
         "return F.linear(h, B) * (alpha / A.size(0))",
         "return F.linear(h, B) * alpha",
-        "test_lora.py::test_the_addition_is_alpha_over_r_times_b_a_x",
+        "lora/test_adapters.py::test_the_addition_is_alpha_over_r_times_b_a_x",
     ),
     Mutant(
-        "LoRA 3", "the base is trained along", "lora.py",
+        "LoRA 3", "the base is trained along", "lora/adapters.py",
         "model.requires_grad_(False)",
         "model.requires_grad_(True)",
-        "test_lora.py::test_weights_keep_their_names_and_their_bits_in_training",
+        "lora/test_adapters.py::test_weights_keep_their_names_and_their_bits_in_training",
     ),
     Mutant(
-        "LoRA 4", "new rows in the head alone", "lora.py",
+        "LoRA 4", "new rows in the head alone", "lora/adapters.py",
         "for table, hook in ((embedding, add_rows_embedded), (head, add_rows_scored)):",
         "for table, hook in ((head, add_rows_scored),):",
-        "test_lora.py::test_rows_are_added_to_the_last_tokens_of_both_tables_and_to_no_other",
+        "lora/test_adapters.py::test_rows_are_added_to_the_last_tokens_of_both_tables_and_to_no_other",
     ),
     Mutant(
-        "LoRA 4", "the last old token's row is changed", "lora.py",
+        "LoRA 4", "the last old token's row is changed", "lora/adapters.py",
         "return F.embedding((tokens - self.first + 1).clamp_min(0), change)",
         "return F.embedding((tokens - self.first + 1).clamp_min(1), change)",
-        "test_lora.py::test_rows_are_added_to_the_last_tokens_of_both_tables_and_to_no_other",
+        "lora/test_adapters.py::test_rows_are_added_to_the_last_tokens_of_both_tables_and_to_no_other",
     ),
     Mutant(
-        "LoRA 5", "a merged adapter is added as well", "lora.py",
+        "LoRA 5", "a merged adapter is added as well", "lora/adapters.py",
         "return adapter.on and not adapter.merged",
         "return adapter.on",
-        "test_lora.py::test_merged_it_computes_the_same_and_unmerged_it_is_what_it_was",
+        "lora/test_adapters.py::test_merged_it_computes_the_same_and_unmerged_it_is_what_it_was",
     ),
     Mutant(
-        "LoRA 6", "the level above instead of the nearest", "nf4.py",
+        "LoRA 6", "the level above instead of the nearest", "lora/nf4.py",
         "midpoints = (levels[1:] + levels[:-1]) / 2",
         "midpoints = levels[:-1]",
-        "test_nf4.py::test_every_weight_gets_the_nearest_level_of_its_block",
+        "lora/test_nf4.py::test_every_weight_gets_the_nearest_level_of_its_block",
     ),
     Mutant(
-        "LoRA 6", "the scales' mean is left in", "nf4.py",
+        "LoRA 6", "the scales' mean is left in", "lora/nf4.py",
         "mean = scales.mean()",
         "mean = scales.mean() * 0",
-        "test_nf4.py::test_scales_come_back_to_half_a_step_of_their_block_around_their_mean",
+        "lora/test_nf4.py::test_scales_come_back_to_half_a_step_of_their_block_around_their_mean",
     ),
     # Tutorials: errors seen in respected ones
     Mutant(
@@ -778,185 +778,185 @@ MUTANTS = (
     ),
     # Pairs 1: answers without their end
     Mutant(
-        "Pairs 1", "an unfinished answer is the best", "synthetic_pairs.py",
+        "Pairs 1", "an unfinished answer is the best", "data/synthetic_pairs.py",
         "high, best = scores.masked_fill(~usable, -torch.inf).max(1)  # (B,)",
         "high, best = scores.max(1)  # (B,)",
-        "test_synthetic_pairs.py::test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case",
+        "data/test_synthetic_pairs.py::test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case",
     ),
     Mutant(
-        "Pairs 1", "an unfinished answer never loses", "synthetic_pairs.py",
+        "Pairs 1", "an unfinished answer never loses", "data/synthetic_pairs.py",
         "low_end = torch.inf if leave_out else -torch.inf",
         "low_end = torch.inf",
-        "test_synthetic_pairs.py::test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself",
+        "data/test_synthetic_pairs.py::test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself",
     ),
     # Pairs 2: no preference
     Mutant(
-        "Pairs 2", "a pair of answers that are equally good", "synthetic_pairs.py",
+        "Pairs 2", "a pair of answers that are equally good", "data/synthetic_pairs.py",
         "none = high <= low  # (B,)",
         "none = high < low  # (B,)",
-        "test_synthetic_pairs.py::test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case",
+        "data/test_synthetic_pairs.py::test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case",
     ),
     Mutant(
-        "Pairs 2", "a text preferred to itself", "synthetic_pairs.py",
+        "Pairs 2", "a text preferred to itself", "data/synthetic_pairs.py",
         "return row[pick.chosen] != row[pick.rejected]",
         "return pick.chosen != pick.rejected",
-        "test_synthetic_pairs.py::test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself",
+        "data/test_synthetic_pairs.py::test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself",
     ),
     # Pairs 3: what was drawn
     Mutant(
-        "Pairs 3", "a cut answer is written to a file", "synthetic_pairs.py",
+        "Pairs 3", "a cut answer is written to a file", "data/synthetic_pairs.py",
         "if not all(pool.usable[place] for place in places):",
         "if not places:",
-        "test_synthetic_pairs.py::test_a_cut_answer_keeps_its_tokens_and_is_refused_for_a_file",
+        "data/test_synthetic_pairs.py::test_a_cut_answer_keeps_its_tokens_and_is_refused_for_a_file",
     ),
     # Pairs 4: the control
     Mutant(
-        "Pairs 4", "the control prefers what the judge likes", "rejection_sampling.py",
+        "Pairs 4", "the control prefers what the judge likes", "lab/rejection_sampling.py",
         "drawn = torch.multinomial(pool.usable[rows].double(), 1, generator=generator)  # (R, 1)",
         "drawn = torch.multinomial(pool.usable[rows] * pool.scores['reward'][rows].exp(), 1, generator=generator)  # (R, 1)",
-        "test_rejection_sampling.py::test_the_control_keeps_as_many_answers_of_the_same_prompts_all_usable_ones_equally_likely",
+        "lab/test_rejection_sampling.py::test_the_control_keeps_as_many_answers_of_the_same_prompts_all_usable_ones_equally_likely",
     ),
     # Pairs 5: slips
     Mutant(
-        "Pairs 5", "always the first pairs are turned round", "synthetic_pairs.py",
+        "Pairs 5", "always the first pairs are turned round", "data/synthetic_pairs.py",
         "turned = set(order[: round(share * len(pairs))])",
         "turned = set(range(round(share * len(pairs))))",
-        "test_synthetic_pairs.py::test_every_pair_is_as_likely_to_be_turned_round",
+        "data/test_synthetic_pairs.py::test_every_pair_is_as_likely_to_be_turned_round",
     ),
     # Pairs 6: rounds
     Mutant(
-        "Pairs 6", "the SFT model answers in every round", "pairs_trials.py",
+        "Pairs 6", "the SFT model answers in every round", "lab/pairs_trials.py",
         "pool = draw_pool(policy, judge, asked, SAMPLES, words, again)",
         "pool = draw_pool(sft, judge, asked, SAMPLES, words, again)",
-        "test_pairs_trials.py::test_each_round_answers_with_the_policy_of_the_round_before_and_has_it_for_its_reference",
+        "lab/test_pairs_trials.py::test_each_round_answers_with_the_policy_of_the_round_before_and_has_it_for_its_reference",
     ),
     Mutant(
-        "Pairs 6", "the reference moves with the policy", "pairs_trials.py",
+        "Pairs 6", "the reference moves with the policy", "lab/pairs_trials.py",
         "reference, pad = copy.deepcopy(policy), CharTokenizer().pad",
         "reference, pad = policy, CharTokenizer().pad",
-        "test_pairs_trials.py::test_the_policy_learns_the_flipped_labels_and_is_asked_for_the_true_ones",
+        "lab/test_pairs_trials.py::test_the_policy_learns_the_flipped_labels_and_is_asked_for_the_true_ones",
     ),
     # Real models
     Mutant(
-        "Real model 1", "each piece loses its last character to the next", "real_data.py",
+        "Real model 1", "each piece loses its last character to the next", "real/data.py",
         "asked, answer = encode(prompt[len(done) :], tokenizer), whole[len(prompt) :]",
         "asked, answer = encode(prompt[len(done) : -1], tokenizer), whole[len(prompt) - 1 :]",
-        "test_real_data.py::test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer",
+        "real/test_data.py::test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer",
     ),
     Mutant(
-        "Real model 2", "all of the answer's turn is graded", "real_data.py",
+        "Real model 2", "all of the answer's turn is graded", "real/data.py",
         "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
         "return tokens, len(tokens)",
-        "test_real_data.py::test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_else",
+        "real/test_data.py::test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_else",
     ),
     Mutant(
-        "Real model 2", "the end is not graded", "real_data.py",
+        "Real model 2", "the end is not graded", "real/data.py",
         "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
         "return tokens, len(tokens) - (len(tail) - ends[0])",
-        "test_real_data.py::test_the_mask_is_that_of_transformers_own_generation_marks",
+        "real/test_data.py::test_the_mask_is_that_of_transformers_own_generation_marks",
     ),
     Mutant(
-        "Real model 3", "rewritten turns go through", "real_data.py",
+        "Real model 3", "rewritten turns go through", "real/data.py",
         "if not (prompt.startswith(done) and whole.startswith(prompt)):",
         "if not whole.startswith(prompt):",
-        "test_real_data.py::test_a_template_that_rewrites_earlier_turns_is_refused",
+        "real/test_data.py::test_a_template_that_rewrites_earlier_turns_is_refused",
     ),
     Mutant(
-        "Real model 4", "the new tokens' rows stay frozen", "real_adapter.py",
+        "Real model 4", "the new tokens' rows stay frozen", "real/adapter.py",
         "        train_rows(model, new_tokens)",
         "        pass",
-        "test_real_run.py::test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them",
+        "real/test_run.py::test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them",
     ),
     Mutant(
-        "Real model 4", "a tied table is trained twice", "real_adapter.py",
+        "Real model 4", "a tied table is trained twice", "real/adapter.py",
         "head.adapter = embedding.adapter if tied else TokenRows(head, tokens)",
         "head.adapter = TokenRows(head, tokens)",
         "parity/test_real_parity.py::test_peft_loads_our_adapter_and_gives_our_logits",
     ),
     Mutant(
-        "Real model 5", "all weights are trained in half precision, too", "real_run.py",
+        "Real model 5", "all weights are trained in half precision, too", "real/run.py",
         "half = setup.bf16 and setup.rank",
         "half = setup.bf16",
-        "test_real_run.py::test_in_half_precision_what_is_trained_stays_in_single",
+        "real/test_run.py::test_in_half_precision_what_is_trained_stays_in_single",
     ),
     Mutant(
-        "Real model 6", "the old log-probabilities are nearly those of the pass", "real_training.py",
+        "Real model 6", "the old log-probabilities are nearly those of the pass", "real/training.py",
         "logprobs, reference_logprobs = asked(models.policy), asked(models.reference)",
         "logprobs, reference_logprobs = 1.01 * asked(models.policy), asked(models.reference)",
-        "test_real_training.py::test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_reference_and_judge_as_they_were",
+        "real/test_training.py::test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_reference_and_judge_as_they_were",
     ),
     Mutant(
-        "Real model 7", "a run taken up begins with the first batch again", "real_training.py",
+        "Real model 7", "a run taken up begins with the first batch again", "real/training.py",
         "return islice(batches, first, config.steps)",
         "return islice(batches, 0, config.steps - first)",
-        "test_real_training.py::test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit",
+        "real/test_training.py::test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit",
     ),
     # Processes 1: the denominator
     Mutant(
-        "Processes 1", "each process divides by its own graded tokens", "distributed.py",
+        "Processes 1", "each process divides by its own graded tokens", "scale/distributed.py",
         "n_graded = total(n_graded) if whole_batch else max(n_graded, 1) * dist.get_world_size()",
         "n_graded = max(n_graded, 1) * dist.get_world_size()",
-        "test_distributed.py::test_gradients_are_those_of_one_process_over_the_whole_batch",
+        "scale/test_distributed.py::test_gradients_are_those_of_one_process_over_the_whole_batch",
     ),
     Mutant(
-        "Processes 1", "the loss is not multiplied by N", "distributed.py",
+        "Processes 1", "the loss is not multiplied by N", "scale/distributed.py",
         "(dist.get_world_size() * part.weight * loss).backward()",
         "(part.weight * loss).backward()",
-        "test_distributed.py::test_dpo_ends_with_the_weights_of_one_process",
+        "scale/test_distributed.py::test_dpo_ends_with_the_weights_of_one_process",
     ),
     # Processes 2: rows
     Mutant(
-        "Processes 2", "all processes read the same rows", "distributed.py",
+        "Processes 2", "all processes read the same rows", "scale/distributed.py",
         "return rows[dist.get_rank() :: dist.get_world_size()]",
         "return rows[0 :: dist.get_world_size()]",
-        "test_distributed.py::test_every_row_belongs_to_one_process_and_gathers_in_order",
+        "scale/test_distributed.py::test_every_row_belongs_to_one_process_and_gathers_in_order",
     ),
     # Processes 3: uneven batches
     Mutant(
-        "Processes 3", "a process without a row reads another's, graded", "distributed.py",
+        "Processes 3", "a process without a row reads another's, graded", "scale/distributed.py",
         "labels = labels if own else torch.full_like(labels, IGNORE)",
         "labels = labels",
-        "test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
+        "scale/test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
     ),
     # Processes 4: accumulation
     Mutant(
-        "Processes 4", "every part but the last talks", "distributed.py",
+        "Processes 4", "every part but the last talks", "scale/distributed.py",
         "with synchronised(shared, last=part is parts[-1]):",
         "with synchronised(shared, last=part is not parts[-1]):",
-        "test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
+        "scale/test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
     ),
     # Processes 5: random numbers
     Mutant(
-        "Processes 5", "one stream for all chunks", "distributed.py",
+        "Processes 5", "one stream for all chunks", "scale/distributed.py",
         "generator=stream(seed, i), temperature=temperature, stop=stop,",
         "generator=stream(seed, dist.get_rank()), temperature=temperature, stop=stop,",
-        "test_distributed.py::test_samples_are_bit_for_bit_the_same_for_any_number_of_processes",
+        "scale/test_distributed.py::test_samples_are_bit_for_bit_the_same_for_any_number_of_processes",
     ),
     # The ring
     Mutant(
-        "Ring", "the finished chunks are passed on from the wrong place", "ring.py",
+        "Ring", "the finished chunks are passed on from the wrong place", "scale/ring.py",
         "exchange(chunks[(rank + 1 - turn) % size], chunks[(rank - turn) % size])",
         "exchange(chunks[(rank - turn) % size], chunks[(rank - turn - 1) % size])",
-        "test_distributed.py::test_the_rings_sum_is_that_of_pytorchs_all_reduce_whatever_the_size",
+        "scale/test_distributed.py::test_the_rings_sum_is_that_of_pytorchs_all_reduce_whatever_the_size",
     ),
     # Estimates
     Mutant(
-        "Estimates", "frozen weights' gradients are counted", "estimate.py",
+        "Estimates", "frozen weights' gradients are counted", "scale/estimate.py",
         'backward = 4 if run.method == "full" else 2',
         "backward = 4",
-        "test_estimate.py::test_operations_per_parameter_and_token",
+        "scale/test_estimate.py::test_operations_per_parameter_and_token",
     ),
     Mutant(
-        "Estimates", "gradients are cut up from ZeRO-1 on", "estimate.py",
+        "Estimates", "gradients are cut up from ZeRO-1 on", "scale/estimate.py",
         "cut_from = dict(adam=1, gradients=2, weights=3,",
         "cut_from = dict(adam=1, gradients=1, weights=3,",
-        "test_estimate.py::test_zeros_stages_need_what_its_paper_says",
+        "scale/test_estimate.py::test_zeros_stages_need_what_its_paper_says",
     ),
     Mutant(
-        "Estimates", "a pair takes the memory of one row", "estimate.py",
+        "Estimates", "a pair takes the memory of one row", "scale/estimate.py",
         'batch_size=run.sequences * (2 if run.stage == "dpo" else 1)',
         "batch_size=run.sequences",
-        "test_estimate.py::test_activations_and_logits_by_hand",
+        "scale/test_estimate.py::test_activations_and_logits_by_hand",
     ),
     # The tokenizer
     Mutant(
@@ -1033,7 +1033,7 @@ def place(mutant: Mutant) -> str:
     source = (ROOT / PACKAGE / mutant.module).read_text(encoding="utf-8")
     line = source[: source.index(mutant.old)].count("\n") + 1
     (node,) = (node for node in ast.parse(source).body if node.lineno <= line <= node.end_lineno)
-    return f"{mutant.module.removesuffix('.py')}.{node.name}"
+    return f"{mutant.module.removesuffix('.py').replace('/', '.')}.{node.name}"
 
 
 def legend() -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tiny import CONFIG, PAD, moved, seeded, weights
 
-from posttrain import distributed, ring
+from posttrain.scale import distributed, ring
 from posttrain.chat import IGNORE
 
 CPU = torch.device("cpu")

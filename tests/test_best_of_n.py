@@ -23,7 +23,7 @@ from posttrain.chat import render_prompt
 from posttrain.evaluate import lexicon, win_rate
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
-from posttrain.scorecard import judge_answers
+from posttrain.lab.scorecard import judge_answers
 from posttrain.sft import SFTConfig
 
 PROMPTS = ["Who?", "Where is the duke?", "Say"]

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.browser import STAGES, rounded
+from posttrain.cli.browser import STAGES, rounded
 from posttrain.chat import render_prompt
 from posttrain.data import corpus, datasets
-from posttrain.enumerable import WORDS, build_world, optimum
+from posttrain.lab.enumerable import WORDS, build_world, optimum
 from posttrain.reward_model import score_answer
 from posttrain.sampling import generate
 from posttrain.tokenizer import CharTokenizer

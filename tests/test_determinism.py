@@ -4,7 +4,7 @@ import determinism
 import pytest
 from determinism import chapters, compare, differences, fill, stages_apart
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.data import corpus
 from posttrain.dpo import DPOConfig, dpo_inputs
 

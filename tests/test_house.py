@@ -503,9 +503,9 @@ INDEXED = {
     "code/posttrain/data/__init__.py": "",
     "code/posttrain/data/rows.py": '"""Rows."""\ndef check(row_config):\n    """Refuse a row."""\n',
     "book/page.md": "# Page\n\n{listing}`data.rows.check` and {listing}`it <ppo.check>`, with a {term}`quotient <Ratio>` and a {term}`Policy`.\n",
-    "book/one.md": chapter("import sys\nfrom posttrain.notebook import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nprint('a warning', file=sys.stderr)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
+    "book/one.md": chapter("import sys\nfrom posttrain.show.notebook import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nprint('a warning', file=sys.stderr)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
     "book/two.md": chapter(
-        "from posttrain.data import rows\nfrom posttrain.notebook import show_source\nfrom posttrain.ppo import check",
+        "from posttrain.data import rows\nfrom posttrain.show.notebook import show_source\nfrom posttrain.ppo import check",
         ":tags: [remove-input]\nshow_source(rows.check)",
         "show_source(check)",
         title="Part two",

@@ -82,10 +82,10 @@ def test_the_books_list_of_details_is_the_one_that_the_mutants_are_numbered_by()
         named = re.findall(r"`tests/(.*?)`", tests)
         assert named and set(named) == {mutant.test for mutant in broken} and len(set(named)) == len(named)
         # Each line that a mutant breaks stands in one of the listings that are named
-        listings = re.findall(r"\{listing\}`(\w+)\.(\w+)`", code)
-        assert {module for module, _ in listings} == {mutant.module.removesuffix(".py") for mutant in broken}
+        listings = re.findall(r"\{listing\}`([\w.]+)\.(\w+)`", code)
+        assert {module for module, _ in listings} == {mutant.module.removesuffix(".py").replace("/", ".") for mutant in broken}
         for mutant in broken:
-            assert any(mutant.old in text_of(mutant.module, name) for module, name in listings if f"{module}.py" == mutant.module)
+            assert any(mutant.old in text_of(mutant.module, name) for module, name in listings if f"{module.replace('.', '/')}.py" == mutant.module)
     assert (ROOT / "docs" / "details.md").read_text(encoding="utf-8") == legend()
 
 

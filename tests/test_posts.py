@@ -205,7 +205,7 @@ def test_a_built_post_says_the_numbers_of_its_page_and_has_its_figure(page, tmp_
 def test_a_post_trains_nothing_that_the_chapters_have_not(page):
     from nbclient import NotebookClient
 
-    from posttrain import store
+    from posttrain.keep import store
 
     before = set(store.stages_folder().glob("*.json"))
     environment = dict(PYTHONPATH=str(ROOT / "code"), BOOK_BUILD="1")

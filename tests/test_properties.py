@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny import END, PAD, TOKENIZER, close, judge, moved, normal, pair, seeded
 
-from posttrain import enumerable, store
+from posttrain.lab import enumerable
+from posttrain.keep import store
 from posttrain.best_of_n import best_of_n, best_of_n_kl
 from posttrain.chat import IGNORE, build_labels, collate, render, render_prompt
 from posttrain.data.corpus import ALPHABET
 from posttrain.dpo import dpo_loss, implicit_rewards, pair_logprobs, pair_report
-from posttrain.enumerable import TabularPolicy, World, all_responses, distribution, exact_kl
+from posttrain.lab.enumerable import TabularPolicy, World, all_responses, distribution, exact_kl
 from posttrain.evaluate import (
     BLUNT,
     COURTEOUS,

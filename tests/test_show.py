@@ -15,8 +15,9 @@ SITE = ROOT / "_build" / "html" / "book"
 # What the book teaches. Not in it: files and processes, data, drawing, the command line
 CORE = [
     "tokenizer", "gpt", "optim", "pretrain", "sampling", "chat", "sft", "logprobs", "reward_model", "ppo", "dpo",
-    "preference_losses", "online_dpo", "best_of_n", "evaluate", "scorecard", "sft_trials", "reward_trials",
-    "ppo_trials", "dpo_trials", "enumerable_trials", "lora", "nf4", "lora_trials", "real_data", "real_training", "gpt2_weights", "ring", "estimate", "synthetic_pairs", "rejection_sampling", "pairs_trials",
+    "preference_losses", "online_dpo", "best_of_n", "evaluate", "lab.scorecard", "lab.sft_trials", "lab.reward_trials",
+    "lab.ppo_trials", "lab.dpo_trials", "lab.enumerable_trials", "lora.adapters", "lora.nf4", "lab.lora_trials", "real.data",
+    "real.training", "real.gpt2_weights", "scale.ring", "scale.estimate", "data.synthetic_pairs", "lab.rejection_sampling", "lab.pairs_trials",
 ]  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def shown(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("module", CORE)
 def test_each_public_function_and_class_of_the_core_is_shown_in_exactly_one_place(module):
-    tree = ast.parse((ROOT / "code" / "posttrain" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "code" / "posttrain" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     public = [
         f"{module}.{node.name}"
         for node in tree.body

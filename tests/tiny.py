@@ -5,7 +5,7 @@ import functools
 
 import torch
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.reward_model import RewardModel

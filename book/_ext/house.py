@@ -316,7 +316,7 @@ def write_models(app: Sphinx, exception: Exception | None) -> None:
     """Write the trained models as script files, for the page that talks."""
     if exception is not None or app.builder.format != "html" or "book/talk" not in app.env.found_docs:
         return
-    from posttrain import browser
+    from posttrain.cli import browser
     from posttrain.data import corpus
 
     browser.write_models(corpus.load(), Path(app.outdir, "_static", "models"))

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from posttrain import store, workers
+from posttrain.keep import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.evaluate import lexicon, win_rate
@@ -17,7 +17,7 @@ from posttrain.gpt import GPT
 from posttrain.logprobs import pack
 from posttrain.pretrain import PretrainConfig, base_model
 from posttrain.reward_model import RewardConfig, RewardModel, reward_model, sample_answers
-from posttrain.scorecard import judge_answers, start_scorecard
+from posttrain.lab.scorecard import judge_answers, start_scorecard
 from posttrain.sft import SFTConfig, sft_model
 from posttrain.tokenizer import CharTokenizer
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.chat import collate
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus

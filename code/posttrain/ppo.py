@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.chat import render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus

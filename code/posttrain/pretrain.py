@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.optim import Muon, adamw, set_rates

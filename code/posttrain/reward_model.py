@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.chat import grow_vocabulary, render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus

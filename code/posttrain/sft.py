@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain import store
+from posttrain.keep import store
 from posttrain.chat import IGNORE, build_labels, collate, grow_vocabulary, render
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus

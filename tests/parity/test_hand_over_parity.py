@@ -9,8 +9,8 @@ from parity.oracles import chat_tokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 from trl.experimental.ppo import PPOConfig
 
-from posttrain import launch
-from posttrain.hand_over import NAMES
+from posttrain.scale import launch
+from posttrain.scale.hand_over import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "examples" / "trl" / "chatml.jinja"
@@ -56,7 +56,7 @@ def test_the_script_trains_with_two_processes(llama, tmp_path, stage):
 
 
 def test_the_template_grades_an_answer_and_its_end_and_is_chatml_where_that_is_the_models_end():
-    from posttrain.real_data import CHATML
+    from posttrain.real.data import CHATML
 
     tokenizer, talk = chat_tokenizer(), [dict(role="user", content="Who?"), dict(role="assistant", content="A friend.")]
     tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")

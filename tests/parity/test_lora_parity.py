@@ -8,7 +8,7 @@ from parity.oracles import seeded
 from tiny import close as near
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from posttrain.lora import LoRAConfig, adapters_of, adapters_off, add_lora, merge, unmerge
+from posttrain.lora.adapters import LoRAConfig, adapters_of, adapters_off, add_lora, merge, unmerge
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from real import data_file, folder
+from real_models import data_file, folder
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from posttrain.data import datasets
-from posttrain.gpt2_weights import load_gpt2
-from posttrain.real_adapter import adapt, adapter_settings, merge_adapter, save_adapter
-from posttrain.real_command import loading
-from posttrain.real_model import LanguageModel, ModelError
-from posttrain.real_peers import peft_logits, trl_losses
-from posttrain.real_run import Setup, begin, grow, open_model, run, save_result
-from posttrain.real_training import RealConfig
+from posttrain.real.gpt2_weights import load_gpt2
+from posttrain.real.adapter import adapt, adapter_settings, merge_adapter, save_adapter
+from posttrain.real.command import loading
+from posttrain.real.model import LanguageModel, ModelError
+from posttrain.real.peers import peft_logits, trl_losses
+from posttrain.real.run import Setup, begin, grow, open_model, run, save_result
+from posttrain.real.training import RealConfig
 
 peft = pytest.importorskip("peft")
 TOKENS = torch.arange(60).view(3, 20)

@@ -1,0 +1,1 @@
+"""The command line, the chat window, the models that run in a page."""

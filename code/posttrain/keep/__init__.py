@@ -1,0 +1,1 @@
+"""What is kept: trained stages on disk, and the processes that work side by side."""

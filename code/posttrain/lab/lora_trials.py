@@ -1,0 +1,155 @@
+"""LoRA under trial: adapters over several seeds, and what training keeps in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from posttrain.keep import store, workers
+from posttrain.chat import grow_vocabulary
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
+from posttrain.gpt import GPT
+from posttrain.lora.adapters import LoRAConfig, add_lora
+from posttrain.lora.nf4 import quantize_model
+from posttrain.pretrain import PretrainConfig, base_model, build_optimizers, encode_split
+from posttrain.sft import (
+    SFTConfig,
+    conversation_loss,
+    encode_conversations,
+    plain_sft,
+    sft_loss,
+    sft_steps,
+)
+from posttrain.lab.sft_trials import answers_of, scorecard
+from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
+
+NEW_TOKENS = len(SPECIAL_TOKENS)
+
+
+@dataclass(frozen=True)
+class LoRATrialConfig:
+    """One fine-tuning run of the base model by adapters."""
+
+    sft: SFTConfig = field(default_factory=lambda: plain_sft(evaluations=5))
+    lora: LoRAConfig = field(default_factory=lambda: LoRAConfig(new_rows=NEW_TOKENS))
+    quantized: bool = False  # QLoRA: the layers that have adapters are kept in NF4
+
+    def __post_init__(self):
+        if self.sft.steps % self.sft.evaluations:
+            raise ValueError(
+                f"{self.sft.steps} steps cannot be cut into {self.sft.evaluations} equal parts"
+            )
+
+
+def lora_model(base: GPT, config: LoRATrialConfig) -> GPT:
+    """A copy of the base model with room for the chat's tokens, frozen but for its adapters."""
+    model = grow_vocabulary(base, CharTokenizer().vocab_size)
+    if config.quantized:
+        quantize_model(model, config.lora.targets)
+    return add_lora(model, config.lora, torch.Generator().manual_seed(config.sft.seed))
+
+
+def lora_sft(
+    base: GPT, conversations: list[dict], text: Tensor, config: LoRATrialConfig,
+    measure: Callable[[GPT], dict] = lambda model: {},
+) -> tuple[GPT, dict]:
+    """`sft` by adapters: the model, and a history with `learned` beside what `sft` notes.
+
+    The loop is `sft_steps`; its optimisers leave alone what has no gradient. `learned` is the
+    loss on the conversations that are trained on, at that moment.
+    """
+    tokenizer, model = CharTokenizer(), lora_model(base, config)
+    examples = encode_conversations(conversations, tokenizer, model.config.context)
+    n, seconds, started = config.sft.steps // config.sft.evaluations, 0.0, time.perf_counter()
+    losses, history = [], {}
+    run = sft_steps(model, examples, text, config.sft, tokenizer.pad)
+    for step, loss in enumerate(run, start=1):
+        losses.append(loss)
+        if step % n:
+            continue
+        seconds += time.perf_counter() - started
+        learned = conversation_loss(model, examples, tokenizer.pad)
+        mean = torch.stack(losses[-n:]).mean().item()
+        entry = dict(step=step, seconds=seconds, train=mean, learned=learned, **measure(model))
+        for name, value in entry.items():
+            history.setdefault(name, []).append(value)
+        started = time.perf_counter()
+    return model, history
+
+
+def lora_trial(corpus: Corpus, config: LoRATrialConfig) -> dict:
+    """The history of one run, with the scorecard of `sft_trials` at each evaluation; stored."""
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        text, validation = encode_split(corpus)
+        conversations = datasets.conversations()
+        known, seed = answers_of(conversations), config.sft.seed
+        judge = lambda model: scorecard(model, known, validation, seed)  # noqa: E731
+        base, _ = base_model(corpus)
+        return {}, lora_sft(base, conversations, text, config, judge)[1]
+
+    inputs = dict(
+        config=asdict(config), base=asdict(PretrainConfig()), corpus=corpus.sha256,
+        conversations=datasets.conversations(),
+        judged_on=[datasets.heldout_prompts(), datasets.heldout_conversations()],
+    )  # fmt: skip
+    return store.obtain("lora-trial", inputs, train, source=__name__).history
+
+
+def lora_trials(
+    corpus: Corpus, settings: dict[str, LoRATrialConfig], seeds: int,
+    progress: Callable = lambda done, total: done,
+) -> dict[str, list[dict]]:
+    """The histories of every setting's runs, side by side, one per seed."""
+    base_model(corpus)  # once, before the workers all want it
+    groups = {
+        name: [(corpus, replace(config, sft=replace(config.sft, seed=i))) for i in range(seeds)]
+        for name, config in settings.items()
+    }
+    return workers.run_groups(lora_trial, groups, progress)
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """The bytes that tensors take, a storage that several share counted once."""
+    storages = {id_of(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def id_of(tensor: Tensor) -> int:
+    """Where a tensor's numbers lie: equal for two that share them."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def training_memory(model: GPT, tokens: Tensor, labels: Tensor) -> dict[str, int]:
+    """Bytes that one step of fine-tuning keeps, counted tensor by tensor; it takes the step.
+
+    `weights`: parameters and stored buffers. `activations`: what the forward pass has put aside
+    for the backward pass. `gradients`, and `optimizer`: what Muon and AdamW keep.
+    """
+    kept, put_aside = list(model.state_dict().values()), []
+    known = {id_of(tensor) for tensor in kept}
+
+    def note(tensor: Tensor) -> Tensor:
+        if id_of(tensor) not in known:
+            put_aside.append(tensor)
+        return tensor
+
+    # Watch what a forward pass saves, then take the step
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = sft_loss(model(tokens), labels)
+    activations = size_of(put_aside)
+    loss.backward()
+    optimizers = build_optimizers(model, PretrainConfig())
+    for optimizer in optimizers:
+        optimizer.step()
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return dict(
+        weights=size_of(kept), activations=activations,
+        gradients=size_of(p.grad for p in model.parameters() if p.grad is not None),
+        optimizer=size_of(v for state in states for v in state.values() if torch.is_tensor(v)),
+    )  # fmt: skip

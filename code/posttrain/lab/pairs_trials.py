@@ -1,0 +1,194 @@
+"""A policy's own answers as data, under trial: pairs, rounds, slips of labels, imitation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from torch import Tensor
+
+from posttrain.keep import store, workers
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
+from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs
+from posttrain.evaluate import distinct_n, lexicon, win_rate
+from posttrain.gpt import GPT
+from posttrain.pretrain import PretrainConfig, base_model
+from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
+from posttrain.reward_model import Pair, RewardConfig, encode_pairs, reward_model
+from posttrain.lab.scorecard import scorecard, start_scorecard
+from posttrain.sft import SFTConfig, sft_model
+from posttrain.data.synthetic_pairs import (
+    Pool,
+    any_two,
+    draw_pool,
+    flip,
+    pick_extremes,
+    token_pairs,
+)
+from posttrain.tokenizer import CharTokenizer
+
+SAMPLES = 4  # answers to each prompt
+
+
+@dataclass(frozen=True)
+class PairsTrial:
+    """One way to learn from a policy's own answers, and what it is compared with."""
+
+    method: str = "dpo"  # or fine-tuning on the "best" answer to each prompt, or on "any" one
+    judge: str = "reward"  # or "gold", the rubric that also judges the result
+    prompts: str = "practice"  # the 96; or "pairs", the 18 of the written pairs
+    written: bool = False  # train on the 18 written pairs themselves
+    pairs: int = 0  # any so many that the judge tells apart; 0: each prompt's best and worst
+    rounds: int = 1  # of answering, judging and training, each from where the last one ended
+    steps: int = 20  # of DPO in each round, eight pairs each
+    flipped: float = 0.0  # the share of labels that are turned round
+    label_smoothing: float = 0.0  # the share that the loss takes to be wrong
+    seed: int = 0
+
+
+def dpo_config(trial: PairsTrial) -> DPOConfig:
+    """DPO on a policy's own answers: rates below those for written pairs, and no replay."""
+    return DPOConfig(
+        steps=trial.steps, batch_size=8, muon_lr=2e-3, adamw_lr=1e-3, beta=0.1, replay=0,
+        label_smoothing=trial.label_smoothing, seed=trial.seed,
+    )  # fmt: skip
+
+
+def asked_prompts(trial: PairsTrial) -> list[str]:
+    """The prompts that the policy answers. Raises ValueError for a set unknown."""
+    if trial.prompts == "pairs":
+        return [pair["prompt"] for pair in datasets.preferences()]
+    if trial.prompts != "practice":
+        raise ValueError(f"prompts is {trial.prompts!r}: use 'practice' or 'pairs'")
+    return datasets.training_prompts()
+
+
+def clean_pairs(pool: Pool | None, trial: PairsTrial, context: int) -> list[Pair]:
+    """The pairs as the judge sees them, or the written ones where there is no pool."""
+    if pool is None:
+        return encode_pairs(datasets.preferences(), CharTokenizer(), context)
+    if trial.pairs:
+        return token_pairs(pool, any_two(pool, trial.judge, trial.pairs, trial.seed))
+    return token_pairs(pool, pick_extremes(pool, trial.judge))
+
+
+def learn_from_pairs(policy: GPT, pairs: list[Pair], trial: PairsTrial) -> dict:
+    """One round of DPO from the policy to itself; what it noted.
+
+    The reference is the policy as the round found it. `pairs`: how many; `loss`: the first and
+    the last step's. Shares of the pairs that the policy, by its implicit reward, ranks in the
+    end: as they were labelled (`obeyed`), and as the judge did, whatever was flipped
+    (`ranked`).
+    """
+    reference, pad = copy.deepcopy(policy), CharTokenizer().pad
+    learned = flip(pairs, trial.flipped, trial.seed)
+    steps = list(dpo_steps(policy, reference, learned, dpo_config(trial)))
+
+    def share(labels: list[Pair]) -> float:
+        gained = pair_logprobs(policy, labels, pad) - pair_logprobs(reference, labels, pad)
+        return (gained[0] > gained[1]).double().mean().item()  # of (2, N)
+
+    return dict(
+        pairs=len(pairs), loss=[steps[0]["loss"], steps[-1]["loss"]],
+        obeyed=share(learned), ranked=share(pairs),
+    )  # fmt: skip
+
+
+def learn(policy: GPT, pool: Pool | None, trial: PairsTrial) -> dict:
+    """Train the policy in place on one round's answers; what it noted.
+
+    Raises ValueError for a method unknown.
+    """
+    if trial.method == "dpo":
+        pairs = clean_pairs(pool, trial, policy.config.context)
+        return learn_from_pairs(policy, pairs, trial)
+    choices = dict(
+        best=lambda: keep_best(pool, trial.judge), any=lambda: keep_any(pool, trial.seed)
+    )
+    if trial.method not in choices:
+        raise ValueError(f"method is {trial.method!r}: use 'dpo', 'best' or 'any'")
+    choice = choices[trial.method]()
+    losses = list(imitate(policy, pool, choice, imitation(trial.seed)))
+    return dict(pairs=len(choice), loss=[losses[0].item(), losses[-1].item()])
+
+
+def describe(pool: Pool) -> dict[str, float]:
+    """Means over a pool's answers: each judge's score, and the share that can be used."""
+    means = {name: scores.double().mean().item() for name, scores in pool.scores.items()}
+    return means | dict(usable=pool.usable.double().mean().item())
+
+
+def start_pool(corpus: Corpus, prompts: list[str], seed: int) -> Pool:
+    """The SFT model's answers to the prompts, and their scores; stored.
+
+    Every trial's first round with this seed starts from them.
+    """
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
+        judge, _ = reward_model(corpus, RewardConfig(seed=seed))
+        pool = draw_pool(sft, judge, prompts, SAMPLES, lexicon(corpus), seed)
+        return dict(pool.scores, usable=pool.usable), dict(answers=pool.answers)
+
+    inputs = base_inputs(corpus, seed) | dict(asked=prompts, samples=SAMPLES)
+    stage = store.obtain("pairs-pool", inputs, train, source=__name__)
+    scores = {name: stage.weights[name] for name in ("reward", "gold")}
+    return Pool(prompts, stage.history["answers"], stage.weights["usable"], scores)
+
+
+def base_inputs(corpus: Corpus, seed: int) -> dict:
+    """What the SFT model and the reward model of a seed depend on."""
+    return dict(
+        sft=asdict(SFTConfig(seed=seed)), reward=asdict(RewardConfig(seed=seed)),
+        base=asdict(PretrainConfig()), corpus=corpus.sha256, written=datasets.preferences(),
+        conversations=datasets.conversations(), practice=datasets.training_prompts(),
+    )  # fmt: skip
+
+
+def pairs_trial(corpus: Corpus, trial: PairsTrial) -> dict:
+    """The history of one trial, judged before it and after each round; stored.
+
+    `rounds`: what each round noted, its pool's means with it; `cards`: scorecards on the 64
+    held-out prompts, the first the SFT model's, each with `distinct` (different pairs of
+    words), and from the second on `win_rate` against the first by the gold rubric.
+    """
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        sft, _ = sft_model(corpus, SFTConfig(seed=trial.seed))
+        judge, _ = reward_model(corpus, RewardConfig(seed=trial.seed))
+        policy, words, asked = copy.deepcopy(sft), lexicon(corpus), asked_prompts(trial)
+        pool = None if trial.written else start_pool(corpus, asked, trial.seed)
+        cards, rounds = [dict(start_scorecard(corpus, trial.seed))], []
+        for round_ in range(trial.rounds):
+            # Answer and judge, then train
+            if round_ and pool is not None:
+                again = trial.seed + 1000 * round_
+                pool = draw_pool(policy, judge, asked, SAMPLES, words, again)
+            noted = learn(policy, pool, trial)
+            rounds.append(noted | (describe(pool) if pool is not None else {}))
+            card = scorecard(policy, sft, judge, words, trial.seed)
+            cards.append(card | dict(win_rate=win_rate(card["gold"], cards[0]["gold"])))
+        for card in cards:
+            card["distinct"] = distinct_n(card["answers"], 2)
+        return {}, dict(rounds=rounds, cards=cards)
+
+    inputs = base_inputs(corpus, trial.seed) | dict(
+        trial=asdict(trial), dpo=asdict(dpo_config(trial)), samples=SAMPLES,
+        imitation=asdict(imitation(trial.seed)), judged_on=datasets.heldout_prompts(),
+    )  # fmt: skip
+    return store.obtain("pairs-trial", inputs, train, source=__name__).history
+
+
+def pairs_trials(
+    corpus: Corpus, settings: dict[str, PairsTrial], seeds: int,
+    progress: Callable = lambda done, total: done,
+) -> dict[str, list[dict]]:
+    """The histories of every setting's trials, side by side, one per seed."""
+    base_model(corpus)  # once, before the workers all want it
+    groups = {
+        name: [(corpus, replace(trial, seed=seed)) for seed in range(seeds)]
+        for name, trial in settings.items()
+    }
+    return workers.run_groups(pairs_trial, groups, progress)

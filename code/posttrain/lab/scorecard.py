@@ -1,0 +1,84 @@
+"""What a policy answers to the held-out prompts, and all that is to be said of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from posttrain.keep import store
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
+from posttrain.evaluate import finished, gold_score, lexicon
+from posttrain.gpt import GPT
+from posttrain.logprobs import entropy, masked_mean, pack, sequence_kl
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import (
+    RewardConfig,
+    RewardModel,
+    reward_model,
+    sample_answers,
+    starting_point,
+)
+from posttrain.sft import SFTConfig, sft_model
+from posttrain.tokenizer import CharTokenizer
+
+
+@torch.no_grad()
+def scorecard(
+    policy: GPT, reference: GPT, reward_model: RewardModel, real_words: frozenset[str],
+    seed: int, temperature: float = 0.8,
+) -> dict:
+    """What a policy answers to the 64 held-out prompts, and what is to be said of it.
+
+    Lists, one entry per prompt: `answers`, `scores` (the reward model's), `gold` (the
+    rubric's). Means: `score`, `gold_score`, `kl` (to the reference, nats per response),
+    `entropy` (nats per token), `finished` and `different` (shares of the answers).
+    """
+    asked, responses = sample_answers(policy, datasets.heldout_prompts(), seed, temperature)
+    tokens, mask = pack(asked, responses, CharTokenizer().pad)  # (B, T)
+    undecided = entropy(policy(tokens)[:, :-1], temperature)  # (B, T - 1)
+    return judge_answers(responses, reward_model(tokens, mask), real_words) | dict(
+        kl=sequence_kl(policy, reference, tokens, mask, temperature).mean().item(),
+        entropy=masked_mean(undecided, mask[:, 1:]).item(),
+    )
+
+
+def start_scorecard(
+    corpus: Corpus, seed: int, temperature: float = 0.8, start: str = "sft"
+) -> dict:
+    """The scorecard of the "sft" model of this seed or of the "base" model; stored.
+
+    The reward model of this seed judges. The SFT model's card is where every run of PPO and of
+    DPO with that seed starts from.
+    """
+
+    def train() -> tuple[dict[str, Tensor], dict]:
+        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
+        policy = sft if start == "sft" else starting_point(corpus, start, seed)
+        judge, _ = reward_model(corpus, RewardConfig(seed=seed))
+        return {}, scorecard(policy, sft, judge, lexicon(corpus), seed, temperature)
+
+    inputs = dict(
+        start=start, temperature=temperature, reward=asdict(RewardConfig(seed=seed)),
+        sft=asdict(SFTConfig(seed=seed)), base=asdict(PretrainConfig()),
+        pairs=datasets.preferences(), prompts=datasets.training_prompts(),
+        conversations=datasets.conversations(), corpus=corpus.sha256,
+        judged_on=datasets.heldout_prompts(),
+    )  # fmt: skip
+    return store.obtain("start-scorecard", inputs, train, source=__name__).history
+
+
+def judge_answers(
+    responses: list[list[int]], scores: Tensor, real_words: frozenset[str]
+) -> dict:
+    """The entries of a scorecard that need no model, from token ids and scores (B,)."""
+    tokenizer, n = CharTokenizer(), len(responses)
+    answers = [tokenizer.decode(response) for response in responses]
+    gold = [gold_score(answer, real_words) for answer in answers]
+    return dict(
+        answers=answers, scores=scores.tolist(), gold=gold, score=scores.mean().item(),
+        gold_score=sum(gold) / n, finished=sum(map(finished, answers)) / n,
+        different=len(set(answers)) / n,
+    )  # fmt: skip

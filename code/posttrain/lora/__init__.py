@@ -1,0 +1,1 @@
+"""LoRA: adapters beside a frozen model, and its weights in four bits."""

@@ -1,0 +1,1 @@
+"""Exercises that grade, and the mistakes they know."""

@@ -1,0 +1,1 @@
+"""Models from elsewhere: the book's losses and loops on a Hugging Face model."""

@@ -1,0 +1,184 @@
+"""A real model's own chat template: conversations and pairs as tokens, and what is graded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain.chat import IGNORE, Message
+from posttrain.data import datasets
+from posttrain.real.model import ModelError
+from posttrain.reward_model import Pair
+
+# Where a tokenizer has no template of its own: OpenAI's ChatML
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+
+def read_conversations(path: str | Path) -> list[dict]:
+    """Conversations in the book's form, in any alphabet. Raises DatasetError."""
+    return datasets.read_jsonl(path, "conversations", find_bad_turn)
+
+
+def read_preferences(path: str | Path) -> list[dict]:
+    """Preference pairs in the book's form, in any alphabet. Raises DatasetError."""
+    return datasets.read_jsonl(path, "preferences", find_no_preference)
+
+
+def find_bad_turn(row: dict) -> str | None:
+    """Why a conversation cannot be learned, or None: the user begins, they take turns."""
+    for i, message in enumerate(row["messages"]):
+        expected = ("user", "assistant")[i % 2]
+        if message["role"] != expected:
+            return f"messages[{i}] is the {message['role']}'s where it is the {expected}'s turn"
+    if len(row["messages"]) % 2:
+        return "the last message is the user's: without an answer there is nothing to learn"
+    return None
+
+
+def find_no_preference(row: dict) -> str | None:
+    """Why there is nothing to learn from a pair, or None."""
+    same = row["chosen"] == row["rejected"]
+    return "chosen and rejected are the same: there is no preference in it" if same else None
+
+
+def give_template(tokenizer) -> int:
+    """Give a tokenizer without a chat template ChatML's; return how many tokens that adds."""
+    if tokenizer.chat_template:
+        return 0
+    tokenizer.chat_template = CHATML
+    return tokenizer.add_special_tokens(dict(additional_special_tokens=list(CHATML_TOKENS)))
+
+
+def rendered(messages: list[Message], tokenizer, prompt: bool = False) -> str:
+    """A conversation as text in the model's own format; with `prompt`, up to an answer."""
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt
+        )
+    except Exception as error:  # a template is a program, and may fail in any way
+        raise ModelError(f"the tokenizer's chat template fails ({error})") from None
+
+
+def encode(text: str, tokenizer) -> list[int]:
+    """The tokens of a text that has its special tokens in it already."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def render(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
+    """A conversation's tokens, and as labels those that the assistant has to write.
+
+    These are its text and the special token that ends it; all else is IGNORE. Prompt and answer
+    are encoded each by itself, as they are when the model is used. Raises ModelError where the
+    template, given one more message, changes what it made of those before.
+    """
+    tokens, labels, done = [], [], ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = rendered(messages[:i], tokenizer, prompt=True)
+        whole = rendered(messages[: i + 1], tokenizer)
+        if not (prompt.startswith(done) and whole.startswith(prompt)):
+            raise ModelError(
+                f"the tokenizer's chat template rewrites earlier turns at message {i}: train "
+                "on conversations of one answer each"
+            )
+        # Grade the answer up to and including its end, and nothing else
+        asked, answer = encode(prompt[len(done) :], tokenizer), whole[len(prompt) :]
+        answered, n_graded = until_end(answer, message["content"], tokenizer)
+        tokens += asked + answered
+        labels += [IGNORE] * len(asked) + answered[:n_graded]
+        labels += [IGNORE] * (len(answered) - n_graded)
+        done = whole
+    return tokens, labels
+
+
+def until_end(answer: str, content: str, tokenizer) -> tuple[list[int], int]:
+    """An answer's tokens as the template writes them, and how many lead up to its end.
+
+    The end is the first special token behind the content. Raises ModelError where there is
+    none, and where the template changes the content.
+    """
+    text, special = content.strip(), special_ids(tokenizer)
+    if text not in answer:
+        raise ModelError(f"the tokenizer's chat template changes the answer {text[:40]!r}")
+    # Look behind the content: a special token's name inside it ends nothing
+    tail = encode(answer[answer.index(text) + len(text) :], tokenizer)
+    ends = [i for i, token in enumerate(tail) if token in special]
+    if not ends:
+        raise ModelError(
+            "the tokenizer's chat template ends an answer with no special token: the model "
+            "could not learn to stop"
+        )
+    # A special token splits the text, so that what follows it is the same in both
+    tokens = encode(answer, tokenizer)
+    return tokens, len(tokens) - (len(tail) - ends[0] - 1)
+
+
+def special_ids(tokenizer) -> set[int]:
+    """The ids of all special tokens, those included that were added for a template."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def render_prompt(text: str, tokenizer) -> list[int]:
+    """The tokens of a question, up to where the assistant begins."""
+    return encode(rendered([dict(role="user", content=text)], tokenizer, True), tokenizer)
+
+
+def end_token(tokenizer) -> int:
+    """The token that ends an answer in this model's chat format."""
+    probe = [dict(role="user", content="a"), dict(role="assistant", content="b")]
+    return [label for label in render(probe, tokenizer)[1] if label != IGNORE][-1]
+
+
+def pad_token(tokenizer) -> int:
+    """The token to fill rows with: its own where there is one. It is never graded or seen."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+def encode_conversations(
+    rows: list[dict], tokenizer, max_length: int
+) -> list[tuple[list[int], list[int]]]:
+    """(tokens, labels) of each conversation. Raises ModelError for one that is too long."""
+    examples = []
+    for row in rows:
+        tokens, labels = render(row["messages"], tokenizer)
+        refuse_excess(f"conversation {row['id']}", len(tokens), max_length)
+        examples.append((tokens, labels))
+    return examples
+
+
+def encode_pairs(rows: list[dict], tokenizer, max_length: int) -> list[Pair]:
+    """(prompt, chosen, rejected) as tokens, the answers with their end.
+
+    Raises ModelError for a pair that is too long: none is cut.
+    """
+    pairs = []
+    for row in rows:
+        prompt, answers = render_prompt(row["prompt"], tokenizer), []
+        for side in ("chosen", "rejected"):
+            asked = [dict(role="user", content=row["prompt"])]
+            answer = dict(role="assistant", content=row[side])
+            _, labels = render([*asked, answer], tokenizer)
+            answers.append([label for label in labels if label != IGNORE])
+            refuse_excess(f"pair {row['id']}", len(prompt) + len(answers[-1]), max_length)
+        pairs.append((prompt, *answers))
+    return pairs
+
+
+def refuse_excess(what: str, n: int, max_length: int) -> None:
+    """Raise ModelError where n tokens are more than allowed."""
+    if n > max_length:
+        raise ModelError(
+            f"{what} has {n} tokens and the longest allowed is {max_length}: shorten it, or "
+            "raise --max-length where model and memory can take it"
+        )

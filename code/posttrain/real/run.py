@@ -1,0 +1,322 @@
+"""One run on a real model, from its folder and a data file to a folder with the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from posttrain.lora.adapters import LoRAConfig, Reference
+from posttrain.ppo import Models
+from posttrain.real.adapter import (
+    adapt,
+    adapter_settings,
+    merge_adapter,
+    quantize_blocks,
+    save_adapter,
+)
+from posttrain.real.checkpoint import (
+    CHECKPOINT,
+    append_metrics,
+    cut_metrics,
+    load_checkpoint,
+    read_metrics,
+    save_checkpoint,
+    stored_state,
+)
+from posttrain.real.data import (
+    CHATML_TOKENS,
+    encode_conversations,
+    encode_pairs,
+    end_token,
+    give_template,
+    pad_token,
+    read_conversations,
+    read_preferences,
+    refuse_excess,
+    render_prompt,
+)
+from posttrain.real.model import (
+    LanguageModel,
+    ModelError,
+    ScoringModel,
+    TokenValues,
+    choose_device,
+    context_of,
+    fetch,
+    frozen_copy,
+    library,
+    load_config,
+    load_model,
+    start_scores,
+)
+from posttrain.real.training import (
+    RealConfig,
+    build_optimizer,
+    check_config,
+    dpo_steps,
+    normalise,
+    ppo_steps,
+    reward_steps,
+    sft_steps,
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which model, on which data, held in memory how."""
+
+    model: str  # a folder, or a name on the hub; an adapter's folder is merged into its model
+    data: str  # conversations (sft) or pairs (reward, dpo, ppo), in JSON Lines
+    out: str  # the folder for the result
+    rank: int = 8  # of the adapters; 0 to train all weights
+    alpha: float = 16.0
+    nf4: bool = False  # the frozen matrices in four bits (QLoRA)
+    bf16: bool = False  # frozen weights and all products in bfloat16
+    checkpointing: bool = False  # compute activations twice instead of keeping them
+    device: str = "auto"
+    reward_model: str = ""  # "ppo" alone: the folder of a run of "reward"
+    save_every: int = 50  # steps between checkpoints
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that has been set up: what is trained, and how it goes on from a step."""
+
+    trained: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    steps: Callable[[int, dict], Iterator[dict]]  # (first step, stored state)
+    tokenizer: object
+    adapters: LoRAConfig | None  # None where all weights are trained
+    memory: dict  # numbers that a later part of the run must have, for its checkpoint
+
+
+def base_of(name: str) -> str:
+    """The model that an adapter's folder stands on, or the name itself."""
+    settings = adapter_settings(name)
+    return name if settings is None else base_of(settings["base_model_name_or_path"])
+
+
+def open_tokenizer(name: str) -> tuple[object, list[int]]:
+    """A model's tokenizer with a chat template; and the tokens of it that are yet untrained.
+
+    There are such tokens where the template is ChatML's, given for want of one.
+    """
+    tokenizer = fetch(library().AutoTokenizer, name)
+    if tokenizer.chat_template:
+        return tokenizer, []
+    give_template(tokenizer)
+    return tokenizer, tokenizer.convert_tokens_to_ids(list(CHATML_TOKENS))
+
+
+@torch.no_grad()
+def grow(model: nn.Module, tokenizer) -> None:
+    """Give a model's tables a row for each of the tokenizer's tokens, in place.
+
+    As `chat.grow_vocabulary`: a new row is the mean of the old ones.
+    """
+    table = model.get_input_embeddings().weight
+    n, V = len(tokenizer), len(table)
+    if n <= V:
+        return
+    head = model.get_output_embeddings()
+    means = [table.mean(0), None if head is None else head.weight.mean(0)]
+    model.resize_token_embeddings(n, mean_resizing=False)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    for module, mean in zip(tables, means):
+        if module is not None:
+            module.weight[V:] = mean
+
+
+def open_model(name: str, tokenizer, scores: bool, dtype: torch.dtype) -> nn.Module:
+    """A model on the CPU, with every adapter merged that its folder names, one upon another."""
+    settings = adapter_settings(name)
+    if settings is None:
+        model = load_model(name, scores, dtype)
+        grow(model, tokenizer)
+        return model
+    model = open_model(settings["base_model_name_or_path"], tokenizer, scores, dtype)
+    return merge_adapter(model, name)
+
+
+def trainable(
+    setup: Setup, name: str, tokenizer, new_tokens: list[int], scores: bool, seed: int
+) -> tuple[LanguageModel | ScoringModel, LoRAConfig | None]:
+    """A model ready to be trained, on its device, and its adapters' settings."""
+    # Hold in low precision only what stays as it is
+    half = setup.bf16 and setup.rank
+    dtype = torch.bfloat16 if half else torch.float32
+    inner, config = open_model(name, tokenizer, scores, dtype), None
+    generator = torch.Generator().manual_seed(seed)
+    if scores and not is_reward_model(name):
+        start_scores(inner, generator)
+    if setup.nf4:
+        quantize_blocks(inner)
+    if setup.rank:
+        config = adapt(inner, setup.rank, setup.alpha, generator, new_tokens)
+    inner.to(choose_device(setup.device))
+    kind = ScoringModel if scores else LanguageModel
+    return kind(inner, setup.bf16, setup.checkpointing), config
+
+
+def is_reward_model(name: str) -> bool:
+    """Whether a folder holds what a run of "reward" has written."""
+    settings = adapter_settings(name)
+    if settings is not None:
+        return settings.get("task_type") == "SEQ_CLS"
+    kinds = load_config(name).architectures or [""]
+    return kinds[0].endswith("ForSequenceClassification")
+
+
+def begin(setup: Setup, config: RealConfig) -> Session:
+    """Read data and models; nothing is trained yet. Raises ModelError and DatasetError."""
+    check_setup(setup, config)
+    read = read_conversations if config.stage == "sft" else read_preferences
+    rows = read(setup.data)
+    tokenizer, new_tokens = open_tokenizer(setup.model)
+    if config.stage == "ppo":
+        return begin_ppo(setup, config, rows, tokenizer)
+    encode = encode_conversations if config.stage == "sft" else encode_pairs
+    longest = min(config.max_length, context_of(base_of(setup.model)))
+    data, pad = encode(rows, tokenizer, longest), pad_token(tokenizer)
+    scores = config.stage == "reward"
+    model, adapters = trainable(
+        setup, setup.model, tokenizer, new_tokens, scores, config.seed
+    )
+    optimizer = build_optimizer(config, model)
+
+    def steps(first: int, state: dict) -> Iterator[dict]:
+        if config.stage == "dpo":
+            return dpo_steps(model, reference, data, config, pad, optimizer, first)
+        take = reward_steps if scores else sft_steps
+        return take(model, data, config, pad, optimizer, first)
+
+    if config.stage == "dpo":
+        reference = Reference(model) if adapters else frozen_copy(model)
+    trained = nn.ModuleDict(dict(model=model))
+    return Session(trained, optimizer, steps, tokenizer, adapters, {})
+
+
+def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> Session:
+    """`begin` for PPO: the policy practises on the pairs' prompts, paid by the reward model."""
+    pad, stop = pad_token(tokenizer), end_token(tokenizer)
+    prompts = [render_prompt(row["prompt"], tokenizer) for row in rows]
+    longest = min(config.max_length, context_of(base_of(setup.model)))
+    room = longest - config.max_new_tokens
+    for row, prompt in zip(rows, prompts):
+        refuse_excess(f"the prompt of pair {row['id']}", len(prompt), room)
+    policy, adapters = trainable(setup, setup.model, tokenizer, [], False, config.seed)
+    judge, _ = trainable(setup, setup.reward_model, tokenizer, [], True, config.seed)
+    value, _ = trainable(setup, setup.reward_model, tokenizer, [], True, config.seed)
+    reference = Reference(policy) if adapters else frozen_copy(policy)
+    judge.requires_grad_(False)
+    models = Models(policy, TokenValues(value), reference, judge)
+    optimizer, memory = build_optimizer(config, policy, value), {}
+
+    def steps(first: int, state: dict) -> Iterator[dict]:
+        if first:
+            for model in (judge, value):
+                model.shift, model.scale = state["shift"], state["scale"]
+        else:
+            normalise(models, prompts, config, pad, stop)
+        memory.update(shift=judge.shift, scale=judge.scale)
+        beta = state.get("beta", config.beta)
+        for step in ppo_steps(models, prompts, config, pad, stop, optimizer, first, beta):
+            memory.update(beta=step["next_beta"])
+            yield step
+
+    trained = nn.ModuleDict(dict(model=policy, value=value))
+    return Session(trained, optimizer, steps, tokenizer, adapters, memory)
+
+
+def check_setup(setup: Setup, config: RealConfig) -> None:
+    """Raise ModelError for a setting that cannot work, naming it and the way out."""
+    check_config(config)
+    choose_device(setup.device)
+    for name, least in dict(rank=0, save_every=1).items():
+        if getattr(setup, name) < least:
+            raise ModelError(f"{name} is {getattr(setup, name)}: use at least {least}")
+    if setup.nf4 and not setup.rank:
+        raise ModelError("weights in four bits cannot be trained: give adapters a rank above 0")
+    if config.stage == "ppo":
+        if not setup.reward_model:
+            raise ModelError("ppo needs a judge: --reward-model FOLDER, of a run of reward")
+        if not is_reward_model(setup.reward_model):
+            raise ModelError(f"{setup.reward_model} is no reward model: train one with reward")
+    elif setup.reward_model:
+        raise ModelError(f"a reward model is for ppo, not for {config.stage}")
+
+
+def run(
+    setup: Setup, config: RealConfig, resume: bool = False,
+    progress: Callable = lambda steps, total: steps, stop_after: int | None = None,
+) -> list[dict]:
+    """Train, and write the result; return the metrics, a dictionary per step.
+
+    With `resume` a run that was cut off goes on from its last checkpoint, and ends as if it
+    had not been. stop_after: steps after which to stop as if killed. Raises ModelError where
+    the folder holds something else already.
+    """
+    out, settings = Path(setup.out), asdict(setup) | asdict(config)
+    state = open_folder(out, settings, resume)
+    session, first = begin(setup, config), state.get("step", 0)
+    if first:
+        load_checkpoint(out, session.trained, session.optimizer)
+    cut_metrics(out, first)
+    todo = session.steps(first, state)
+    for step, seen in enumerate(progress(todo, total=config.steps - first), start=first + 1):
+        append_metrics(out, step, seen)
+        if step % setup.save_every == 0 and step < config.steps:
+            state = dict(step=step, settings=settings, **session.memory)
+            save_checkpoint(out, session.trained, session.optimizer, state)
+        if step == stop_after:
+            return read_metrics(out)
+    save_result(out, session, setup.model)
+    return read_metrics(out)
+
+
+def open_folder(out: Path, settings: dict, resume: bool) -> dict:
+    """The state that a run goes on from, {} for its beginning; the folder is made.
+
+    Raises ModelError for a folder that holds another run, or a finished one.
+    """
+    held = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if not resume or not held:
+        if held:
+            raise ModelError(
+                f"{out} is not empty: --resume goes on with a run, or choose another folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        return {}
+    if {"adapter_config.json", "config.json"} & {*held}:
+        raise ModelError(f"the run in {out} is finished")
+    state = stored_state(out) or {}
+    told = {name: settings[name] for name in settings if name not in ("save_every", "device")}
+    before = state.get("settings", told)
+    differ = [name for name, value in told.items() if before.get(name) != value]
+    if differ:
+        raise ModelError(f"the run in {out} was begun with another {differ[0]}: give the same")
+    return state
+
+
+def save_result(out: Path, session: Session, base: str) -> None:
+    """Write tokenizer and adapter, or the whole model; the checkpoint has done its work."""
+    inner = session.trained["model"].inner
+    session.tokenizer.save_pretrained(out)
+    if session.adapters:
+        local = Path(base).expanduser()
+        base = str(local.resolve()) if local.is_dir() else base
+        save_adapter(out, inner, session.adapters, base)
+    else:
+        whole = out / "writing"
+        inner.save_pretrained(whole)
+        # Move the configuration last: where it is, the weights are
+        for path in sorted(whole.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, out / path.name)
+        shutil.rmtree(whole)
+    (out / CHECKPOINT).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What pages show: source, tables, token views, figures, checks."""
