@@ -27,7 +27,8 @@ from posttrain.show.notebook import COMPARISONS, progress
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
 from posttrain.lab.ppo_trials import ppo_trials
-from posttrain.pretrain import base_model, encode_split, validation_loss
+from posttrain.stages import base_model, encode_split
+from posttrain.pretrain import validation_loss
 from posttrain.reward_model import RewardConfig
 from posttrain.lab.reward_trials import reward_trials, with_flipped_labels
 from posttrain.lab.scorecard import start_scorecard

@@ -32,15 +32,16 @@ from posttrain.optim import adamw
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.pretrain import (
     PretrainConfig,
-    encode_split,
     nanogpt_recipe,
     pretrain,
     sprint,
     training_steps,
 )
-from posttrain.reward_model import RewardModel, encode_pairs
+from posttrain.stages import encode_split
+from posttrain.reward_model import RewardModel
+from posttrain.preference_pairs import encode_pairs
 from posttrain.sampling import generate
-from posttrain.sft import epochs
+from posttrain.batches import epochs
 from posttrain.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,8 @@ from posttrain.best_of_n import (
     draw_answers,
 )
 from posttrain.chat import render_prompt
-from posttrain.evaluate import lexicon, win_rate
+from posttrain.lab.scorecard import lexicon
+from posttrain.evaluate import win_rate
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
 from posttrain.lab.scorecard import judge_answers

@@ -6,7 +6,8 @@ from determinism import chapters, compare, differences, fill, stages_apart
 
 from posttrain.keep import store
 from posttrain.data import corpus
-from posttrain.dpo import DPOConfig, dpo_inputs
+from posttrain.dpo import DPOConfig
+from posttrain.stages import dpo_inputs
 
 
 def test_the_chapters_are_found_in_the_books_order():

@@ -30,9 +30,7 @@ from posttrain.chat import IGNORE
 from posttrain.dpo import (
     DPOConfig,
     check_config,
-    dpo_inputs,
     dpo_loss,
-    dpo_model,
     dpo_steps,
     implicit_rewards,
     mismatched_kl,
@@ -40,12 +38,13 @@ from posttrain.dpo import (
     pair_loss,
     pair_report,
     preference_loss,
-    train_dpo,
 )
+from posttrain.stages import dpo_inputs, dpo_model, train_dpo
 from posttrain.logprobs import pack
 from posttrain.pretrain import PretrainConfig, build_optimizers
-from posttrain.reward_model import encode_pairs
-from posttrain.sft import SFTConfig, encode_conversations, epochs
+from posttrain.preference_pairs import encode_pairs
+from posttrain.sft import SFTConfig, encode_conversations
+from posttrain.batches import epochs
 
 WRITTEN = [
     pair("a", "Who?", "I am.", "You"),

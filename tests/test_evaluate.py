@@ -18,13 +18,13 @@ from posttrain.evaluate import (
     finished,
     gold_parts,
     gold_score,
-    lexicon,
     manner,
     opens_a_speech,
     topic_words,
     win_rate,
     words_of,
 )
+from posttrain.lab.scorecard import lexicon
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from posttrain.online_dpo import (
     online_dpo_rounds,
 )
 from posttrain.sampling import generate
-from posttrain.sft import epochs
+from posttrain.batches import epochs
 
 QUESTIONS = ["Who?", "Why so?", "Where is the duke?", "Say", "Ay", "No"]
 PROMPTS = [render_prompt([user(text)], TOKENIZER) for text in QUESTIONS]

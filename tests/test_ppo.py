@@ -45,14 +45,13 @@ from posttrain.ppo import (
     next_beta,
     pick,
     policy_loss,
-    ppo_model,
-    ppo_models,
     ppo_steps,
     token_rewards,
     update,
     value_loss,
     whiten,
 )
+from posttrain.stages import ppo_model, ppo_models
 from posttrain.reward_model import RewardConfig
 from posttrain.sft import SFTConfig
 

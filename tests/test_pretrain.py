@@ -11,9 +11,7 @@ from posttrain.gpt import GPT, GPTConfig
 from posttrain.optim import POLAR_EXPRESS, Muon, adamw, orthogonalise
 from posttrain.pretrain import (
     PretrainConfig,
-    base_model,
     build_optimizers,
-    encode_split,
     ladder,
     learning_rate_scale,
     next_token_loss,
@@ -21,6 +19,7 @@ from posttrain.pretrain import (
     random_batch,
     validation_loss,
 )
+from posttrain.stages import base_model, encode_split
 
 TINY = PretrainConfig(GPTConfig(context=16, n_layer=1, n_head=1, width=16), steps=30, sequence_length=16, evaluations=3)
 

@@ -64,20 +64,19 @@ from posttrain.ppo import (
 from posttrain.preference_losses import ipo_loss, kto_loss, log_odds, orpo_loss, simpo_loss
 from posttrain.reward_model import (
     bradley_terry_loss,
-    encode_pairs,
     last_of,
     normalise,
-    pack_pairs,
     token_level_loss,
 )
+from posttrain.preference_pairs import encode_pairs, pack_pairs
 from posttrain.sampling import generate, left_pad, visible
 from posttrain.sft import (
     accumulate_gradients,
     count_graded,
     encode_conversations,
-    epochs,
     sft_loss,
 )
+from posttrain.batches import epochs
 from posttrain.tokenizer import SPECIAL_TOKENS, SUBSTITUTES, UnknownCharacterError
 
 

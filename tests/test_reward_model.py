@@ -38,23 +38,21 @@ from posttrain.reward_model import (
     RewardConfig,
     RewardModel,
     bradley_terry_loss,
-    encode_pairs,
-    encode_response,
     last_of,
     normalise,
-    pack_pairs,
     pair_accuracy,
-    reward_model,
     reward_steps,
     sample_answers,
     score_answer,
     score_pairs,
-    starting_point,
     token_level_loss,
     train_reward_model,
 )
+from posttrain.preference_pairs import encode_pairs, encode_response, pack_pairs
+from posttrain.stages import reward_model, starting_point
 from posttrain.sampling import generate
-from posttrain.sft import SFTConfig, epochs
+from posttrain.sft import SFTConfig
+from posttrain.batches import epochs
 
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [65, 66], [65, 7, 66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6], [8, 20, 30, 67]]

@@ -21,13 +21,13 @@ from posttrain.sft import (
     conversation_loss,
     count_graded,
     encode_conversations,
-    epochs,
     plain_sft,
     sft,
     sft_loss,
-    sft_model,
     sft_steps,
 )
+from posttrain.batches import epochs
+from posttrain.stages import sft_model
 from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()

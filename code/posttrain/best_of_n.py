@@ -9,16 +9,17 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import lexicon, win_rate
+from posttrain.evaluate import win_rate
 from posttrain.gpt import GPT
+from posttrain.keep import store, workers
+from posttrain.lab.scorecard import judge_answers, lexicon, start_scorecard
 from posttrain.logprobs import pack
-from posttrain.pretrain import PretrainConfig, base_model
-from posttrain.reward_model import RewardConfig, RewardModel, reward_model, sample_answers
-from posttrain.lab.scorecard import judge_answers, start_scorecard
-from posttrain.sft import SFTConfig, sft_model
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig, RewardModel, sample_answers
+from posttrain.sft import SFTConfig
+from posttrain.stages import base_model, reward_model, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 SIZES = (1, 2, 4, 8, 16)

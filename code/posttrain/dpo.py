@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posttrain.keep import store
+from posttrain.batches import epochs
 from posttrain.chat import collate
-from posttrain.data import datasets
-from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
 from posttrain.optim import set_rates
 from posttrain.preference_losses import ipo_loss, kto_loss, orpo_loss, simpo_loss
+from posttrain.preference_pairs import Pair, pack_pairs
 from posttrain.pretrain import PretrainConfig, build_optimizers
-from posttrain.reward_model import Pair, encode_pairs, pack_pairs
-from posttrain.sft import SFTConfig, encode_conversations, epochs, sft_loss, sft_model
+from posttrain.sft import sft_loss
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -211,52 +207,3 @@ def pair_report(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> di
         accuracy=(chosen > rejected).double().mean().item(),
         chosen_logprob=logprobs[0].mean().item(), rejected_logprob=logprobs[1].mean().item(),
     )  # fmt: skip
-
-
-def dpo_inputs(
-    corpus: Corpus, config: DPOConfig, data: datasets.TrainingData | None = None
-) -> dict:
-    """What a stored run of DPO depends on, the models before it included."""
-    data = data or datasets.training_data()
-    return dict(
-        config=asdict(config), sft=asdict(SFTConfig(seed=config.seed)),
-        base=asdict(PretrainConfig()),
-        pairs=data.pairs, conversations=data.conversations, corpus=corpus.sha256,
-    )  # fmt: skip
-
-
-def train_dpo(
-    policy: GPT, reference: GPT, config: DPOConfig, data: datasets.TrainingData | None = None
-) -> Iterator[dict[str, float]]:
-    """`dpo_steps` on the data's pairs, its conversations beside them; the book's 18 and 40."""
-    data = data or datasets.training_data()
-    tokenizer, context = CharTokenizer(), policy.config.context
-    pairs = encode_pairs(data.pairs, tokenizer, context)
-    conversations = encode_conversations(data.conversations, tokenizer, context)
-    return dpo_steps(policy, reference, pairs, config, conversations)
-
-
-def dpo_model(
-    corpus: Corpus, config: DPOConfig | None = None, progress: Callable | None = None,
-    data: datasets.TrainingData | None = None,
-) -> tuple[GPT, dict]:
-    """The stored policy that DPO makes of the SFT model of the same seed, and its history.
-
-    The data is the book's unless other data is given. The history has `steps`, what each step
-    noted, and `seconds`. Trained if there is none, and the models before it. There is no reward
-    model.
-    """
-    config, data = config or DPOConfig(), data or datasets.training_data()
-    options = dict(progress=progress) if progress else {}
-    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data, **options)
-    policy = copy.deepcopy(sft)
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        started, run = time.perf_counter(), train_dpo(policy, sft, config, data)
-        steps = list(progress(run, total=config.steps) if progress else run)
-        history = dict(steps=steps, seconds=time.perf_counter() - started)
-        return policy.state_dict(), history
-
-    stage = store.obtain("dpo", dpo_inputs(corpus, config, data), train, source=__name__)
-    policy.load_state_dict(stage.weights)
-    return policy, stage.history

@@ -6,8 +6,6 @@ import re
 
 from scipy import stats
 
-from posttrain.data import datasets
-from posttrain.data.corpus import Corpus
 from posttrain.tokenizer import END, SPECIAL_TOKENS
 
 # The words by which the rubric knows an answer's manner
@@ -65,15 +63,6 @@ def manner(answer: str) -> int:
 def finished(answer: str) -> bool:
     """Whether an answer is in chat format and its last sentence has come to its end."""
     return answered(answer) and answer.removesuffix(END).rstrip().endswith((".", "!", "?"))
-
-
-def lexicon(corpus: Corpus) -> frozenset[str]:
-    """The words that count as real: those of the training text, and of the book's own data."""
-    messages = [message for row in datasets.conversations() for message in row["messages"]]
-    texts = [corpus.train, *(message["content"] for message in messages)]
-    for pair in datasets.preferences():
-        texts += [pair["prompt"], pair["chosen"], pair["rejected"]]
-    return frozenset(words_of("\n".join(texts)))
 
 
 def gold_parts(answer: str, real_words: frozenset[str]) -> dict[str, float]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from posttrain.batches import epochs
 from posttrain.chat import render_question
 from posttrain.dpo import dpo_loss, pair_logprobs, pair_report
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
 from posttrain.optim import set_rates
-from posttrain.reward_model import Pair, RewardModel, pack_pairs
+from posttrain.preference_pairs import Pair, pack_pairs
+from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
-from posttrain.sft import epochs
 from posttrain.tokenizer import CharTokenizer
 
 

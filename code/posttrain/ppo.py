@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from posttrain.keep import store
+from posttrain.batches import epochs
 from posttrain.chat import render_question
-from posttrain.data import datasets
-from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
 from posttrain.optim import set_rates
-from posttrain.pretrain import PretrainConfig
-from posttrain.reward_model import RewardConfig, RewardModel, reward_model
+from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
-from posttrain.sft import SFTConfig, epochs, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -448,56 +443,3 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
         # Steer the penalty
         if config.kl_target:
             beta = next_beta(beta, kl, config.kl_target, config.batch_size, config.kl_horizon)
-
-
-def ppo_inputs(
-    corpus: Corpus, config: PPOConfig, data: datasets.TrainingData | None = None
-) -> dict:
-    """What a stored run of PPO depends on, the models before it included."""
-    return dict(
-        config=asdict(config), reward=asdict(RewardConfig(seed=config.seed)),
-        sft=asdict(SFTConfig(seed=config.seed)), base=asdict(PretrainConfig()),
-        corpus=corpus.sha256, **vars(data or datasets.training_data()),
-    )  # fmt: skip
-
-
-def ppo_models(
-    corpus: Corpus, config: PPOConfig | None = None, progress: Callable | None = None,
-    data: datasets.TrainingData | None = None,
-) -> tuple[Models, dict]:
-    """The four models as PPO leaves them, and its history; stored.
-
-    The policy starts as the stored SFT model of the same seed and data and practises on the
-    data's prompts, paid by the stored reward model of that seed and data. The book's prompts
-    are 96. The history has `rounds`, what each round noted, and `seconds`. Trained if there is
-    none, and the models before it.
-    """
-    config, data = config or PPOConfig(), data or datasets.training_data()
-    options = dict(progress=progress) if progress else {}
-    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data, **options)
-    judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), data=data, **options)
-    models = assemble(sft, judge, config)
-    trained = nn.ModuleDict(dict(policy=models.policy))
-    if models.value_model is not None:
-        trained["value_model"] = models.value_model
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        started = time.perf_counter()
-        steps = ppo_steps(models, data.prompts, config)
-        rounds = list(progress(steps, total=config.iterations) if progress else steps)
-        return trained.state_dict(), dict(rounds=rounds, seconds=time.perf_counter() - started)
-
-    stage = store.obtain("ppo", ppo_inputs(corpus, config, data), train, source=__name__)
-    trained.load_state_dict(stage.weights)
-    return models, stage.history
-
-
-def ppo_model(
-    corpus: Corpus, progress: Callable | None = None, **options
-) -> tuple[GPT, dict]:
-    """The stored policy that PPO makes of the SFT model, and its history.
-
-    options: `config` and `data`, as for `ppo_models`.
-    """
-    models, history = ppo_models(corpus, progress=progress, **options)
-    return models.policy, history

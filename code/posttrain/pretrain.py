@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.keep import store
-from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.optim import Muon, adamw, set_rates
-from posttrain.tokenizer import CharTokenizer
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,6 @@ class PretrainConfig:
     def tokens(self) -> int:
         """Tokens seen in the whole run."""
         return self.steps * self.batch_size * self.sequence_length
-
-
-def encode_split(corpus: Corpus) -> tuple[Tensor, Tensor]:
-    """The token ids of a corpus's training and validation text, 1-d int64 each."""
-    encode = CharTokenizer().encode
-    return torch.tensor(encode(corpus.train)), torch.tensor(encode(corpus.validation))
 
 
 def random_batch(
@@ -220,28 +211,3 @@ def sprint() -> PretrainConfig:
     return PretrainConfig(
         steps=240, muon_lr=0.03, adamw_lr=0.01, evaluations=24, whole_split=False
     )
-
-
-def stage_of(
-    name: str, config: PretrainConfig, corpus: Corpus, progress: Callable | None = None
-) -> store.Stage:
-    """The stored result of `pretrain` for this config and corpus, trained if there is none."""
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        options = dict(progress=progress) if progress else {}
-        model, history = pretrain(config, *encode_split(corpus), **options)
-        return model.state_dict(), history
-
-    inputs = dict(config=asdict(config), corpus=corpus.sha256)
-    return store.obtain(name, inputs, train, source=__name__)
-
-
-def base_model(
-    corpus: Corpus, config: PretrainConfig | None = None, progress: Callable | None = None
-) -> tuple[GPT, dict]:
-    """The base model that every later chapter starts from, and the history of its training."""
-    config = config or PretrainConfig()
-    stage = stage_of("base", config, corpus, progress)
-    model = GPT(config.model)
-    model.load_state_dict(stage.weights)
-    return model, stage.history

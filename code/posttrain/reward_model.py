@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posttrain.keep import store
-from posttrain.chat import grow_vocabulary, render_question
-from posttrain.data import datasets
-from posttrain.data.corpus import Corpus
+from posttrain.batches import epochs
+from posttrain.chat import render_question
 from posttrain.gpt import GPT
 from posttrain.logprobs import masked_mean, pack
 from posttrain.optim import adamw, set_rates
-from posttrain.pretrain import PretrainConfig, base_model
+from posttrain.preference_pairs import Pair, encode_pairs, encode_response, pack_pairs
 from posttrain.sampling import generate
-from posttrain.sft import SFTConfig, epochs, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 HEAD_STD = 1e-3  # of the head's first weights
-log = logging.getLogger("posttrain")
 
 
 @dataclass(frozen=True)
@@ -104,45 +99,6 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) 
     return loss + centring * (chosen + rejected).square().mean()
 
 
-Pair = tuple[list[int], list[int], list[int]]  # token ids: prompt, chosen, rejected
-
-
-def encode_response(text: str, tokenizer: CharTokenizer) -> list[int]:
-    """A written answer's token ids with <|end|>: in training and in use the same.
-
-    Texts that lack their end, such as a broken-off answer, get it too: a score is asked for
-    what is there. (A sampled answer that was cut has none, and is read at its last token.)
-    """
-    return [*tokenizer.encode(text), tokenizer.end]
-
-
-def encode_pairs(pairs: list[dict], tokenizer: CharTokenizer, context: int) -> list[Pair]:
-    """The token ids of each pair, answers cut to what fits into the context.
-
-    Pairs whose answers are the same after the cut are dropped, with a warning. Raises
-    ValueError for a prompt that leaves no room for an answer, and where no pair is left.
-    """
-    encoded = []
-    for pair in pairs:
-        prompt = render_question(pair["prompt"], tokenizer)
-        room = context - len(prompt)
-        if room < 1:
-            raise ValueError(
-                f"the prompt of pair {pair['id']} has {len(prompt)} tokens and the context "
-                f"{context}: shorten it"
-            )
-        chosen, rejected = (
-            encode_response(pair[side], tokenizer)[:room] for side in ("chosen", "rejected")
-        )
-        if chosen == rejected:
-            log.warning("pair %s is left out: its answers are the same", pair["id"])
-            continue
-        encoded.append((prompt, chosen, rejected))
-    if not encoded:
-        raise ValueError("there are no pairs to compare: give at least one")
-    return encoded
-
-
 def token_level_loss(
     scores: Tensor, tokens: Tensor, mask: Tensor
 ) -> Tensor:
@@ -157,13 +113,6 @@ def token_level_loss(
     both = mask.chunk(2)[0] & mask.chunk(2)[1]  # (B, T)
     parted = (a != b).cumsum(1) > 0  # (B, T), True from the first difference on
     return -masked_mean(F.logsigmoid(chosen - rejected), both & parted)
-
-
-def pack_pairs(pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
-    """All chosen answers, then all rejected ones, after their prompts: tokens, mask (2B, T)."""
-    prompts = [prompt for prompt, _, _ in pairs]
-    responses = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
-    return pack(prompts * 2, responses, pad)
 
 
 def score_pairs(model: RewardModel, pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
@@ -256,15 +205,6 @@ def score_answer(model: RewardModel, prompt: str, response: str) -> float:
     return model(*pack([asked], [answer], tokenizer.pad)).item()
 
 
-def starting_point(corpus: Corpus, start: str, seed: int) -> GPT:
-    """The language model that a reward model starts from: "sft", of this seed, or "base"."""
-    if start == "sft":
-        return sft_model(corpus, SFTConfig(seed=seed))[0]
-    if start == "base":
-        return grow_vocabulary(base_model(corpus)[0], CharTokenizer().vocab_size)
-    raise ValueError(f"{start!r} is no start for a reward model: use 'sft' or 'base'")
-
-
 def sample_answers(
     model: GPT, prompts: list[str], seed: int, temperature: float = 0.8
 ) -> tuple[list[list[int]], list[list[int]]]:
@@ -275,34 +215,3 @@ def sample_answers(
         model, asked, 96, generator=generator, temperature=temperature, stop=tokenizer.end
     )
     return asked, samples.responses()
-
-
-def reward_model(
-    corpus: Corpus, config: RewardConfig | None = None, progress: Callable | None = None,
-    data: datasets.TrainingData | None = None,
-) -> tuple[RewardModel, dict]:
-    """The stored reward model of the data's pairs, and its history.
-
-    These are the book's 18 unless other data is given. It starts from the SFT model of the same
-    seed and data, and its scores are normalised on that model's answers to the data's prompts.
-    Trained if there is none, and the models before it.
-    """
-    config, data = config or RewardConfig(), data or datasets.training_data()
-    options = dict(progress=progress) if progress else {}
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data, **options)
-        model, history = train_reward_model(sft, data.pairs, config, **options)
-        answers = sample_answers(sft, data.prompts, config.seed)
-        normalise(model, *pack(*answers, CharTokenizer().pad))
-        return model.state_dict(), history
-
-    inputs = dict(
-        config=asdict(config), sft=asdict(SFTConfig(seed=config.seed)),
-        base=asdict(PretrainConfig()), corpus=corpus.sha256, **vars(data),
-    )  # fmt: skip
-    stage = store.obtain("reward", inputs, train, source=__name__)
-    shape = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)
-    model = RewardModel(GPT(shape))
-    model.load_state_dict(stage.weights)
-    return model, stage.history

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.keep import store
+from posttrain.batches import epochs
 from posttrain.chat import IGNORE, build_labels, collate, grow_vocabulary, render
-from posttrain.data import datasets
-from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
 from posttrain.optim import set_rates
 from posttrain.pretrain import (
     PretrainConfig,
-    base_model,
     build_optimizers,
-    encode_split,
     next_token_loss,
     random_batch,
-    validation_loss,
 )
 from posttrain.tokenizer import CharTokenizer
 
@@ -96,16 +91,6 @@ def encode_conversations(
             )
         examples.append((tokens, labels if mask else list(tokens)))
     return examples
-
-
-def epochs(n: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Batches of indices below n, for ever: every index once, then all again in a new order."""
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < batch_size:
-            waiting += torch.randperm(n, generator=generator).tolist()
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
 
 
 def accumulate_gradients(model: GPT, tokens: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -197,37 +182,3 @@ def sft(
 def plain_sft(**changes) -> SFTConfig:
     """Fine-tuning on conversations alone: no replay, and fewer steps."""
     return SFTConfig(**{**dict(steps=100, replay=0), **changes})
-
-
-def sft_model(
-    corpus: Corpus, config: SFTConfig | None = None, progress: Callable | None = None,
-    data: datasets.TrainingData | None = None,
-) -> tuple[GPT, dict]:
-    """The stored model fine-tuned on the data's conversations, and its history.
-
-    These are the book's 40 unless other data is given. Every evaluation notes
-    `shakespeare_loss`, on 32 windows of validation text, in nats per character. Trained if
-    there is none, and the base model before it.
-    """
-    config = config or SFTConfig()
-    conversations = (data or datasets.training_data()).conversations
-    options = dict(progress=progress) if progress else {}
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        base, _ = base_model(corpus, **options)
-        text, validation = encode_split(corpus)
-
-        def measure(model: GPT) -> dict:
-            return dict(shakespeare_loss=validation_loss(model, validation, windows=32))
-
-        model, history = sft(base, conversations, text, config, measure, **options)
-        return model.state_dict(), history
-
-    inputs = dict(
-        config=asdict(config), base=asdict(PretrainConfig()),
-        conversations=conversations, corpus=corpus.sha256,
-    )  # fmt: skip
-    stage = store.obtain("sft", inputs, train, source=__name__)
-    model = GPT(replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size))
-    model.load_state_dict(stage.weights)
-    return model, stage.history

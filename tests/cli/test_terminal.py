@@ -27,10 +27,13 @@ from posttrain.cli import terminal
 from posttrain.chat import render_prompt
 from posttrain.data.corpus import Corpus
 from posttrain.data.datasets import example
-from posttrain.dpo import DPOConfig, dpo_model
-from posttrain.evaluate import gold_score, lexicon
+from posttrain.dpo import DPOConfig
+from posttrain.stages import dpo_model
+from posttrain.evaluate import gold_score
+from posttrain.lab.scorecard import lexicon
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.ppo import PPOConfig, ppo_model
+from posttrain.ppo import PPOConfig
+from posttrain.stages import ppo_model
 from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig, score_answer
 from posttrain.sft import SFTConfig

@@ -8,8 +8,9 @@ import torch
 from tiny import CORPUS, END, LONG, TOKENIZER, judge, moved
 
 from posttrain.best_of_n import draw_answers
-from posttrain.evaluate import answered, gold_score, lexicon
-from posttrain.reward_model import encode_pairs
+from posttrain.evaluate import answered, gold_score
+from posttrain.lab.scorecard import lexicon
+from posttrain.preference_pairs import encode_pairs
 from posttrain.data.synthetic_pairs import (
     Pick,
     Pool,

@@ -25,12 +25,16 @@ from posttrain import dpo as dpo_module
 from posttrain.lab import dpo_trials as module
 from posttrain.lab import scorecard as scorecards
 from posttrain.data.corpus import ALPHABET
-from posttrain.dpo import DPOConfig, pair_logprobs, pair_report, train_dpo
+from posttrain.dpo import DPOConfig, pair_logprobs, pair_report
+from posttrain.stages import train_dpo
 from posttrain.lab.dpo_trials import dpo_trial, dpo_trials, trial_inputs
-from posttrain.evaluate import lexicon, win_rate
+from posttrain.lab.scorecard import lexicon
+from posttrain.evaluate import win_rate
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
-from posttrain.pretrain import encode_split, validation_loss
-from posttrain.reward_model import RewardConfig, encode_pairs
+from posttrain.stages import encode_split
+from posttrain.pretrain import validation_loss
+from posttrain.reward_model import RewardConfig
+from posttrain.preference_pairs import encode_pairs
 from posttrain.lab.scorecard import scorecard, start_scorecard
 from posttrain.sft import SFTConfig
 

@@ -23,7 +23,7 @@ from posttrain.lab.pairs_trials import (
     start_pool,
 )
 from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
-from posttrain.reward_model import encode_pairs
+from posttrain.preference_pairs import encode_pairs
 from posttrain.data.synthetic_pairs import any_two, draw_pool, flip, pick_extremes, token_pairs
 
 PRACTICE = ["What now?", "Is it so?", "Where?", "Who goes there?"]

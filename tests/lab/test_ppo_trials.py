@@ -21,10 +21,12 @@ from tiny import (
 from posttrain.lab import ppo_trials as module
 from posttrain.lab import scorecard as scorecards
 from posttrain.data.corpus import ALPHABET
-from posttrain.evaluate import lexicon, win_rate
+from posttrain.lab.scorecard import lexicon
+from posttrain.evaluate import win_rate
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.lab.ppo_trials import ppo_trial, ppo_trials
-from posttrain.pretrain import encode_split, validation_loss
+from posttrain.stages import encode_split
+from posttrain.pretrain import validation_loss
 from posttrain.reward_model import RewardConfig
 from posttrain.lab.scorecard import scorecard, start_scorecard
 

@@ -22,7 +22,8 @@ from tiny import (
 
 from posttrain.lab import scorecard as module
 from posttrain.chat import render_prompt
-from posttrain.evaluate import gold_score, lexicon, words_of
+from posttrain.evaluate import gold_score, words_of
+from posttrain.lab.scorecard import lexicon
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
 from posttrain.lab.scorecard import judge_answers, scorecard, start_scorecard

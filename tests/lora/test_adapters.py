@@ -25,7 +25,7 @@ from posttrain.lora.adapters import (
     unmerge,
 )
 from posttrain.lora.nf4 import quantize_model
-from posttrain.reward_model import encode_pairs
+from posttrain.preference_pairs import encode_pairs
 from posttrain.sft import SFTConfig, sft_steps
 from posttrain.tokenizer import CharTokenizer
 

@@ -38,7 +38,7 @@ from posttrain.dpo import (
 )
 from posttrain.logprobs import get_response_log_probs
 from posttrain.preference_losses import ipo_loss, kto_loss, log_odds, orpo_loss, simpo_loss
-from posttrain.reward_model import pack_pairs
+from posttrain.preference_pairs import pack_pairs
 
 
 def collated(pairs):

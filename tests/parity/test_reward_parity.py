@@ -32,11 +32,11 @@ from posttrain.reward_model import (
     bradley_terry_loss,
     last_of,
     normalise,
-    pack_pairs,
     pair_accuracy,
     score_pairs,
     token_level_loss,
 )
+from posttrain.preference_pairs import pack_pairs
 
 
 def collated(pairs):

@@ -33,7 +33,7 @@ from posttrain.practice.exercises import (
     size,
 )
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
-from posttrain.reward_model import encode_pairs
+from posttrain.preference_pairs import encode_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from posttrain.real import command as real_command
 from posttrain import stages
+from posttrain.cli.terminal import HELP, Chat, converse
 from posttrain.data import corpus
 from posttrain.data.datasets import DatasetError, TrainingData
-from posttrain.evaluate import gold_parts, lexicon
-from posttrain.show.notebook import progress
 from posttrain.data.pairs_file import check_place, collect_pairs, fingerprint, write_pairs
-from posttrain.real.model import ModelError
-from posttrain.reward_model import RewardConfig, reward_model, score_answer
 from posttrain.data.synthetic_pairs import draw_pool
-from posttrain.cli.terminal import HELP, Chat, converse
+from posttrain.evaluate import gold_parts
+from posttrain.lab.scorecard import lexicon
+from posttrain.real import command as real_command
+from posttrain.real.model import ModelError
+from posttrain.reward_model import RewardConfig, score_answer
+from posttrain.show.notebook import progress
+from posttrain.stages import reward_model
 from posttrain.tokenizer import END, CharTokenizer
 
 STAGES = {name: load for name, load in stages.STAGES.items() if name != "reward"}  # that talk

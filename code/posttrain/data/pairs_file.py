@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from posttrain.data.datasets import DatasetError
-from posttrain.keep.store import replace_file
 from posttrain.data.synthetic_pairs import Pool, judgements, pair_rows, pick_extremes
+from posttrain.keep.store import replace_file
 
 PATIENCE = 5  # draws without a new pair, after which there are taken to be no more
 

@@ -11,7 +11,8 @@ from posttrain.best_of_n import draw_answers
 from posttrain.chat import render_question
 from posttrain.evaluate import answered, gold_score
 from posttrain.gpt import GPT
-from posttrain.reward_model import Pair, RewardModel
+from posttrain.preference_pairs import Pair
+from posttrain.reward_model import RewardModel
 from posttrain.tokenizer import END, CharTokenizer
 
 

@@ -7,16 +7,14 @@ it is missing or does not match, there is no stage. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
 import json
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -24,7 +22,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-PACKAGE = Path(__file__).parents[1]
+from posttrain.keep import code
+
+Train = Callable[[], "tuple[dict[str, Tensor], dict]"]
+UNKEPT = ""  # the key of a stage that is not on disk, nor anything that starts from it
 log = logging.getLogger("posttrain")
 
 
@@ -47,82 +48,36 @@ def stages_folder() -> Path:
     chosen = os.environ.get("POSTTRAIN_STAGES")
     if chosen:
         return Path(chosen)
-    checkout = PACKAGE.parents[1]
+    checkout = code.PACKAGE.parents[1]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "stages"
 
 
-def imported_modules(module: str) -> set[str]:
-    """The modules of this package that a module of it imports, at any depth, and itself."""
-    found, waiting = set(), [module]
-    while waiting:
-        name = waiting.pop()
-        if name in found or module_file(name) is None:
-            continue
-        found.add(name)
-        waiting += outline(module_file(name).read_text(encoding="utf-8"))[1]
-    return found
+def stage_key(name: str, config: object, parents: list[str], reads: object, code: str) -> str:
+    """What a stage is found by: settings, the keys of its parents, its data, code and PyTorch.
 
-
-@functools.cache
-def outline(source: str) -> tuple[str, tuple[str, ...]]:
-    """What a module's source does, without comments and docstrings, and all that it imports."""
-    tree, imports = ast.parse(source), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        # Drop docstrings, so that a better sentence does not retrain a model
-        if (
-            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            and ast.get_docstring(node) is not None
-        ):
-            node.body = node.body[1:]
-    return ast.dump(tree), tuple(imports)
-
-
-def module_file(name: str) -> Path | None:
-    """The source file of a module of this package; None for any other module."""
-    path = PACKAGE.parent.joinpath(*name.split("."))
-    if name.split(".")[0] != PACKAGE.name:
-        return None
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((candidate for candidate in candidates if candidate.exists()), None)
-
-
-def source_hash(module: str) -> str:
-    """A hash of the code that a module runs: its source and that of what it imports here.
-
-    Comments and docstrings do not count.
+    config: a dataclass, or what JSON can hold, as reads.
     """
-    digest = hashlib.sha256()
-    for name in sorted(imported_modules(module)):
-        code, _ = outline(module_file(name).read_text(encoding="utf-8"))
-        digest.update(f"{name}\0{code}\0".encode())
-    return digest.hexdigest()
-
-
-def stage_key(inputs: dict, source: str) -> str:
-    """What a stage is found by: its inputs, the code it runs, and PyTorch's version.
-
-    The inputs are anything JSON can hold.
-    """
-    parts = [json.dumps(inputs, sort_keys=True), source_hash(source), torch.__version__]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    settings = asdict(config) if is_dataclass(config) else config
+    parts = json.dumps([name, settings, parents, reads], sort_keys=True)
+    whole = "\0".join([parts, code, torch.__version__])
+    return hashlib.sha256(whole.encode()).hexdigest()[:20]
 
 
 def obtain(
-    name: str, inputs: dict, train: Callable[[], tuple[dict[str, Tensor], dict]], *, source: str
+    name: str, config: object, train: Train, *, after: Sequence[Stage] = (), reads: object = None
 ) -> Stage:
-    """Return the stored stage for these inputs, or train and store it.
+    """Return the stored stage of these settings, or train and store it.
 
-    train() returns weights and history (which JSON must be able to hold). source names the
-    module whose code it runs. Two processes that lack one stage take turns: the second finds
-    what the first has stored. A damaged stage is trained again, with a warning. Where the disk
-    is full or read-only, the trained stage is returned all the same, with a warning that it was
-    not kept.
+    train() returns weights and history (which JSON must be able to hold); the key takes in all
+    code of this package that it runs. after: the stages that it starts from. reads: the data,
+    as JSON can hold it. Two processes that lack one stage take turns: the second finds what the
+    first has stored. A damaged stage is trained again, with a warning. Where the disk is full or
+    read-only, and where the loaded code is not what the files say, the trained stage is
+    returned all the same, with a warning that it was not kept.
     """
-    key = stage_key(inputs, source)
+    if not is_kept(name, train, after):
+        return Stage(name, UNKEPT, *as_stored(*train()))
+    key = stage_key(name, config, [stage.key for stage in after], reads, code.code_key(train))
     base = stages_folder() / f"{name}-{key}"
     # Read without a turn: many may want one stage at a time
     stored = stored_stage(base)
@@ -132,6 +87,20 @@ def obtain(
             if stored is None:
                 stored = train_and_keep(base, train)
     return Stage(name, key, *stored)
+
+
+def is_kept(name: str, train: Train, after: Sequence[Stage]) -> bool:
+    """Whether a stage may be read and stored: what runs is what its key would say."""
+    if any(stage.key == UNKEPT for stage in after):
+        return False
+    changed = code.changed(train)
+    if changed:
+        log.warning(
+            "%s not what the files say: edited since it was imported, or replaced. The stage %s "
+            "is trained with it and not kept. To keep it, restart the kernel.",
+            ", ".join(changed[:3]) + (" and more are" if len(changed) > 3 else " is"), name,
+        )  # fmt: skip
+    return not changed
 
 
 def stored_stage(base: Path, warn: bool = False) -> tuple[dict[str, Tensor], dict] | None:
@@ -153,13 +122,11 @@ def train_and_keep(base: Path, train: Callable) -> tuple[dict[str, Tensor], dict
     # Sweep up what a killed run was writing
     for unfinished in base.parent.glob(f"{base.name}.*.tmp"):
         unfinished.unlink()
-    weights, history = train()
-    # Let the tensors share no memory, and take the history out of JSON
-    weights = {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for name, tensor in weights.items()
-    }
-    history = json.loads(json.dumps(history))
+    weights, history = as_stored(*train())
+    # Do not keep what was edited or replaced meanwhile
+    if code.changed(train):
+        log.warning("The code changed while %s was trained: it is not kept.", base.name)
+        return weights, history
     try:
         write(base, weights, history)
     except OSError as error:
@@ -170,6 +137,15 @@ def train_and_keep(base: Path, train: Callable) -> tuple[dict[str, Tensor], dict
             error.strerror or error,
         )
     return weights, history
+
+
+def as_stored(weights: dict[str, Tensor], history: dict) -> tuple[dict[str, Tensor], dict]:
+    """Weights and history as they come back from disk: tensors apart, the history out of JSON."""
+    copies = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    return copies, json.loads(json.dumps(history))
 
 
 @contextmanager

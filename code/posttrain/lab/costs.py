@@ -12,17 +12,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.best_of_n import SIZES, draw_answers
 from posttrain.chat import grow_vocabulary
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.dpo import DPOConfig, train_dpo
+from posttrain.dpo import DPOConfig
+from posttrain.keep import store, workers
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
-from posttrain.pretrain import PretrainConfig, base_model, encode_split
-from posttrain.reward_model import RewardConfig, encode_pairs, reward_model, reward_steps
-from posttrain.sft import SFTConfig, encode_conversations, sft_model, sft_steps
+from posttrain.preference_pairs import encode_pairs
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig, reward_steps
+from posttrain.sft import SFTConfig, encode_conversations, sft_steps
+from posttrain.stages import base_model, encode_split, reward_model, sft_model, train_dpo
 from posttrain.tokenizer import CharTokenizer
 
 WATCHED = 3  # steps or rounds that are timed, after a first one that is not

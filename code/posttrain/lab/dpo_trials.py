@@ -8,16 +8,25 @@ from dataclasses import asdict, replace
 
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.dpo import DPOConfig, dpo_inputs, pair_logprobs, pair_report, train_dpo
-from posttrain.evaluate import lexicon, win_rate
+from posttrain.dpo import DPOConfig, pair_logprobs, pair_report
+from posttrain.evaluate import win_rate
+from posttrain.keep import store, workers
+from posttrain.lab.scorecard import lexicon, scorecard, start_scorecard
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
-from posttrain.pretrain import base_model, encode_split, validation_loss
-from posttrain.reward_model import RewardConfig, encode_pairs, reward_model
-from posttrain.lab.scorecard import scorecard, start_scorecard
-from posttrain.sft import SFTConfig, sft_model
+from posttrain.preference_pairs import encode_pairs
+from posttrain.pretrain import validation_loss
+from posttrain.reward_model import RewardConfig
+from posttrain.sft import SFTConfig
+from posttrain.stages import (
+    base_model,
+    dpo_inputs,
+    encode_split,
+    reward_model,
+    sft_model,
+    train_dpo,
+)
 from posttrain.tokenizer import CharTokenizer
 
 

@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.chat import grow_vocabulary
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
+from posttrain.keep import store, workers
+from posttrain.lab.sft_trials import answers_of, scorecard
 from posttrain.lora.adapters import LoRAConfig, add_lora
 from posttrain.lora.nf4 import quantize_model
-from posttrain.pretrain import PretrainConfig, base_model, build_optimizers, encode_split
+from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.sft import (
     SFTConfig,
     conversation_loss,
@@ -25,7 +26,7 @@ from posttrain.sft import (
     sft_loss,
     sft_steps,
 )
-from posttrain.lab.sft_trials import answers_of, scorecard
+from posttrain.stages import base_model, encode_split
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
 NEW_TOKENS = len(SPECIAL_TOKENS)

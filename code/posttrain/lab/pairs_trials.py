@@ -8,17 +8,8 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs
-from posttrain.evaluate import distinct_n, lexicon, win_rate
-from posttrain.gpt import GPT
-from posttrain.pretrain import PretrainConfig, base_model
-from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
-from posttrain.reward_model import Pair, RewardConfig, encode_pairs, reward_model
-from posttrain.lab.scorecard import scorecard, start_scorecard
-from posttrain.sft import SFTConfig, sft_model
 from posttrain.data.synthetic_pairs import (
     Pool,
     any_two,
@@ -27,6 +18,17 @@ from posttrain.data.synthetic_pairs import (
     pick_extremes,
     token_pairs,
 )
+from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs
+from posttrain.evaluate import distinct_n, win_rate
+from posttrain.gpt import GPT
+from posttrain.keep import store, workers
+from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
+from posttrain.lab.scorecard import lexicon, scorecard, start_scorecard
+from posttrain.preference_pairs import Pair, encode_pairs
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig
+from posttrain.sft import SFTConfig
+from posttrain.stages import base_model, reward_model, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 SAMPLES = 4  # answers to each prompt

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import lexicon, win_rate
-from posttrain.ppo import PPOConfig, assemble, ppo_inputs, ppo_steps
-from posttrain.pretrain import base_model, encode_split, validation_loss
-from posttrain.reward_model import RewardConfig, reward_model
-from posttrain.lab.scorecard import scorecard, start_scorecard
-from posttrain.sft import SFTConfig, sft_model
+from posttrain.evaluate import win_rate
+from posttrain.keep import store, workers
+from posttrain.lab.scorecard import lexicon, scorecard, start_scorecard
+from posttrain.ppo import PPOConfig, assemble, ppo_steps
+from posttrain.pretrain import validation_loss
+from posttrain.reward_model import RewardConfig
+from posttrain.sft import SFTConfig
+from posttrain.stages import base_model, encode_split, ppo_inputs, reward_model, sft_model
 
 
 def ppo_trial(corpus: Corpus, config: PPOConfig, every: int) -> dict:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from posttrain.chat import build_labels, render_question
+from posttrain.data.synthetic_pairs import Pool, judged_by
 from posttrain.gpt import GPT
 from posttrain.sft import SFTConfig, plain_sft, sft_steps
-from posttrain.data.synthetic_pairs import Pool, judged_by
 from posttrain.tokenizer import CharTokenizer
 
 Choice = list[tuple[int, int]]  # (prompt, answer): places in a pool

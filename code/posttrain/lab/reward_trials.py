@@ -9,19 +9,14 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.pretrain import PretrainConfig, base_model
-from posttrain.reward_model import (
-    RewardConfig,
-    encode_pairs,
-    reward_model,
-    score_pairs,
-    starting_point,
-    train_reward_model,
-)
+from posttrain.keep import store, workers
+from posttrain.preference_pairs import encode_pairs
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig, score_pairs, train_reward_model
 from posttrain.sft import SFTConfig
+from posttrain.stages import base_model, reward_model, starting_point
 from posttrain.tokenizer import CharTokenizer
 
 

@@ -7,22 +7,26 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from posttrain.keep import store
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import finished, gold_score, lexicon
+from posttrain.evaluate import finished, gold_score, words_of
 from posttrain.gpt import GPT
+from posttrain.keep import store
 from posttrain.logprobs import entropy, masked_mean, pack, sequence_kl
 from posttrain.pretrain import PretrainConfig
-from posttrain.reward_model import (
-    RewardConfig,
-    RewardModel,
-    reward_model,
-    sample_answers,
-    starting_point,
-)
-from posttrain.sft import SFTConfig, sft_model
+from posttrain.reward_model import RewardConfig, RewardModel, sample_answers
+from posttrain.sft import SFTConfig
+from posttrain.stages import reward_model, sft_model, starting_point
 from posttrain.tokenizer import CharTokenizer
+
+
+def lexicon(corpus: Corpus) -> frozenset[str]:
+    """The words that count as real: those of the training text, and of the book's own data."""
+    messages = [message for row in datasets.conversations() for message in row["messages"]]
+    texts = [corpus.train, *(message["content"] for message in messages)]
+    for pair in datasets.preferences():
+        texts += [pair["prompt"], pair["chosen"], pair["rejected"]]
+    return frozenset(words_of("\n".join(texts)))
 
 
 @torch.no_grad()

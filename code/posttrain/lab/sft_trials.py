@@ -10,20 +10,15 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from posttrain.keep import store, workers
 from posttrain.chat import ask
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.evaluate import answered, finished, manner
 from posttrain.gpt import GPT
-from posttrain.pretrain import PretrainConfig, base_model, encode_split, validation_loss
-from posttrain.sft import (
-    SFTConfig,
-    conversation_loss,
-    encode_conversations,
-    sft,
-    sft_model,
-)
+from posttrain.keep import store, workers
+from posttrain.pretrain import PretrainConfig, validation_loss
+from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft
+from posttrain.stages import base_model, encode_split, sft_model
 from posttrain.tokenizer import END, CharTokenizer
 
 

@@ -12,14 +12,36 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from posttrain import best_of_n, chat, dpo, evaluate, gpt, logprobs, online_dpo, ppo, reward_model, sampling, sft
-from posttrain.scale import distributed, estimate
-from posttrain.lab import dpo_trials, enumerable, lora_trials, pairs_trials, ppo_trials, rejection_sampling
-from posttrain.lora import adapters as lora, nf4
-from posttrain.real import memory as real_memory, model as real_model, training as real_training
-from posttrain.keep import store, workers
+from posttrain import (
+    best_of_n,
+    chat,
+    dpo,
+    evaluate,
+    gpt,
+    logprobs,
+    online_dpo,
+    ppo,
+    reward_model,
+    sampling,
+    sft,
+)
 from posttrain.data import synthetic_pairs
+from posttrain.keep import store, workers
+from posttrain.lab import (
+    dpo_trials,
+    enumerable,
+    lora_trials,
+    pairs_trials,
+    ppo_trials,
+    rejection_sampling,
+)
+from posttrain.lora import adapters as lora
+from posttrain.lora import nf4
 from posttrain.practice.mistakes import EXERCISES, Case, Exercise, Mistake
+from posttrain.real import memory as real_memory
+from posttrain.real import model as real_model
+from posttrain.real import training as real_training
+from posttrain.scale import distributed, estimate
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
 SINGLE = 1e-5  # tolerance for a result in single precision where double is wanted

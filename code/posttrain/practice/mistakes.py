@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from posttrain.best_of_n import best_of_n_kl
 from posttrain.chat import IGNORE, build_labels
+from posttrain.data.synthetic_pairs import best_and_worst
 from posttrain.dpo import dpo_loss
-from posttrain.scale.estimate import break_even_tokens, sharded_bytes
 from posttrain.evaluate import win_rate
 from posttrain.gpt import rotate, rotation_table
 from posttrain.logprobs import get_response_log_probs, kl_estimate, masked_mean, token_logprobs
@@ -24,8 +24,8 @@ from posttrain.ppo import gae, policy_loss, value_loss, whiten
 from posttrain.real.memory import Architecture, matrices, parameters
 from posttrain.reward_model import bradley_terry_loss, last_of
 from posttrain.sampling import visible
+from posttrain.scale.estimate import break_even_tokens, sharded_bytes
 from posttrain.sft import sft_loss
-from posttrain.data.synthetic_pairs import best_and_worst
 from posttrain.tokenizer import CharTokenizer
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from posttrain.chat import IGNORE, Message
 from posttrain.data import datasets
+from posttrain.preference_pairs import Pair
 from posttrain.real.model import ModelError
-from posttrain.reward_model import Pair
 
 # Where a tokenizer has no template of its own: OpenAI's ChatML
 CHATML = (

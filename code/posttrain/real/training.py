@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from posttrain.batches import epochs
 from posttrain.chat import collate
 from posttrain.dpo import dpo_loss, pair_report
 from posttrain.logprobs import get_response_log_probs, pack, token_logprobs
@@ -21,10 +22,11 @@ from posttrain.ppo import (
     next_beta,
     update,
 )
+from posttrain.preference_pairs import Pair, pack_pairs
 from posttrain.real.model import LanguageModel, ModelError, ScoringModel
-from posttrain.reward_model import Pair, bradley_terry_loss, pack_pairs
+from posttrain.reward_model import bradley_terry_loss
 from posttrain.sampling import draw, left_pad
-from posttrain.sft import accumulate_gradients, count_graded, epochs
+from posttrain.sft import accumulate_gradients, count_graded
 
 
 @dataclass(frozen=True)

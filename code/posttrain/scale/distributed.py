@@ -19,31 +19,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from posttrain.batches import epochs
 from posttrain.chat import IGNORE, collate, grow_vocabulary
 from posttrain.data import corpus, datasets
 from posttrain.dpo import DPOConfig, check_config, pair_logprobs, pair_loss
 from posttrain.gpt import GPT
-from posttrain.scale.launch import joined
 from posttrain.optim import set_rates
+from posttrain.preference_pairs import Pair, encode_pairs
 from posttrain.pretrain import (
     PretrainConfig,
-    base_model,
     build_optimizers,
-    encode_split,
     next_token_loss,
     random_batch,
 )
-from posttrain.reward_model import Pair, encode_pairs
-from posttrain.scale.ring import average_gradients
 from posttrain.sampling import Samples, generate
-from posttrain.sft import (
-    SFTConfig,
-    count_graded,
-    encode_conversations,
-    epochs,
-    sft_loss,
-    sft_model,
-)
+from posttrain.scale.launch import joined
+from posttrain.scale.ring import average_gradients
+from posttrain.sft import SFTConfig, count_graded, encode_conversations, sft_loss
+from posttrain.stages import base_model, encode_split, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 try:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from posttrain.chat import IGNORE
-from posttrain.scale.distributed import distributed_sft, total
 from posttrain.gpt import GPT, GPTConfig
+from posttrain.scale.distributed import distributed_sft, total
 from posttrain.scale.launch import launch
 from posttrain.sft import SFTConfig, sft_steps
 from posttrain.tokenizer import CharTokenizer

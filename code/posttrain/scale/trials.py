@@ -10,6 +10,9 @@ import torch
 from posttrain.chat import grow_vocabulary, render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
+from posttrain.dpo import DPOConfig, dpo_steps
+from posttrain.gpt import GPT
+from posttrain.preference_pairs import encode_pairs
 from posttrain.scale.distributed import (
     ENGINES,
     distributed_dpo,
@@ -18,11 +21,8 @@ from posttrain.scale.distributed import (
     sharded_samples,
     whole_weights,
 )
-from posttrain.dpo import DPOConfig, dpo_steps
-from posttrain.gpt import GPT
-from posttrain.pretrain import base_model, encode_split
-from posttrain.reward_model import encode_pairs
-from posttrain.sft import SFTConfig, encode_conversations, sft_model, sft_steps
+from posttrain.sft import SFTConfig, encode_conversations, sft_steps
+from posttrain.stages import base_model, encode_split, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 
