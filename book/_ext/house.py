@@ -345,7 +345,7 @@ def cells(text: str) -> list[ast.Module]:
 
 
 def shown(text: str) -> list[str]:
-    """module.name of all that a page's `show_source` calls name, in order."""
+    """module.name of all that a page's `show_source` calls name, as text or as imported objects, in order."""
     every = [node for cell in cells(text) for node in ast.walk(cell)]
     home, found = {}, []
     for node in every:
@@ -354,8 +354,11 @@ def shown(text: str) -> list[str]:
                 home[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     for node in every:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
-            for argument in map(ast.unparse, node.args):
-                first, *rest = argument.split(".")
+            for argument in node.args:
+                if isinstance(argument, ast.Constant):
+                    found.append(argument.value)
+                    continue
+                first, *rest = ast.unparse(argument).split(".")
                 found.append(".".join([home.get(first, first), *rest]).removeprefix("posttrain."))
     return found
 
