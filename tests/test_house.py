@@ -621,6 +621,10 @@ def test_the_execution_cache_follows_package_and_corpus(house, tmp_path, monkeyp
     (root / "code" / "__pycache__").mkdir()
     (root / "code" / "__pycache__" / "module.pyc").write_bytes(b"1")
     assert house.package_key(root) == keys[-1]
+    # So does the record that the pages read
+    (root / "evidence").mkdir()
+    (root / "evidence" / "ppo.json").write_text("{}", encoding="utf-8")
+    assert house.package_key(root) not in keys
     # A corpus that is chosen, found or changed gives another key
     keys = [house.corpus_key(root)]
     for text in ("one", "two"):

@@ -146,9 +146,10 @@ def files_below(folder: Path) -> list[bytes]:
 
 
 def package_key(root: Path) -> str:
-    """A hash of all that lies below code/ (source and data) and of the PyTorch release."""
+    """A hash of the package (source and data), of the recorded evidence and of the PyTorch release."""
     releases = {package.version for package in importlib.metadata.distributions(name="torch")}
-    return key_of(*files_below(root / "code"), *(release.encode() for release in sorted(releases)))
+    files = files_below(root / "code") + files_below(root / "evidence")
+    return key_of(*files, *(release.encode() for release in sorted(releases)))
 
 
 def corpus_key(root: Path) -> str:
