@@ -117,7 +117,10 @@ def panel_grid(n: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(
         figsize=(width, 3.4 if rows == 1 else 2.5 * rows), layout="constrained"
     )
-    return figure, figure.subplots(rows, columns, squeeze=False).flat[:n]
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in axes[n:]:
+        unused.remove()
+    return figure, axes[:n]
 
 
 def lines_of(drawn: object) -> list[tuple[Sequence[float], Sequence[float]]]:
