@@ -51,7 +51,9 @@ def test_a_line_per_seed_one_label_and_the_legend_beside_the_panels():
     assert lines(first)[:3] == [([0, 50, 100], line) for line in THREE]
     assert lines(first)[3] == ([0, 1], [4.0, 2.0]) and lines(first)[4][1] == [1.5, 1.5]
     assert lines(second) == [([0, 1, 2], THREE[0])]
-    assert labels(first) == ["PPO", "held out", "base model"] and labels(second) == ["PPO"]
+    assert labels(first) == ["PPO", "held out", "base model"] and labels(second) == [
+        "PPO"
+    ]
     assert legend(figure) == [["PPO", "held out", "base model"]]
     assert legend(curves({"loss (nats)": {"PPO": AGAINST}}, x="step")) == []
 
@@ -121,6 +123,7 @@ def test_intervals_are_rows_with_seeds_mean_and_ends():
     assert drawn[3:5] == [([2.0], [1]), ([2.0], [1])] and drawn[5][0] == [0.5, 0.5]
     assert lines(second)[0] == ([3.0, 4.0], [1, 1])
     assert first.lines[0].get_color() == GREEN and second.get_xlabel() == "won (%)"
+    assert legend(figure) == [["guessing"]]
 
 
 def test_a_frontier_joins_the_means_of_a_methods_settings_and_names_them():
@@ -137,11 +140,21 @@ def test_a_frontier_joins_the_means_of_a_methods_settings_and_names_them():
     assert [text.get_text() for text in first.texts] == ["target 3", "no penalty", ""]
     assert labels(first) == ["PPO", "best of n"] and not second.texts
     assert first.lines[-1].get_color() == SKY
-    assert first.transData.transform((4.0, 0))[0] > 0
+    # On a square-root scale nothing lies beyond the left end, and 4 lies 2 from 0
+    places = first.transData.transform([(0, 0), (1, 0), (4, 0)])[:, 0]
+    assert places[2] - places[0] == pytest.approx(2 * (places[1] - places[0]))
+    nothing = {"SFT": {"": Runs([dict(kl=0.0, score=1.0)])}, **groups}
+    (axis,) = frontier(
+        nothing, ("kl", "KL"), dict(score="reward score"), root=True
+    ).axes
+    assert axis.get_xlim()[0] < 0 < 9 < axis.get_xlim()[1]
+    assert [*axis.get_xticks()] == [0, 1, 4]
 
 
 def test_heaps_share_their_bins():
-    figure = histogram({"chosen": [0, 4], "rejected": [2, 2]}, "score", "answers", bins=2)
+    figure = histogram(
+        {"chosen": [0, 4], "rejected": [2, 2]}, "score", "answers", bins=2
+    )
     (axis,) = figure.axes
     heights = [[patch.get_height() for patch in heap] for heap in axis.containers]
     assert heights == [[1, 1], [0, 2]] and legend(figure) == [["chosen", "rejected"]]
