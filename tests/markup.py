@@ -13,8 +13,12 @@ def parsed(view):
     parser = HTMLParser(convert_charrefs=True)
     parser.handle_starttag = start
     parser.handle_endtag = lambda tag: tags.append((f"/{tag}", {}))
-    parser.handle_comment = parser.handle_decl = parser.handle_pi = lambda text: tags.append((text, {}))
-    parser.handle_data = lambda text: texts.append((tags[-1][1].get("style"), tags[-1][1].get("title"), text))
+    parser.handle_comment = parser.handle_decl = parser.handle_pi = lambda text: (
+        tags.append((text, {}))
+    )
+    parser.handle_data = lambda text: texts.append(
+        (tags[-1][1].get("style"), tags[-1][1].get("title"), text)
+    )
     parser.feed(view._repr_html_())
     parser.close()
     return tags, texts

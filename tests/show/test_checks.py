@@ -15,7 +15,11 @@ def test_claims_are_shown_with_their_bars():
 
 
 def test_an_aim_has_a_column_of_its_own_and_fails_nothing():
-    claims = [("a", 0.78, ">=", 0.75, 0.8), ("b", 0.9, ">=", 0.75, 0.8), ("c", 1, ">", 0)]
+    claims = [
+        ("a", 0.78, ">=", 0.75, 0.8),
+        ("b", 0.9, ">=", 0.75, 0.8),
+        ("c", 1, ">", 0),
+    ]
     assert repr(verify(*claims)).replace("\xa0", " ").splitlines() == [
         "claim | measured | bar | result | aim",
         "a | 0.78 | >= 0.75 | ✓ holds | >= 0.8: missed",

@@ -42,15 +42,25 @@ def test_rows_may_be_plain_lists_dictionaries_of_seeds_and_texts():
         "made | 1 to 3 | 2.0",
         "one | 2 | 2.0",
     ]
-    assert scoreboard({"made": rows["made"]}, {"how": ("how", "")}).rows[0][1] == "by hand"
+    assert (
+        scoreboard({"made": rows["made"]}, {"how": ("how", "")}).rows[0][1] == "by hand"
+    )
 
 
 def test_a_cell_is_empty_where_one_row_lacks_it_and_refused_where_all_do():
     rows = {"SFT": RUNS["cards", 0], "PPO": RUNS["cards", -1]}
     table = scoreboard(rows, {"won": ("win_rate", ".0%")})
     assert [row[1] for row in table.rows] == ["", "70% [45%, 95%]"]
-    with pytest.raises(KeyError, match="no row has 'gold': no 'golf' of 'golf': there are"):
+    with pytest.raises(
+        KeyError, match="no row has 'gold': no 'golf' of 'golf': there are"
+    ):
         scoreboard(rows, {"gold": ("golf", ".2f")})
+
+
+def test_a_path_that_ends_before_a_number_is_refused():
+    for path, found in (("cards", "score"), ("note", "seen"), (("cards", -1), "kl")):
+        with pytest.raises(ValueError, match=f"leads to .*{found}.*a number is needed"):
+            scoreboard({"PPO": RUNS}, {"": (path, ".2f")})
 
 
 def test_a_policys_columns_are_those_of_its_scorecard():

@@ -1,4 +1,4 @@
-"""Source by name: as the file has it, without importing it, and never silently missing."""
+"""Source by name: as the file has it, not imported, and never silently missing."""
 
 import inspect
 import subprocess
@@ -31,7 +31,9 @@ def test_showing_imports_nothing():
         "heavy = {'torch', 'matplotlib', 'scipy', 'numpy', 'tqdm'};"
         "print(heavy & set(sys.modules), 'posttrain.gpt' in sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
     assert answer.stdout == "set() False\n", answer.stderr
 
 

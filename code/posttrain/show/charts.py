@@ -117,7 +117,10 @@ def panel_grid(n: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(
         figsize=(width, 3.4 if rows == 1 else 2.5 * rows), layout="constrained"
     )
-    return figure, figure.subplots(rows, columns, squeeze=False).flat[:n]
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in axes[n:]:
+        unused.remove()
+    return figure, axes[:n]
 
 
 def lines_of(drawn: object) -> list[tuple[Sequence[float], Sequence[float]]]:
@@ -180,13 +183,13 @@ def set_scales(axis: Axes, log: str, dots: list[Mapping[float, Seeds]]) -> None:
             axis.minorticks_off()
 
 
-def add_legend(figure: Figure) -> None:
-    """One legend beside the panels, each label once; none where there is one label."""
+def add_legend(figure: Figure, least: int = 2) -> None:
+    """One legend beside the panels, each label once, where there are enough labels."""
     found = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
             found.setdefault(label, handle)
-    if len(found) > 1:
+    if len(found) >= least:
         figure.legend(
             list(found.values()), list(found), loc="outside right center", fontsize=8
         )
@@ -218,6 +221,7 @@ def intervals(panels: Mapping[str, Mapping[str, Seeds | float]]) -> Figure:
             range(len(names)), names if axis is axes[0] else [""] * len(names)
         )
     figure.set_figheight(1.0 + 0.34 * len(names))
+    add_legend(figure, least=1)
     return figure
 
 
@@ -251,7 +255,7 @@ def frontier(
             if axis is axes[0]:
                 name_points(axis, settings, found)
         if root:
-            axis.set_xscale("function", functions=(signed_root, signed_square))
+            set_root_scale(axis)
         axis.set(xlabel=x[1], ylabel=y_label)
     add_legend(figure)
     return figure
@@ -280,14 +284,21 @@ def name_points(axis: Axes, settings: Mapping[str, Runs], found: list) -> None:
         )
 
 
+def set_root_scale(axis: Axes) -> None:
+    """A square-root scale on x, with ticks from zero on as far as the data go."""
+    axis.set_xscale("function", functions=(signed_root, signed_square))
+    ticks = (0, 1, 4, 10, 25, 50, 100, 200, 400)
+    axis.set_xticks([x for x in ticks if x <= axis.dataLim.x1])
+
+
 def signed_root(values):
-    """The square root; of a number below zero, which a scale's margin has, 0."""
-    return values.clip(0) ** 0.5
+    """The square root, mirrored below zero, where an axis has its margin."""
+    return abs(values) ** 0.5 * ((values > 0) * 2 - 1)
 
 
 def signed_square(values):
     """What undoes `signed_root`."""
-    return values**2
+    return values * abs(values)
 
 
 def histogram(

@@ -57,6 +57,8 @@ def cell(
     # Unwrap what a single dictionary holds: Seeds, or a text
     if isinstance(value, Runs) and len(value) == 1:
         value = value[0]
+    if isinstance(value, (Runs, dict, list, type(None))):
+        raise ValueError(f"{path!r} leads to {value!r:.60}, where a number is needed")
     return value if isinstance(value, str) else f"{value:{form}}"
 
 
