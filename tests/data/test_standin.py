@@ -129,14 +129,24 @@ def test_it_has_courtesy_and_abuse(words):
 
 
 def test_every_rule_and_word_class_that_is_named_exists():
-    named = set()
-    for templates in [*standin.TEMPLATES.values(), *standin.WORDS.values()]:
-        named |= {match[1] for template in templates for match in standin.SYMBOL.finditer(template)}
-    personal = {"you", "me", "name", "third", "absent", "he", "him", "his", *standin.THOU}
-    fixed = {"focus", "place", "foe", *personal}
-    assert named <= {*standin.TEMPLATES, *standin.WORDS, *standin.PERSONS, *fixed}
-    for kinds in standin.ASKS.values():
-        assert {f"{side}_{kind}" for side in ("ask", "tell") for kind in kinds} <= set(standin.TEMPLATES)
+    lists, named = standin.read_lists(), set()
+    for templates in [*lists.rules.values(), *lists.common.values()]:
+        for template in templates:
+            named |= {match[1] for match in standin.SYMBOL.finditer(template)}
+    personal = {"you", "me", "name", "third", "absent", "he", "him", "his"}
+    fixed = {"focus", "place", "foe", *personal, *standin.THOU}
+    assert named <= {*lists.rules, *lists.common, *lists.persons, *fixed}
+    kinds = {kind for kinds in lists.moods.values() for kind in kinds}
+    assert {f"{side}_{kind}" for side in ("ask", "tell") for kind in kinds} <= {*lists.rules}
+
+
+def test_the_lists_are_whole():
+    lists = standin.read_lists()
+    kinds = {*standin.TOPICAL}
+    assert all({*words} == kinds and kinds <= {*lists.common} for words in lists.topics.values())
+    assert all([*forms] == ["I", "thou", "he", "they"] for forms in lists.persons.values())
+    entries = [*lists.rules.values(), *lists.common.values(), *lists.people.values()]
+    assert all(entry == entry.strip() != "" for listed in entries for entry in listed)
 
 
 def test_no_symbol_is_left_over(text):
