@@ -96,7 +96,7 @@ def ask(page, question, **settings):
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "ppo", "dpo"])
-def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same_on_fifty_prompts(page, address, name):
+def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same(page, address, name):
     page.goto(f"{address['file']}/{TALK}")
     questions = datasets.heldout_prompts()[:50]
     prompts = [
@@ -125,7 +125,7 @@ def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same_on_fift
 
 
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_four_models_answer_side_by_side_with_the_reward_models_score_and_nothing_leaves_the_page(page, address, scheme):
+def test_four_models_answer_with_scores_and_nothing_leaves_the_page(page, address, scheme):
     page.goto(f"{address[scheme]}/{TALK}")
     answers = ask(page, "Where is the king?", seed=3)
     assert list(answers) == ["base", "sft", "ppo", "dpo"] and page.locator("[role=status]").text_content() == "Done."

@@ -121,7 +121,7 @@ def unequal_examples():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["book", "gpt2"])
-def test_logits_and_loss_of_a_row_do_not_depend_on_the_padding_its_neighbours_cause(config):
+def test_logits_and_loss_of_a_row_do_not_depend_on_its_padding(config):
     model = moved(replace(config, vocab_size=69)).double()
     examples = unequal_examples()
     tokens, labels = collate(examples, TOKENIZER.pad)

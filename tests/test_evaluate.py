@@ -210,7 +210,7 @@ def test_words_are_letters_and_apostrophes_in_lower_case_and_no_special_tokens()
     assert words_of("<|end|>, 3 --") == []
 
 
-def test_the_lexicon_is_the_words_of_the_training_text_and_of_the_books_data_and_no_more():
+def test_the_lexicon_is_the_words_of_the_training_text_and_the_books_data():
     corpus = Corpus(text="Zounds! Gramercy, sir.\n   " * 9 + " Forsooth gadzook prithee. ", source="test", sha256="0")
     assert corpus.validation == " Forsooth gadzook prithee. "
     found = lexicon(corpus)

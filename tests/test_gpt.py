@@ -124,7 +124,7 @@ def test_norm_gives_mean_0_and_variance_1():
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
-def test_a_block_adds_to_the_stream_what_attention_and_mlp_make_of_a_normed_copy_of_it(changes):
+def test_a_block_adds_what_attention_and_mlp_make_of_a_normed_copy(changes):
     model = small(**changes)
     block, rotation = model.blocks[1], model.rotation[:7].double() if model.config.rope else None
 
@@ -155,7 +155,7 @@ def spreads(config):
 
 
 @pytest.mark.parametrize("zero_init", [True, False])
-def test_the_books_weights_keep_the_variance_of_their_input_but_for_those_that_start_at_zero(zero_init):
+def test_the_books_weights_keep_the_variance_unless_they_start_at_zero(zero_init):
     found = spreads(GPTConfig(n_layer=2, width=64, rope=False, zero_init=zero_init))
     assert len(found) == 3 + 2 * 4
     for name, spread in found.items():
@@ -166,7 +166,7 @@ def test_the_books_weights_keep_the_variance_of_their_input_but_for_those_that_s
             assert spread == pytest.approx(inputs**-0.5, rel=0.05), name
 
 
-def test_gpt2s_weights_start_small_and_those_that_write_to_the_stream_smaller_the_deeper_the_model():
+def test_gpt2s_weights_start_small_and_those_into_the_stream_smaller_with_depth():
     for name, spread in spreads(GPTConfig.gpt2(n_layer=8, width=64)).items():
         if name.endswith("bias"):
             assert spread == 0

@@ -39,7 +39,7 @@ def test_packed_rows_by_hand():
     assert tokens.dtype == torch.int64 and mask.dtype == torch.bool
 
 
-def test_the_mask_holds_the_whole_response_with_its_end_and_nothing_of_the_prompt_or_padding():
+def test_the_mask_holds_the_response_with_its_end_and_nothing_else():
     tokens, mask = pack(PROMPTS, RESPONSES, pad=68)
     assert [row[kept].tolist() for row, kept in zip(tokens, mask)] == RESPONSES
     # Even where the padding is the end token itself
@@ -91,7 +91,7 @@ def walked(model, prompt, response, temperature=1.0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_a_responses_log_prob_is_the_sum_over_its_tokens_and_its_end_read_one_by_one(temperature):
+def test_a_responses_log_prob_is_the_sum_over_its_tokens_and_its_end(temperature):
     model = moved()
     found = get_response_log_probs(model, *pack(PROMPTS, RESPONSES, 68), temperature)
     assert found.shape == (3,)
@@ -226,7 +226,7 @@ def test_sequence_kl_equals_a_loop_over_tokens_and_vocabulary(temperature):
         close(found[row], total, atol=1e-9)
 
 
-def test_the_mean_of_sequence_kl_over_all_responses_is_the_exact_kl_of_whole_responses():
+def test_the_mean_of_sequence_kl_over_all_responses_is_the_exact_kl():
     config = GPTConfig(vocab_size=4, context=8, n_layer=1, n_head=1, width=16)
     policy, reference = moved(config, 0), moved(config, 1)
     responses = [list(r) for r in itertools.product(range(4), repeat=3)]

@@ -107,7 +107,7 @@ def test_simpo_without_gamma_is_dpo_without_a_reference():
 # KTO
 
 
-def test_kto_is_the_shortfall_of_each_answer_from_the_baseline_averaged_over_all_answers():
+def test_kto_is_each_answers_shortfall_from_the_baseline_averaged_over_all():
     chosen, rejected = normal(6) * 20, normal(6, seed=1) * 20
     for beta, z in ((0.1, 3.0), (0.5, 0.0), (0.1, 0.25), (0.1, 60.0)):
         gains = [1 - sigmoid(beta * (r - z)) for r in chosen.tolist()]

@@ -135,7 +135,7 @@ def test_text_to_ids_and_back_and_ids_to_text_and_back(text, ids):
 
 @search(80)
 @given(anything)
-def test_any_text_is_encoded_as_it_stands_or_refused_with_its_first_stranger_and_that_ones_place(text):
+def test_any_text_is_encoded_or_refused_with_its_first_strangers_place(text):
     strangers = [i for i, character in enumerate(text) if character not in ALPHABET]
     if not strangers:
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
@@ -148,7 +148,7 @@ def test_any_text_is_encoded_as_it_stands_or_refused_with_its_first_stranger_and
 
 @search(40)
 @given(anything, anything)
-def test_cleaning_goes_character_by_character_keeps_the_good_ones_and_makes_the_others_encodable(text, other):
+def test_cleaning_keeps_good_characters_and_makes_the_others_encodable(text, other):
     cleaned = TOKENIZER.clean(text)
     assert TOKENIZER.decode(TOKENIZER.encode(cleaned)) == cleaned == TOKENIZER.clean(cleaned)
     assert cleaned == "".join(map(TOKENIZER.clean, text))
@@ -217,7 +217,7 @@ def test_no_text_can_spell_a_special_token(turns):
 
 @search(45)
 @given(conversations, st.data())
-def test_labels_grade_the_assistants_text_and_its_end_and_never_a_prompt_token_however_much_is_read(turns, data):
+def test_labels_grade_the_assistants_text_and_its_end_never_the_prompt(turns, data):
     tokens = render(turns, TOKENIZER)
     labels = build_labels(tokens, TOKENIZER)
     assert labels == [token if mark else IGNORE for token, mark in zip(tokens, graded(turns))]
@@ -232,7 +232,7 @@ def test_labels_grade_the_assistants_text_and_its_end_and_never_a_prompt_token_h
 
 @search(20)
 @given(st.lists(answered_conversations, min_size=1, max_size=4), seeds, st.sampled_from([1.0, 50.0]))
-def test_the_loss_of_any_batch_pulls_where_an_assistants_token_comes_next_and_nowhere_else(batch, seed, scale):
+def test_the_loss_pulls_where_an_assistants_token_comes_next_alone(batch, seed, scale):
     rows = [dict(id=f"row {i}", messages=turns) for i, turns in enumerate(batch)]
     tokens, labels = collate(encode_conversations(rows, TOKENIZER, context=1000), PAD)
     expected = torch.zeros(tokens.shape, dtype=torch.bool)
@@ -266,7 +266,7 @@ def test_collated_rows_can_be_taken_apart_again(rows):
 
 @search(20)
 @given(st.lists(answered_conversations, min_size=2, max_size=4), st.integers(1, 5), st.randoms(use_true_random=False))
-def test_a_batchs_gradient_does_not_depend_on_its_parts_or_on_the_order_of_its_rows(batch, size, coins):
+def test_a_batchs_gradient_does_not_depend_on_its_parts_or_their_order(batch, size, coins):
     rows = [(ids, build_labels(ids, TOKENIZER)) for ids in (render(turns, TOKENIZER)[:40] for turns in batch)]
     assume(any(label != IGNORE for _, labels in rows for label in labels))
     gradients, losses = [], []
@@ -347,7 +347,7 @@ def test_log_probs_of_a_response_and_of_its_continuation_add_up(model, prompt, o
 
 @search(40)
 @given(ragged, pads, st.sampled_from([1.0, 100.0, 1e4]), seeds)
-def test_log_probs_are_finite_and_at_most_0_for_logits_of_any_size_and_impossible_padding(rows, pad, scale, seed):
+def test_log_probs_are_finite_and_at_most_0_for_logits_of_any_size(rows, pad, scale, seed):
     tokens, mask = pack(*map(list, zip(*rows)), pad)
     logits = scale * normal(*tokens.shape, 70, seed=seed)
     # Hold whatever comes after a response impossible
@@ -361,7 +361,7 @@ def test_log_probs_are_finite_and_at_most_0_for_logits_of_any_size_and_impossibl
 
 @search(30)
 @given(ragged, pads, st.integers(0, 6), seeds)
-def test_a_score_does_not_depend_on_neighbours_or_padding_and_is_read_at_the_responses_last_token(rows, pad, extra, seed):
+def test_a_score_is_read_at_the_last_token_whatever_the_padding(rows, pad, extra, seed):
     tokens, mask = padded_with_anything(rows, pad, extra, seed)
     alone = [JUDGE.token_scores(torch.tensor([prompt + response]))[0, -1] for prompt, response in rows]
     close(JUDGE(tokens, mask), torch.stack(alone), 1e-10)
@@ -434,7 +434,7 @@ def test_attention_is_shared_out_among_the_tokens_so_far(model, rows):
 
 @search(40)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 23), st.sampled_from([2, 4, 8]), seeds)
-def test_rotations_keep_lengths_and_show_how_far_apart_two_tokens_are_and_not_where(one, other, further, size, seed):
+def test_rotations_keep_lengths_and_show_distances_and_not_places(one, other, further, size, seed):
     table = rotation_table(64, size)
     q, k = normal(2, 1, 1, size, seed=seed)
 
@@ -459,7 +459,7 @@ def test_to_a_rotary_model_a_text_reads_the_same_wherever_it_stands(tokens, star
 
 @search(40)
 @given(st.lists(prompts, min_size=1, max_size=5))
-def test_left_padded_prompts_end_together_and_see_themselves_and_their_own_past_alone(rows):
+def test_left_padded_prompts_end_together_and_see_their_own_past_alone(rows):
     tokens, mask = left_pad(rows)
     assert tokens.shape == mask.shape == (len(rows), max(map(len, rows)))
     assert [row[kept].tolist() for row, kept in zip(tokens, mask)] == rows
@@ -484,7 +484,7 @@ def test_padding_on_the_left_changes_no_logits_whatever_it_holds(model, rows, se
 @search(25)
 @given(data=st.data(), seed=seeds)
 @torch.no_grad()
-def test_a_cache_filled_piece_by_piece_and_thinned_out_gives_the_logits_of_one_reading(model, data, seed):
+def test_a_cache_filled_in_pieces_and_thinned_gives_the_logits_of_one_pass(model, data, seed):
     B, T = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
     first, dropped_at = data.draw(st.integers(1, T)), data.draw(st.integers(1, T))
     stay = torch.tensor(data.draw(st.lists(st.booleans(), min_size=B, max_size=B)))
@@ -588,7 +588,7 @@ def test_the_mean_of_k1_and_of_k3_over_all_outcomes_is_the_exact_kl(both):
 
 @search(40)
 @given(two_distributions())
-def test_the_mean_of_k2_misses_the_kl_by_no_more_than_the_third_power_of_the_log_ratio_and_grows_as_its_square(both):
+def test_the_mean_of_k2_misses_the_kl_by_the_cubed_log_ratio_at_most(both):
     p, q = both
     r = q - p
     exact, k2 = mean_estimate(p, q, "k1"), mean_estimate(p, q, "k2")
@@ -600,7 +600,7 @@ def test_the_mean_of_k2_misses_the_kl_by_no_more_than_the_third_power_of_the_log
 
 @search(40)
 @given(two_distributions())
-def test_k2_and_k3_are_never_negative_k2_is_half_of_k1_squared_and_equals_are_0_apart(both):
+def test_k2_and_k3_are_never_negative_and_k2_is_half_of_k1_squared(both):
     p, q = both
     k1, k2, k3 = (kl_estimate(p, q, kind) for kind in ("k1", "k2", "k3"))
     assert (k2 >= 0).all() and (k3 >= 0).all()
@@ -611,7 +611,7 @@ def test_k2_and_k3_are_never_negative_k2_is_half_of_k1_squared_and_equals_are_0_
 
 @search(45)
 @given(two_distributions(extreme=8))
-def test_the_mean_gradient_of_k1_is_nothing_that_of_k2_the_kls_and_that_of_k3_the_reverse_kls(both):
+def test_mean_gradients_of_k1_k2_and_k3_are_zero_the_kls_and_the_reverse_kls(both):
     logits, q = both[0].clone().requires_grad_(), both[1]
     p = logits.log_softmax(-1)
 
@@ -660,7 +660,7 @@ def test_any_policy_falls_short_of_the_optimum_by_beta_times_its_kl_to_it(policy
 
 @search(45)
 @given(two_distributions(), numbers(-1e3, 1e3), temperatures)
-def test_entropy_lies_between_0_and_that_of_equal_odds_and_no_other_code_is_shorter(both, shift, temperature):
+def test_entropy_lies_between_0_and_equal_odds_and_no_code_is_shorter(both, shift, temperature):
     p, q = both
     found = entropy(p)
     assert -1e-12 <= found <= math.log(len(p)) + 1e-12
@@ -708,7 +708,7 @@ def test_gae_is_the_discounted_sum_of_all_later_surprises(episode, gamma, lam):
 
 @search(45)
 @given(episodes(), numbers(0, 1))
-def test_with_lambda_1_advantages_are_returns_less_values_and_with_0_one_step_of_surprise(episode, gamma):
+def test_gae_at_lambda_1_is_returns_less_values_and_at_0_one_surprise(episode, gamma):
     rewards, values, actions = episode
     inside = values * actions
     advantages, returns = gae(*episode, gamma, 1.0)
@@ -724,7 +724,7 @@ def test_with_lambda_1_advantages_are_returns_less_values_and_with_0_one_step_of
 
 @search(40)
 @given(episodes(), numbers(-20, 20), numbers(0, 2), seeds)
-def test_a_responses_rewards_add_up_to_its_score_less_its_kl_whatever_stands_around_it(episode, score, beta, seed):
+def test_a_responses_rewards_add_up_to_its_score_less_its_kl(episode, score, beta, seed):
     kl, noise, actions = episode
     scores = score + normal(len(actions), seed=seed)
     rewards = token_rewards(scores, kl, actions, beta)
@@ -745,7 +745,7 @@ def masked(draw, size=100.0):
 
 @search(45)
 @given(masked(), numbers(0.5, 20), numbers(-50, 50))
-def test_whitened_values_have_mean_0_and_variance_1_or_keep_their_mean_whatever_their_unit_and_zero(both, unit, zero):
+def test_whitened_values_have_mean_0_or_their_own_and_variance_1(both, unit, zero):
     values, mask = both
     kept = values[mask]
     variance = (kept - kept.mean()).square().mean()
@@ -764,7 +764,7 @@ def test_whitened_values_have_mean_0_and_variance_1_or_keep_their_mean_whatever_
 
 @search(45)
 @given(st.integers(2, 4), st.integers(1, 3), st.data())
-def test_comparisons_within_a_group_add_up_to_0_and_do_not_see_what_all_its_answers_share(group, prompts, data):
+def test_comparisons_within_a_group_add_up_to_0_and_ignore_what_all_share(group, prompts, data):
     returns = tensors(data.draw, -10, 10, prompts * group)
     shared = tensors(data.draw, -10, 10, prompts).repeat_interleave(group)
     groups = returns.view(prompts, group)
@@ -797,7 +797,7 @@ def test_inside_its_range_the_clipped_loss_is_the_unclipped_one_with_its_gradien
 
 @search(40)
 @given(masked(10.0), masked(10.0), seeds, numbers(0.05, 0.5), st.data())
-def test_the_clipped_loss_is_never_below_the_unclipped_one_and_lets_go_where_there_is_no_more_to_gain(
+def test_the_clipped_loss_is_never_below_the_unclipped_and_lets_go(
     both, others, seed, clip_eps, data
 ):
     advantages, mask = both
@@ -822,7 +822,7 @@ def test_the_clipped_loss_is_never_below_the_unclipped_one_and_lets_go_where_the
 
 @search(40)
 @given(masked(10.0), numbers(0.01, 5), st.data())
-def test_the_clipped_value_loss_is_the_plain_one_within_its_room_and_never_below_it(both, clip, data):
+def test_the_clipped_value_loss_is_the_plain_one_in_its_room_never_below(both, clip, data):
     returns, mask = both
     old = tensors(data.draw, -10, 10, *mask.shape)
     near = old + 0.999 * clip * tensors(data.draw, -1, 1, *mask.shape)
@@ -864,7 +864,7 @@ def swapped(chosen, rejected, *reference):
 
 @search(45)
 @given(nats, betas, numbers(0, 1))
-def test_swapping_the_pairs_moves_dpo_by_their_margin_and_turns_the_smoothing_round(sides, beta, wrong):
+def test_swapping_pairs_moves_dpo_by_the_margin_and_turns_the_smoothing(sides, beta, wrong):
     chosen, rejected = (implicit_rewards(sides[i], sides[i + 2], beta) for i in range(2))
     margin = chosen - rejected
     loss, other = dpo_loss(*sides, beta), dpo_loss(*swapped(*sides), beta)
@@ -893,7 +893,7 @@ def test_swapping_the_pairs_does_to_each_loss_what_its_formula_says(sides, means
 
 @search(45)
 @given(batches_of(2, -200, 200), numbers(0, 0.5))
-def test_swapping_the_pairs_moves_bradley_and_terry_by_the_gap_and_leaves_the_centring_as_it_is(scores, centring):
+def test_swapping_pairs_moves_bradley_terry_by_the_gap_not_the_centring(scores, centring):
     chosen, rejected = scores
     loss, other = bradley_terry_loss(chosen, rejected, centring), bradley_terry_loss(rejected, chosen, centring)
     close(other - loss, (chosen - rejected).mean(), 1e-8)
@@ -904,7 +904,7 @@ def test_swapping_the_pairs_moves_bradley_and_terry_by_the_gap_and_leaves_the_ce
 
 @search(40)
 @given(nats, betas, numbers(-100, 100), numbers(0, 1))
-def test_dpo_sees_the_gap_of_the_log_ratios_alone_and_is_the_reward_models_loss_of_it(sides, beta, shift, wrong):
+def test_dpo_is_the_reward_models_loss_of_the_gap_of_the_log_ratios(sides, beta, shift, wrong):
     chosen, rejected, *reference = sides
     loss = dpo_loss(*sides, beta, wrong)
     for moved_sides in (
@@ -923,7 +923,7 @@ def test_dpo_sees_the_gap_of_the_log_ratios_alone_and_is_the_reward_models_loss_
 
 @search(40)
 @given(batches_of(4, -1e5, 0), betas)
-def test_dpo_raises_the_chosen_answer_and_lowers_the_rejected_one_by_the_same_finite_force(sides, beta):
+def test_dpo_raises_chosen_and_lowers_rejected_by_the_same_finite_force(sides, beta):
     chosen, rejected, *reference = sides
     chosen, rejected = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()
     dpo_loss(chosen, rejected, *reference, beta).backward()
@@ -950,7 +950,7 @@ pairs_of_answers = st.lists(st.tuples(prompts, responses, responses), min_size=1
 
 @search(25)
 @given(pairs_of_answers, temperatures)
-def test_a_pairs_log_probs_swap_with_its_answers_and_do_not_depend_on_the_other_pairs(pairs, temperature):
+def test_a_pairs_log_probs_swap_with_its_answers_and_ignore_other_pairs(pairs, temperature):
     found = pair_logprobs(POLICY, pairs, PAD, temperature)
     turned = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
     close(pair_logprobs(POLICY, turned, PAD, temperature), found.flip(0), 1e-10)
@@ -1012,7 +1012,7 @@ def draws(draw):
 
 @search(30)
 @given(draws(), st.randoms(use_true_random=False))
-def test_the_best_of_more_is_no_worse_is_one_of_them_and_does_not_depend_on_their_order(drawn, coins):
+def test_the_best_of_more_is_no_worse_and_does_not_depend_on_their_order(drawn, coins):
     answers, scores = drawn
     before = torch.full_like(scores[:, 0], -torch.inf)
     for n in range(1, scores.size(1) + 1):
@@ -1097,7 +1097,7 @@ def test_a_text_is_an_answer_where_it_has_words_and_ends_once(parts, text):
 
 @search(40)
 @given(st.lists(answers, min_size=1, max_size=5), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_runs_of_words_are_counted_whatever_the_order_of_the_answers_and_halved_where_all_is_said_twice(some, n, coins):
+def test_runs_of_words_count_in_any_order_and_halve_when_all_is_said_twice(some, n, coins):
     share = distinct_n(some, n)
     assert 0 <= share <= 1 and (share > 0) == any(len(words_of(answer)) >= n for answer in some)
     assert distinct_n(coins.sample(some, len(some)), n) == share
@@ -1106,7 +1106,7 @@ def test_runs_of_words_are_counted_whatever_the_order_of_the_answers_and_halved_
 
 @search(40)
 @given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=8), st.integers(-50, 50), st.integers(1, 20))
-def test_an_interval_lies_evenly_around_the_mean_widens_with_confidence_and_follows_zero_and_unit(values, zero, unit):
+def test_an_interval_is_centred_widens_with_confidence_and_follows_the_unit(values, zero, unit):
     values = [value / 100 for value in values]
     mean, low, high = interval(values)
     assert low <= mean <= high and high - mean == pytest.approx(mean - low, abs=1e-9)
@@ -1195,7 +1195,7 @@ def decomposed(draw):
 
 @search(40)
 @given(decomposed(), st.integers(1, 5))
-def test_orthogonalising_keeps_the_singular_directions_and_sends_each_value_through_the_polynomials(parts, steps):
+def test_orthogonalising_keeps_directions_and_maps_each_singular_value(parts, steps):
     U, S, V = parts
     expected = S / (1.01 * S.norm(dim=-1, keepdim=True) + 1e-7)
     for a, b, c in POLAR_EXPRESS[:steps]:
@@ -1229,7 +1229,7 @@ def muon_step(gradient):
 
 @search(40)
 @given(st.integers(1, 5), st.integers(1, 12), seeds)
-def test_muon_steps_for_query_key_and_value_each_by_itself_and_for_any_other_matrix_as_a_whole(n, m, seed):
+def test_muon_steps_for_query_key_and_value_each_by_itself(n, m, seed):
     gradient = normal(3 * n, n, seed=seed)
     close(muon_step(gradient), torch.cat([muon_step(part) for part in gradient.split(n)]), 1e-9)
     assume(m != 3 * n)

@@ -179,7 +179,7 @@ def test_no_token_is_read_after_every_row_has_ended(few_words):
     assert read == [2] and samples.tokens.tolist() == [[first]] * 2
 
 
-def test_each_step_has_a_token_for_every_row_and_says_which_rows_had_not_ended_before(few_words):
+def test_each_step_has_a_token_for_every_row_and_says_which_had_not_ended(few_words):
     prompts = ROWS["padded"]
     steps = list(sample_steps(few_words, prompts, 40, generator=seeded(4), stop=STOP))
     samples = generate(few_words, prompts, 40, generator=seeded(4), stop=STOP)

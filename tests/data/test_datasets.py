@@ -288,7 +288,7 @@ def test_what_models_learn_from_is_the_books_own_unless_a_file_is_named(file):
     assert (pairs.conversations, pairs.pairs) == (own.conversations, [pair()])
 
 
-def test_who_brings_pairs_practises_on_each_of_their_prompts_and_on_few_of_them_more_than_once(file):
+def test_who_brings_pairs_practises_on_their_prompts_on_few_more_than_once(file):
     few = [pair(id=str(i), prompt=prompt) for i, prompt in enumerate(["Who?", "Why?", "Who?"])]
     assert training_data(pair_file=file(*map(json.dumps, few))).prompts == ["Who?", "Why?"] * (FEWEST_PROMPTS // 2)
     many = [pair(id="x" * i, prompt="x" * i) for i in range(1, FEWEST_PROMPTS + 2)]
@@ -322,7 +322,7 @@ def test_a_file_with_a_line_of_the_right_kind_is_not_mixed_up(file):
     assert "this looks like" not in refusal(file(json.dumps(dict(id="a", text='what is "chosen"'))))
 
 
-def test_a_conversation_fits_the_context_to_the_last_token_and_is_otherwise_refused(file):
+def test_a_conversation_fits_the_context_to_the_last_token_or_is_refused(file):
     longest = GPTConfig.context - 4  # beside the three signs, and an answer of one letter
     assert training_data(conversation_file=file(line(user("x" * longest), assistant("a")))).conversations
     path = file(GOOD, line(user("x" * (longest + 1)), assistant("a"), id="long"))

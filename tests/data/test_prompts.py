@@ -78,7 +78,7 @@ def test_the_packages_preferences_and_training_prompts_are_these_files():
     assert training_prompts() == [row["prompt"] for row in rows("prompts")]
 
 
-def test_heldout_pairs_say_what_is_wrong_with_the_rejected_answer_and_the_others_do_not():
+def test_heldout_pairs_alone_say_what_is_wrong_with_the_rejected_answer():
     kinds = [row["kind"] for row in heldout_preferences()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict(rude=48, broken=12, rambling=12)
     assert not any("kind" in row for row in preferences())

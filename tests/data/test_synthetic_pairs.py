@@ -66,14 +66,14 @@ def test_best_and_worst_are_those_that_brute_force_finds_in_every_small_case(lea
     assert list(zip(best.tolist(), worst.tolist())) == [by_force(*row, leave_out) for row in rows]
 
 
-def test_an_answer_without_its_end_loses_and_is_never_chosen_and_a_text_is_not_preferred_to_itself():
+def test_an_answer_without_its_end_loses_and_no_text_is_preferred_to_itself():
     # The second prompt's answers are one text; the third's cut answer scores least, the fourth's most
     assert pick_extremes(SMALL, "reward") == [Pick(0, 1, 2), Pick(2, 0, 1), Pick(3, 2, 0)]
     assert pick_extremes(SMALL, "reward", leave_out=True) == [Pick(0, 1, 2), Pick(2, 0, 2)]
     assert pick_extremes(SMALL, "gold", leave_out=True) == [Pick(0, 2, 0)]
 
 
-def test_any_two_are_all_pairs_that_the_judge_tells_apart_each_once_and_evenly_drawn():
+def test_any_two_are_all_pairs_told_apart_each_once_and_evenly_drawn():
     possible = {Pick(0, 1, 0), Pick(0, 1, 2), Pick(0, 0, 2), Pick(2, 0, 2)}
     assert set(any_two(SMALL, "reward", 4, seed=0)) == possible
     drawn = Counter(pick for seed in range(400) for pick in any_two(SMALL, "reward", 2, seed))

@@ -62,7 +62,7 @@ def test_a_starts_uniform_as_a_linear_layer_does_and_b_at_zero():
 
 
 @pytest.mark.parametrize("config", [PLAIN, WITH_ROWS], ids=["plain", "rows"])
-def test_at_the_start_the_model_is_what_it_was_bit_for_bit_with_gradients_for_b_alone(config):
+def test_at_the_start_the_model_is_what_it_was_with_gradients_for_b_alone(config):
     plain, model = moved(), adapted(config, trained=False)
     assert torch.equal(model(TOKENS), plain(TOKENS))
     model(TOKENS).square().sum().backward()
@@ -209,7 +209,7 @@ def test_adapters_beside_quantised_layers_are_trained():
 # The state
 
 
-def test_the_state_is_the_trained_numbers_alone_and_makes_the_same_model_of_the_base():
+def test_the_state_is_the_trained_numbers_and_makes_the_same_model_again():
     model, other = adapted(WITH_ROWS), adapted(WITH_ROWS, seed=5)
     state = adapter_state(model)
     assert set(state) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -100,7 +100,7 @@ def test_the_dpo_loss_is_trls(scale, beta, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("label_smoothing", [0.1, 0.49])
-def test_smoothed_dpo_is_the_mean_of_trls_aot_over_single_pairs_each_with_its_own_smoothing(label_smoothing, dtype):
+def test_smoothed_dpo_is_the_mean_of_trls_aot_over_single_pairs(label_smoothing, dtype):
     # TRL's own "sigmoid" passes label_smoothing over; with one pair there is nothing for "aot" to sort, and it is cDPO
     wrong = label_smoothing * torch.linspace(0.2, 1.0, 7, dtype=torch.float64)
 
@@ -277,7 +277,7 @@ def test_the_chosen_answers_surprise_of_one_pair_is_trls_sft_loss(seed, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(2))
-def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl_on_transformers_gpt2(seed, dtype):
+def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl(seed, dtype):
     policy, reference, pairs = policy_of(seed, dtype), policy_of(seed + 1, dtype), pairs_of_texts(seed)
     peers = [as_gpt2(copy.deepcopy(model).double()) for model in (policy, reference)]
     loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), DPOConfig(beta=0.05))

@@ -101,7 +101,7 @@ def test_prompts_padded_on_the_left_get_the_logits_that_transformers_gives_them(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rung", ["GPT-2 block, AdamW", "+ Muon"])
-def test_tokens_read_one_by_one_through_the_cache_get_the_logits_of_transformers_cache(rung, dtype):
+def test_tokens_read_through_the_cache_get_the_logits_of_transformers_cache(rung, dtype):
     model, peer = pair_of(RUNGS[rung], dtype)
     tokens = torch.randint(69, (3, 12), generator=seeded(2))
     cache, theirs = KVCache(model.config, 3, 12, dtype), DynamicCache(config=peer.config)
@@ -113,7 +113,7 @@ def test_tokens_read_one_by_one_through_the_cache_get_the_logits_of_transformers
 
 
 @pytest.mark.parametrize("rung", ["GPT-2 block, AdamW", "+ Muon"])
-def test_the_likeliest_answers_to_prompts_of_unlike_lengths_are_those_of_transformers_generate(rung):
+def test_greedy_answers_to_prompts_of_unlike_lengths_are_transformers_own(rung):
     model, peer = pair_of(RUNGS[rung], torch.float64, seed=3)
     prompts = [prompt for seed in range(3) for prompt in texts(seed)[0]]
     # Stop at a token that the first answer has in its middle

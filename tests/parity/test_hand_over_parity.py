@@ -55,7 +55,7 @@ def test_the_script_trains_with_two_processes(llama, tmp_path, stage):
     assert {after[name].dtype for name in shared} == {torch.float32}
 
 
-def test_the_template_grades_an_answer_and_its_end_and_is_chatml_where_that_is_the_models_end():
+def test_the_template_grades_an_answer_and_its_end_and_may_be_chatml():
     from posttrain.real.data import CHATML
 
     tokenizer, talk = chat_tokenizer(), [dict(role="user", content="Who?"), dict(role="assistant", content="A friend.")]

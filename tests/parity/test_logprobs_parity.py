@@ -61,7 +61,7 @@ def test_token_logprobs_are_trls_selective_log_softmax_of_what_comes_next(seed, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale, temperature", SCALES)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_responses_log_prob_is_trls_summed_one_and_0_where_the_mask_leaves_nothing(seed, scale, temperature, dtype):
+def test_a_responses_log_prob_is_trls_sum_and_0_where_nothing_is_masked_in(seed, scale, temperature, dtype):
     tokens, mask, logits = batch(seed, scale)
     mask[-1] = False  # an empty response: `pack` refuses it, the sum does not mind
     labels = tokens.masked_fill(~mask, -100)
@@ -161,7 +161,7 @@ def test_the_mean_of_an_estimator_over_all_outcomes_is_pytorchs_kl_divergence(ki
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale, temperature", SCALES)
-def test_the_kl_of_whole_responses_is_the_sum_of_pytorchs_kl_divergences_over_their_tokens(scale, temperature, dtype):
+def test_the_kl_of_whole_responses_is_pytorchs_summed_over_their_tokens(scale, temperature, dtype):
     tokens, mask, logits = batch(2, scale)
     others = logits + normal(*logits.shape, seed=8)
     p, q = logits.to(dtype), others.to(dtype)

@@ -125,7 +125,7 @@ def test_token_rewards_are_trls_for_each_row_without_padding(seed, kind, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.5), (0.99, 0.0), (1.0, 1.0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_advantages_and_returns_are_those_of_trls_loop_whatever_stands_outside_the_mask(seed, gamma, lam, dtype):
+def test_advantages_and_returns_are_those_of_trls_loop_within_the_mask(seed, gamma, lam, dtype):
     actions = with_an_empty_row(actions_of(seed)[1])
 
     def ours(rewards, values):
@@ -214,7 +214,7 @@ def test_a_rollouts_advantages_and_returns_are_trls_from_end_to_end(length, whit
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_padded_rollouts_advantages_are_trls_row_by_row_then_whitened_by_trl_over_all(seed, dtype):
+def test_a_padded_rollouts_advantages_are_trls_whitened_over_all_rows(seed, dtype):
     tokens, actions = actions_of(seed)
     rollout, config = rollout_of(actions, tokens, dtype), PPOConfig()
     rows = [
@@ -413,7 +413,7 @@ def peers_of(models):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("changes", [{}, dict(kl_in="loss", kl_estimator="k3")], ids=str)
-def test_a_minibatchs_gradients_of_both_models_weights_are_those_of_trl_on_transformers_gpt2s(changes, dtype):
+def test_a_minibatchs_gradients_of_both_models_are_those_of_trl(changes, dtype):
     models, config = four_models(dtype, **changes)
     prompts, responses = texts(7)
     tokens, mask = pack(prompts, responses, PAD)
@@ -453,7 +453,7 @@ def test_responses_are_cut_after_their_first_end_as_trl_cuts_them():
     assert torch.equal(ppo_trainer.truncate_response(END, PAD, drawn), tokens)
 
 
-def test_twenty_updates_are_those_of_trls_lines_on_transformers_gpt2s_with_adam_between_them(monkeypatch):
+def test_twenty_updates_are_those_of_trls_lines_with_adam_between_them(monkeypatch):
     # Not TRL's train(), which would draw responses of its own: its lines from the forward pass to the loss
     models, config = four_models(torch.float64, epochs=5, minibatches=4, lr=3e-3, value_lr=1e-3)
     rollout = collect_rollout(models, PROMPTS, config, seeded(3))

@@ -109,7 +109,7 @@ def test_scores_are_those_of_transformers_scoring_gpt2_and_of_trls_get_reward(se
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("centring", [0.0, 0.5])
-def test_the_loss_of_pairs_and_its_gradients_are_those_of_trl_on_transformers_scoring_gpt2(centring, dtype):
+def test_the_loss_of_pairs_and_its_gradients_are_those_of_trl(centring, dtype):
     model, pairs = scorer_of(3, dtype).unnormalised(), pairs_of_texts(6)
     peer = as_scoring_gpt2(copy.deepcopy(model).double())
     peer.config.pad_token_id = PAD

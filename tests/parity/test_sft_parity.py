@@ -38,7 +38,7 @@ def examples(seed):
 # The mask
 
 
-def test_the_books_conversations_get_the_tokens_and_labels_of_transformers_chat_template_and_assistant_mask():
+def test_conversations_get_the_tokens_and_labels_of_transformers_template():
     peer, conversations = chat_tokenizer(), datasets.conversations()
     ours = encode_conversations(conversations, TOKENIZER, 10_000)
     for (tokens, labels), conversation in zip(ours, conversations):
@@ -50,7 +50,7 @@ def test_the_books_conversations_get_the_tokens_and_labels_of_transformers_chat_
     assert len(ours) > 20
 
 
-def test_several_turns_an_empty_answer_and_a_prompt_are_rendered_as_by_transformers():
+def test_turns_an_empty_answer_and_a_prompt_are_rendered_as_by_transformers():
     peer, user, assistant = chat_tokenizer(), "Who goes\nthere?", "A friend."
     messages = [
         dict(role=role, content=text)
@@ -102,7 +102,7 @@ def test_the_loss_is_trls_default_one_which_never_holds_all_logits_at_once(seed,
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_the_loss_of_a_batch_in_parts_and_its_gradients_are_those_of_transformers_gpt2_on_the_whole(size, dtype):
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_transformers_on_the_whole(size, dtype):
     model = policy_of(0, dtype)
     peer = as_gpt2(copy.deepcopy(model).double())
     tokens, labels = collate(examples(2), PAD)
@@ -115,7 +115,7 @@ def test_the_loss_of_a_batch_in_parts_and_its_gradients_are_those_of_transformer
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_parts_loss_is_transformers_with_the_whole_batchs_number_of_graded_tokens(dtype):
+def test_a_parts_loss_is_transformers_with_the_whole_batchs_graded_tokens(dtype):
     tokens, labels = collate(examples(1), PAD)
     n = count_graded(labels)
     assert n == (labels[:, 1:] != -100).sum() > count_graded(labels[:1]) > 0
@@ -134,7 +134,7 @@ def test_a_batch_without_graded_tokens_is_refused_where_transformers_says_nan():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_loss_of_plain_text_is_that_of_transformers_gpt2_whose_labels_are_the_text(dtype):
+def test_the_loss_of_plain_text_is_transformers_with_the_text_as_labels(dtype):
     model = policy_of(1, dtype)
     peer = as_gpt2(copy.deepcopy(model).double())
     text = torch.randint(69, (3, 21), generator=torch.Generator().manual_seed(0))

@@ -93,7 +93,7 @@ def track(ours, theirs, body, peer, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_twenty_steps_of_sft_are_those_of_trls_sfttrainer_with_gradients_accumulated_over_two_parts(dtype, tmp_path):
+def test_twenty_steps_of_sft_in_two_parts_are_those_of_trls_sfttrainer(dtype, tmp_path):
     model = policy_of(0, dtype, SHAPE)
     peer = as_gpt2(model)
     examples = sft.encode_conversations(datasets.conversations(), TOKENIZER, SHAPE.context)
@@ -139,7 +139,7 @@ class FromTokens(DPOTrainer):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_twenty_steps_of_dpo_are_those_of_trls_dpotrainer_whose_reference_is_asked_in_every_step(dtype, tmp_path):
+def test_twenty_steps_of_dpo_are_those_of_trls_dpotrainer(dtype, tmp_path):
     model = policy_of(2, dtype, SHAPE)
     policy, peer, reference = copy.deepcopy(model), as_gpt2(model), as_gpt2(model)
     pairs = reward_model.encode_pairs(datasets.preferences(), TOKENIZER, SHAPE.context)

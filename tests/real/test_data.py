@@ -100,7 +100,7 @@ def test_a_template_that_changes_the_answer_or_fails_is_refused():
         render(TURNS[:2], fresh("{{ raise_exception('no such role') }}"))
 
 
-def test_a_tokenizer_without_a_template_gets_chatml_and_two_tokens_that_text_cannot_contain():
+def test_a_tokenizer_without_a_template_gets_chatml_and_two_special_tokens():
     bare = fetch(library().AutoTokenizer, folder("gpt2", chat=False))
     before = len(bare)
     assert bare.chat_template is None and give_template(bare) == 2 and len(bare) == before + 2

@@ -120,14 +120,14 @@ def declared(style):
     return dict(declaration.strip().split(": ", 1) for declaration in style.split(";") if declaration.strip())
 
 
-def test_the_sign_of_a_number_is_told_by_colour_and_by_line_and_its_size_by_strength():
+def test_a_numbers_sign_is_told_by_colour_and_line_its_size_by_strength():
     above, below = declared(shade(0.5, 2.0)), declared(shade(-0.5, 2.0))
     assert above == {"background": "rgba(0, 114, 178, 0.14)", "border-bottom": "2px solid rgb(0, 114, 178)"}
     assert below == {"background": "rgba(213, 94, 0, 0.14)", "border-bottom": "2px dashed rgb(213, 94, 0)"}
     assert declared(shade(2.0, 2.0))["background"].endswith(" 0.55)")
 
 
-def test_a_score_view_shows_every_token_shaded_with_its_number_and_says_each_words_last_aloud():
+def test_a_score_view_shades_every_token_and_says_each_words_last_aloud():
     tokens, scores = ["A", "y", ",", " ", "n", "o", "."], [1.0, -4.0, 0.25, 0.5, -1.0, 2.0, -0.04]
     view = ScoreView(tokens, torch.tensor(scores))
     tags, texts = parsed(view)
