@@ -113,7 +113,7 @@ def zipf(n: int) -> list[float]:
 
 @cache
 def inflect(entry: str, form: str) -> str:
-    """A word in a form: the base, `s` (nouns), `es`, `eth`, `est`, `ed`, `en`, `ing`."""
+    """A word in a form: its base, or with s (nouns), es, eth, est, ed, en or ing."""
     base, *irregular = entry.split("/")
     if irregular and form in ("s", "ed", "en"):
         return irregular[-1] if form == "en" else irregular[0]
