@@ -22,9 +22,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("nbmake", default=False):
         return
     if config.getoption("overwrite"):
-        raise pytest.UsageError("--overwrite would replace the chapters' Markdown by JSON")
+        raise pytest.UsageError(
+            "--overwrite would replace the chapters' Markdown by JSON"
+        )
     # Without --nbmake-timeout, allow each cell as long as the book's build does
-    given = any(str(arg).startswith("--nbmake-timeout") for arg in config.invocation_params.args)
+    given = any(
+        str(arg).startswith("--nbmake-timeout") for arg in config.invocation_params.args
+    )
     if not given:
         config.option.nbmake_timeout = cell_timeout()
     teach_nbmake_markdown()
@@ -33,7 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def prepare_kernels() -> None:
     """Set what kernels inherit: the package's folder, and that no reader is watching a progress bar."""
     inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "code"), inherited]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT / "code"), inherited])
+    )
     os.environ["BOOK_BUILD"] = "1"
     # Kernels start in book/, so a relative path has to be made absolute here.
     corpus = os.environ.get("POSTTRAIN_CORPUS")
@@ -44,7 +50,8 @@ def prepare_kernels() -> None:
 def share_cores() -> None:
     """Keep a test process that has others beside it, and the kernels it starts, to one thread.
 
-    Two threads each for two processes on two cores wait for one another, and take several times as long.
+    Two threads each for two processes on two cores wait for one another, and take
+    several times as long.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -56,7 +63,9 @@ def cell_timeout() -> int:
     """Seconds per cell, from _config.yml."""
     import yaml
 
-    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]
+    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))[
+        "execute"
+    ]["timeout"]
 
 
 def teach_nbmake_markdown() -> None:
@@ -66,7 +75,11 @@ def teach_nbmake_markdown() -> None:
     from nbmake import nb_run
 
     def read(path: str, version: int):
-        return jupytext.read(path, fmt="md:myst") if path.endswith(".md") else nbformat.read(path, version)
+        return (
+            jupytext.read(path, fmt="md:myst")
+            if path.endswith(".md")
+            else nbformat.read(path, version)
+        )
 
     nb_run.nbformat = types.SimpleNamespace(read=read)
 
@@ -76,7 +89,11 @@ def is_chapter(path: Path) -> bool:
     if path.suffix != ".md" or BOOK not in path.parents:
         return False
     front_matter, separator, _ = path.read_text(encoding="utf-8").partition("\n---\n")
-    return bool(separator) and front_matter.startswith("---\n") and "\nkernelspec:" in front_matter
+    return (
+        bool(separator)
+        and front_matter.startswith("---\n")
+        and "\nkernelspec:" in front_matter
+    )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector):

@@ -54,7 +54,9 @@ def test_results_come_in_the_order_of_the_jobs_whatever_is_done_first(cores):
 
 
 def test_jobs_run_with_one_thread_in_another_process(monkeypatch, cores):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what a worker would take, left to itself
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "2"
+    )  # what a worker would take, left to itself
     threads, found = torch.get_num_threads(), []
 
     def progress(done, total):
@@ -80,7 +82,9 @@ def test_there_are_no_more_processes_than_cores_and_jobs(cores, n_cores, n_jobs,
 def test_the_processes_stay_for_the_next_call(cores):
     cores(1)
     (first,) = run_all(os.getpid, [()])
-    assert run_all(os.getpid, [()] * 3) == [first] * 3 and running() == {first} != {os.getpid()}
+    assert run_all(os.getpid, [()] * 3) == [first] * 3 and running() == {first} != {
+        os.getpid()
+    }
     workers.kept.stop()
     assert not running()
     assert run_all(os.getpid, [()]) != [first]
@@ -146,7 +150,9 @@ def test_a_jobs_error_is_raised_and_the_jobs_not_yet_begun_are_dropped(cores):
 def test_the_cores_are_those_this_process_may_use(monkeypatch, affinity):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     if affinity:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False)
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False
+        )
         assert available_cores() == 3
     else:
         monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -188,7 +194,11 @@ def alive(pid):
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_workers_end_when_their_parent_is_killed():
     script = PARENT.format(code=str(store.PACKAGE.parent))
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     try:
         assert len(pids) == 1 and all(map(alive, pids))
@@ -210,14 +220,22 @@ def test_workers_end_when_their_parent_is_killed():
 def test_an_interruption_ends_parent_and_workers_at_once_with_one_traceback():
     script = PARENT.format(code=str(store.PACKAGE.parent))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, **pipes)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, **pipes
+    )
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 1 and all(map(alive, pids))
-        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does, and a notebook that is shut down
-        _, said = parent.communicate(timeout=120)  # it takes a second, but a machine may stand still
+        os.killpg(
+            parent.pid, signal.SIGINT
+        )  # as a terminal does, and a notebook that is shut down
+        _, said = parent.communicate(
+            timeout=120
+        )  # it takes a second, but a machine may stand still
         assert parent.returncode != 0 and not any(map(alive, pids))
-        assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")
+        assert said.count("Traceback") == 1 and said.rstrip().endswith(
+            "KeyboardInterrupt"
+        )
     finally:
         os.killpg(parent.pid, signal.SIGKILL) if parent.poll() is None else None
 
@@ -233,7 +251,11 @@ def test_workers_without_a_job_outlive_an_interruption(cores):
 
 def test_each_job_of_a_queue_is_done_by_the_function_that_it_names(cores):
     cores(2)
-    queue = dict(product=[(math.factorial, 5), (operator.mul, 6, 7)], none=[], power=[(pow, 2, 10)])
+    queue = dict(
+        product=[(math.factorial, 5), (operator.mul, 6, 7)],
+        none=[],
+        power=[(pow, 2, 10)],
+    )
     assert run_groups(call, queue) == dict(product=[120, 42], none=[], power=[1024])
 
 

@@ -8,9 +8,15 @@ import pytest
 LIBRARIES = ("trl", "transformers")
 MISSING = "trl and transformers are in the extra 'parity': pip install -e '.[parity]'"
 
-# No warning about what is experimental, and no talk with a server. Read when the libraries are imported.
+# No warning about what is experimental, and no talk with a server. Read when the
+# libraries are imported.
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+for name in (
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY",
+):
     os.environ[name] = "1"
 
 
