@@ -1,4 +1,4 @@
-"""`pytest --nbmake` runs the chapters, too: nbmake itself knows *.ipynb only, and chapters are MyST Markdown.
+"""`pytest --nbmake` runs the chapters, which are MyST Markdown, too.
 
 Kernels start in the chapter's folder, as they do when the book is built.
 """
@@ -6,6 +6,7 @@ Kernels start in the chapter's folder, as they do when the book is built.
 from __future__ import annotations
 
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -14,9 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 BOOK = ROOT / "book"
 
+# Look in the folder of extensions before pytest has set its path
+sys.path.insert(0, str(BOOK / "_ext"))
+from book_kernels import prepare_kernels  # noqa: E402
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    prepare_kernels()
+    prepare_kernels(ROOT)
     if "PYTEST_XDIST_WORKER" in os.environ:
         share_cores()
     if not config.getoption("nbmake", default=False):
@@ -34,21 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     teach_nbmake_markdown()
 
 
-def prepare_kernels() -> None:
-    """Set what kernels inherit: the package's folder, and that no reader is watching a progress bar."""
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT / "code"), inherited])
-    )
-    os.environ["BOOK_BUILD"] = "1"
-    # Kernels start in book/, so a relative path has to be made absolute here.
-    corpus = os.environ.get("POSTTRAIN_CORPUS")
-    if corpus and Path(corpus).expanduser().is_file():
-        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).expanduser().resolve())
-
-
 def share_cores() -> None:
-    """Keep a test process that has others beside it, and the kernels it starts, to one thread.
+    """Keep a test process that has others beside it, and its kernels, to one thread.
 
     Two threads each for two processes on two cores wait for one another, and take
     several times as long.

@@ -1,4 +1,4 @@
-"""Every claim of chapters 2 to 6 that chance could break, over many seeds: `make claims SEEDS=20` prints the table.
+"""Chapters 2 to 6's claims that chance could break, over seeds: `make claims SEEDS=20`.
 
 A seed is a seed of the whole pipeline after the base model: its own SFT model, reward
 model and policies. Runs that the chapters have made are read again, the others are
@@ -39,7 +39,7 @@ from posttrain.lab.sft_trials import sft_trials
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said, in which chapter, the bar that was set before the first run, and what each seed gave."""
+    """A claim, its chapter, the bar set before any run, and what each seed gave."""
 
     chapter: int
     what: str
@@ -280,7 +280,7 @@ def enumerable_claims(seeds: int) -> Iterator[Claim]:
 
 
 def revision() -> str:
-    """The commit that runs here, marked where files differ from it; "unknown" outside a checkout."""
+    """The commit that runs, marked where files differ; "unknown" outside a checkout."""
     ask = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         found = subprocess.run(

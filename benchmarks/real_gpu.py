@@ -1,4 +1,4 @@
-"""Chapter "A real model" on a GPU: how fast it trains, and whether it takes the memory that was computed.
+""" "A real model" on a GPU: how fast it trains, and whether the computed memory holds.
 
     PYTHONPATH=code python benchmarks/real_gpu.py                          # all cases,
     about 8 minutes on an H100 PYTHONPATH=code python benchmarks/real_gpu.py --models
@@ -57,7 +57,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train: `how` is full32 (float32 weights, bfloat16 products), full16, lora or qlora."""
+    """One way to train; `how`: full32 (bfloat16 products), full16, lora or qlora."""
 
     model: str
     stage: str
@@ -157,7 +157,7 @@ def steps_of(case: Case, model: LanguageModel, steps: int):
 
 
 def measure(case: Case, device: torch.device, steps: int) -> dict:
-    """Seconds of a step and tokens per second (the median step), and the peak of memory beside the computed one."""
+    """Seconds and tokens per second of a median step, and its peak of memory."""
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.empty_cache()
@@ -198,7 +198,7 @@ def measure(case: Case, device: torch.device, steps: int) -> dict:
 
 
 def check(device: torch.device) -> dict:
-    """The four stages on a tiny model, in float32: the largest difference of a loss between CPU and the device."""
+    """The largest difference of a tiny model's losses from the CPU's, by stage."""
     shape = SHAPES["tiny"]
     config = RealConfig(
         steps=5, batch_size=4, micro_batch_size=2, lr=1e-3, max_new_tokens=16

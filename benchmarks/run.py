@@ -1,4 +1,4 @@
-"""Speed, side by side: `make bench` prints these tables; benchmarks/README.md keeps them.
+"""Speed, side by side: `make bench` prints the tables that benchmarks/README.md keeps.
 
 Each comparison runs both sides in one process, in turn, and reports the median ratio
 over pairs, since a machine's speed drifts while a ratio of neighbours does not. Close
@@ -66,7 +66,7 @@ def in_turn(ours, theirs, pairs: int) -> tuple[list[float], list[float]]:
 def report(
     title: str, ours: list[float], theirs: list[float], peer: str, responses: int = 0
 ) -> None:
-    """Print one comparison as a table row: medians, and the ratio's median, least and greatest over the pairs.
+    """Print a comparison's row: medians, and the median, least and greatest ratio.
 
     responses: how many each run produces; given, the row says their number per second
     too.
@@ -85,7 +85,7 @@ def report(
 
 
 def time_to_loss(pairs: int) -> None:
-    """Seconds of training until the validation loss is 1.88: this book's recipe against nanoGPT's for a CPU.
+    """Seconds to a validation loss of 1.88: this book's recipe and nanoGPT's for a CPU.
 
     nanoGPT's 2,000 steps end a little above 1.88 on this split, so its schedule is
     given 2,400.
@@ -115,7 +115,7 @@ def time_to_loss(pairs: int) -> None:
 
 
 def sampling_speed(pairs: int) -> None:
-    """64 sequences of 96 new tokens after prompts of 32: our sampler against transformers' with a GPT-2 of the same size."""
+    """64 samples of 96 tokens after 32: ours against a GPT-2 of transformers'."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPTConfig()
@@ -144,7 +144,7 @@ def sampling_speed(pairs: int) -> None:
 def trl_trainer(
     prompts: list[list[int]], shape: GPTConfig, config: PPOConfig, folder: str
 ):
-    """TRL's PPOTrainer on GPT-2s of our size, with our settings: float32, no checkpoints, reports or samples to show.
+    """TRL's PPOTrainer on GPT-2s of our size and settings: float32, nothing reported.
 
     A round is one device batch, so that every minibatch of it is a step of the
     optimiser, as it is with us.
@@ -203,7 +203,7 @@ def trl_trainer(
 
 
 def ppo_step(pairs: int) -> None:
-    """One round of PPO, 32 prompts of 32 tokens and 64 new tokens for each: ours against TRL's PPOTrainer.
+    """A round of PPO, 32 prompts of 32 tokens and 64 new ones: ours against TRL's.
 
     A callback of TRL's train() takes the time at the end of each of its rounds, and
     runs one of ours before the next; the first round of each, with its set-up, is not
@@ -263,7 +263,7 @@ def ppo_step(pairs: int) -> None:
 
 
 def twins():
-    """The parity tests' module that makes transformers' twins of our models, with the same weights."""
+    """The parity tests' module that makes transformers' twins of our models."""
     sys.path.insert(0, str(ROOT / "tests"))
     from parity import oracles
 
@@ -298,7 +298,7 @@ def trainer_of(
     reference=None,
     **changes,
 ):
-    """One of TRL's trainers, on the same rows in the same order, with AdamW and a rate that falls to 0.
+    """One of TRL's trainers on the same rows in order, with AdamW and a falling rate.
 
     No checkpoints, no reports, no clipping, no recomputed activations, no bfloat16.
     """
@@ -342,7 +342,7 @@ def trainer_of(
 def timed(
     ours: Callable[[], list[float]], trainer: Callable
 ) -> tuple[float, float, float]:
-    """Seconds of one run of ours and of one of TRL's, and the largest relative difference of a step's losses.
+    """Seconds of a run of ours and of TRL's, and the largest difference of losses.
 
     ours: trains and returns each step's loss. trainer(folder): TRL's, made before its
     time starts.
@@ -364,7 +364,7 @@ def timed(
 def report_runs(
     title: str, peer: str, pairs: int, once: Callable[[], tuple[float, float, float]]
 ) -> None:
-    """Print the row of a training run that both sides make, and how far the losses of its steps are apart."""
+    """Print the row of a run that both sides make, and how far their losses differ."""
     ours, theirs, apart = zip(*(once() for _ in range(pairs + 1)))
     report(title, ours[1:], theirs[1:], peer)
     print(f"(the losses of a step differ by {max(apart):.1e} of TRL's at most)")
@@ -372,7 +372,7 @@ def report_runs(
 
 
 def sft_run(pairs: int) -> None:
-    """A run of SFT, 40 steps of 4 of the book's conversations without replay: our `sft_steps` against TRL's SFTTrainer.
+    """A run of SFT, 40 steps of 4 conversations: `sft_steps` against SFTTrainer.
 
     Both train the same GPT-2 from the same weights, at a tenth of the book's rate (see
     `dpo_run`). The first run of each is not counted.
@@ -415,7 +415,7 @@ def sft_run(pairs: int) -> None:
 
 
 def reward_run(pairs: int) -> None:
-    """A run of reward modelling, 20 steps of all 18 pairs: our `reward_steps` against TRL's RewardTrainer.
+    """A run of reward modelling, 20 steps of 18 pairs: ours against RewardTrainer.
 
     The comparison token by token, which TRL has not, is left out on our side. Same
     weights, at a tenth of the book's rate. The first run of each is not counted.
@@ -475,7 +475,7 @@ def float64():
 
 
 def dpo_run(pairs: int) -> None:
-    """A run of DPO, 40 steps of 6 of the book's pairs without replay: our `dpo_steps` against TRL's DPOTrainer.
+    """A run of DPO, 40 steps of 6 pairs: `dpo_steps` against DPOTrainer.
 
     Both train the same GPT-2. The first run of each is not counted. Ours asks the
     reference once, within its time. TRL asks it in every step or, in the second row,
@@ -549,7 +549,7 @@ def dpo_run(pairs: int) -> None:
 
 
 def share_of_peak(pairs: int) -> None:
-    """Training arithmetic (6 x parameters x tokens) per second, as a share of one large matrix product's."""
+    """Training arithmetic (6 x parameters x tokens) as a share of a large product's."""
     training, _ = encode_split(corpus.load())
     config = PretrainConfig(steps=60)
     model, (a, b) = GPT(config.model), torch.randn(2, 2048, 2048)
@@ -583,7 +583,7 @@ SCALES = {
 def sized(
     width=128, layers=4, context=256, sequences=4, cores=2
 ) -> dict[str, Callable[[], None]]:
-    """The work whose cost is asked for, at a size: three steps of pre-training, and filling a context by sampling.
+    """What is timed at a size: three steps of pre-training, and filling a context.
 
     A head has 64 features, as in the book. sequences: of the training batch; four times
     as many are sampled.
@@ -616,7 +616,7 @@ def sized(
 
 
 def scaling(pairs: int) -> None:
-    """How the cost of a step grows with width, layers, context, batch and cores, against the book's own size.
+    """How a step's cost grows with each size, against the book's own.
 
     Each other size runs in turn with the book's. Draws benchmarks/scaling.png beside
     printing its numbers.
@@ -671,7 +671,7 @@ def scaling(pairs: int) -> None:
 
 
 def distributed(pairs: int) -> None:
-    """The same step of SFT on two cores in three ways, in turn; no peer. Ratios to one process with one thread."""
+    """One step of SFT on two cores in three ways; ratios to one process and thread."""
     from posttrain.scale.throughput import WAYS, throughput
 
     widths = (64, 128, 256, 512)

@@ -992,7 +992,8 @@ def run_tests(tests: list[str], mutant: Mutant | None = None) -> str:
         folder = Path(name)
         for part in ("code", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for part in ("pyproject.toml", "conftest.py"):
+        (folder / "book" / "_ext").mkdir(parents=True)
+        for part in ("pyproject.toml", "conftest.py", "book/_ext/book_kernels.py"):
             shutil.copy(ROOT / part, folder / part)
         if mutant:
             path = folder / PACKAGE / mutant.module

@@ -1,4 +1,4 @@
-"""The finished pages in a real browser: the models that run in one, what pages load, and how they fit a phone.
+"""The finished pages in a real browser: models that run in one, loading, and phones.
 
 Needs Playwright (the extra `browser`), Chromium, and the built book.
 """
@@ -103,7 +103,7 @@ def model(name):
 
 
 def ask(page, question, **settings):
-    """Fill in the form, ask, and wait for the end; the cards' texts and notes by model."""
+    """Fill in the form, ask, and wait; the cards' texts and notes by model."""
     page.fill("[name=question]", question)
     if "seed" in settings:
         page.fill("[name=seed]", str(settings["seed"]))
@@ -137,8 +137,10 @@ def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same(
           const model = await load(name), found = [];
           for (const prompt of prompts) {
             model.forget();
-            const logits = prompt.map((token) => Array.from(model.logits(model.read(token))));
-            found.push([logits, [...write(model, prompt, {temperature: 0, most: 64, stop: special("end")})]]);
+            const read = (token) => Array.from(model.logits(model.read(token)));
+            const logits = prompt.map(read);
+            const options = {temperature: 0, most: 64, stop: special("end")};
+            found.push([logits, [...write(model, prompt, options)]]);
           }
           return found;
         }""",
@@ -232,7 +234,11 @@ def test_writing_can_be_stopped(page, address):
     # Let each token take its time, so that there is something to stop
     page.evaluate("""load('base').then((model) => {
       const read = model.read.bind(model);
-      model.read = (token) => { const until = performance.now() + 40; while (performance.now() < until); return read(token); };
+      model.read = (token) => {
+        const until = performance.now() + 40;
+        while (performance.now() < until);
+        return read(token);
+      };
     })""")
     page.click("form.talk [type=submit]")
     page.locator(".talk-text:not(:empty)").wait_for()
@@ -433,7 +439,7 @@ def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(
     [name for name in PAGES if "/posts/" not in name or name.endswith("/rlhf.html")],
 )
 def test_axe_finds_no_serious_fault(chromium, address, name):
-    """Names, roles, contrast, keyboard access, as Deque's axe checks them; on dark paper and on a phone what may differ there."""
+    """What axe finds in names, roles, contrast, keys; dark and on a phone."""
     axe = (
         Path(axe_playwright_python.__file__)
         .with_name("axe.min.js")

@@ -1,4 +1,4 @@
-"""Chat format: what is rendered, what is graded, that padding changes nothing, and what growing a vocabulary keeps."""
+"""Chat format: what is rendered and graded, padding, and what growing keeps."""
 
 import copy
 import re

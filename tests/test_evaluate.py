@@ -1,4 +1,4 @@
-"""Judging by rules: what counts as an answer, as finished, as courteous or blunt, checked on hand-written texts."""
+"""Judging by rules: what counts as an answer, finished, courteous or blunt."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The house: pins, Makefile, the strict build (book/_ext/house.py) and the nbmake hook (conftest.py)."""
+"""The house: pins, Makefile, the strict build (book/_ext/house.py), nbmake's hook."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def house():
 
 
 def test_code_is_a_source_root_and_not_a_package():
-    """A package called code would shadow the standard library's module, which pdb and IPython import."""
+    """A package called code would shadow the standard library's module."""
     assert not (ROOT / "code" / "__init__.py").exists()
     answer = run(
         sys.executable,
@@ -161,7 +161,7 @@ def environments() -> list[dict[str, str]]:
 
 
 def pins(name: str, environment: dict[str, str]) -> dict[str, str]:
-    """Package -> version in one environment; a package pinned twice there is an error."""
+    """Package -> version in one environment, each pinned once."""
     found = {}
     for requirement in requirements(name):
         if requirement.marker is None or requirement.marker.evaluate(environment):
@@ -200,7 +200,7 @@ def test_constraints_name_no_place_to_download_from():
 
 
 def from_torch(name: str) -> bool:
-    """PyTorch and what only its CUDA build brings: its indexes' files have other hashes."""
+    """PyTorch and what only its CUDA build brings, whose hashes differ."""
     return name in ("torch", "triton") or name.startswith(("nvidia-", "cuda-"))
 
 
@@ -383,7 +383,7 @@ def test_a_changed_list_of_packages_updates_the_environment(unmade, name):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_a_package_with_another_hash_is_not_installed(unmade):
-    """With a wheel made here and no network. With its right hash an update stops later, at PyTorch."""
+    """With a wheel made here and no network; a right hash stops later, at PyTorch."""
     wheel = unmade / "tiny-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(
@@ -494,7 +494,7 @@ def chapter(*cells: str, title: str = "Chapter", text: str = "") -> str:
 
 @pytest.fixture
 def book(tmp_path):
-    """A book of one page with this book's own configuration, in a folder whose name has a space."""
+    """A book of one page with this configuration, in a folder named with a space."""
     root = tmp_path / "a book"
     (root / "code" / "throwaway").mkdir(parents=True)
     (root / "code" / "throwaway" / "__init__.py").write_text(
@@ -503,6 +503,7 @@ def book(tmp_path):
     for name in (
         "_config.yml",
         "book/_ext/house.py",
+        "book/_ext/book_kernels.py",
         "book/_static/book.css",
         "book/_static/book.js",
         "book/_static/favicon.svg",
@@ -609,7 +610,7 @@ def test_a_page_that_needs_another_host_fails_the_build(book):
 
 @pytest.mark.slow
 def test_a_killed_build_does_not_hide_its_warnings(book):
-    """Die after the pages were read and before they are written: the next build must read them again."""
+    """Die after reading and before writing: the next build must read pages again."""
     (book / "book" / "_ext" / "killer.py").write_text(
         "import os, pathlib\n"
         "def die(app, *_):\n"
@@ -658,21 +659,22 @@ INDEXED = {
     "def hidden():\n"
     "    pass\n",
     "code/posttrain/data/__init__.py": "",
-    "code/posttrain/data/rows.py": '"""Rows."""\ndef check(row_config):\n    """Refuse a row."""\n',
-    "book/page.md": "# Page\n\n{listing}`data.rows.check` and {listing}`it <ppo.check>`, "
-    "with "
-    "a "
-    "{term}`quotient <Ratio>` and a {term}`Policy`.\n",
+    "code/posttrain/data/rows.py": '"""Rows."""\ndef check(row_config):\n'
+    '    """Refuse a row."""\n',
+    "book/page.md": "# Page\n\n{listing}`data.rows.check` and "
+    "{listing}`it <ppo.check>`, with a {term}`quotient <Ratio>` and a "
+    "{term}`Policy`.\n",
     "book/one.md": chapter(
-        "import sys\nfrom posttrain.show.notebook import show_source\nfrom "
-        "posttrain.ppo import Model\nprint(Model.__name__)\nprint('a warning', "
-        "file=sys.stderr)\nshow_source(Model)",
+        "import sys\nfrom posttrain.show.notebook import show_source\n"
+        "from posttrain.ppo import Model\nprint(Model.__name__)\n"
+        "print('a warning', file=sys.stderr)\nshow_source(Model)",
         title="Part one",
         text="A {term}`Ratio`.\n",
     ),
     "book/two.md": chapter(
-        "from posttrain.data import rows\nfrom posttrain.show.notebook import "
-        "show_source\nfrom posttrain.ppo import check",
+        "from posttrain.data import rows\n"
+        "from posttrain.show.notebook import show_source\n"
+        "from posttrain.ppo import check",
         ":tags: [remove-input]\nshow_source(rows.check)",
         "show_source(check)",
         title="Part two",
@@ -929,7 +931,7 @@ def test_builds_at_once_take_turns(book, n):
 
 
 def test_a_downloaded_notebook_finds_the_package_or_says_what_to_do(house, tmp_path):
-    """The first cell: silent where the package can be imported, clear where nothing can be installed."""
+    """The first cell: silent with the package, clear where it cannot be installed."""
     cell = house.INSTALL.format(archives=[])
     here = run(sys.executable, "-c", cell, cwd=tmp_path, PYTHONPATH=str(ROOT / "code"))
     assert (here.returncode, here.stdout) == (0, "")
@@ -1011,13 +1013,13 @@ def test_the_works_of_a_list_are_list_items(house):
 
 @pytest.fixture
 def chapters(tmp_path):
-    """A folder with this project's conftest.py, a chapter that passes and one that fails."""
-    for name in ("conftest.py", "_config.yml"):
+    """A folder with this conftest.py, a chapter that passes and one that fails."""
+    (tmp_path / "book" / "_ext").mkdir(parents=True)
+    for name in ("conftest.py", "_config.yml", "book/_ext/book_kernels.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "book").mkdir()
     passing = (
-        "import os\nassert os.path.basename(os.getcwd()) == 'book'\nassert "
-        "os.environ['BOOK_BUILD'] == '1'"
+        "import os\nassert os.path.basename(os.getcwd()) == 'book'\n"
+        "assert os.environ['BOOK_BUILD'] == '1'"
     )
     (tmp_path / "book" / "passing.md").write_text(chapter(passing), encoding="utf-8")
     (tmp_path / "book" / "failing.md").write_text(

@@ -1,4 +1,4 @@
-"""Log-probabilities, entropy and the KL estimators, against loops, closed forms and exact sums over all outcomes."""
+"""Log-probs, entropy and KL estimators, against loops, closed forms and exact sums."""
 
 import itertools
 import math
@@ -89,7 +89,7 @@ def test_the_logprobs_of_a_model_are_those_of_the_text_so_far():
 
 
 def walked(model, prompt, response, temperature=1.0):
-    """The log-probability of a response: one forward pass per token, over the text before it."""
+    """The log-probability of a response, one forward pass per token."""
     total = 0.0
     for t, token in enumerate(response):
         total = (

@@ -1,4 +1,4 @@
-"""The posts: what they take from the chapters, and the plain Markdown that `make posts` writes."""
+"""The posts: what they take from the chapters, and what `make posts` writes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_there_is_a_post_for_each_stage_and_all_stand_before_the_reference():
 
 @each_post
 def test_a_post_shows_only_listings_that_a_chapter_shows(page):
-    """So that the index of the code, and each link to a listing, leads to the chapter."""
+    """So that the code's index, and each link to a listing, leads to the chapter."""
     names = shown(page)
     assert len(names) == 1 and set(names) <= {
         name for chapter in PAGES for name in shown(chapter)
@@ -101,7 +101,7 @@ def test_a_post_has_its_length_a_description_one_figure_and_no_date(page):
 
 @each_post
 def test_a_post_stands_alone(page):
-    """It defines all that it uses: no equation, figure or word of another page, no citation by key."""
+    """It defines all that it uses, with nothing of another page."""
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"\{(?:eq|numref|term|cite|listing|doc|exercise)\b", text)
     body, _, end = text.partition("\n## Where to go on\n")

@@ -1,4 +1,4 @@
-"""IPO, SimPO, KTO and ORPO against their formulas in plain floats, closed-form gradients and numbers of many digits."""
+"""IPO, SimPO, KTO and ORPO against plain floats, closed forms and many digits."""
 
 import math
 from decimal import Decimal, localcontext
@@ -22,7 +22,7 @@ def sigmoid(x):
 
 
 def four(seed=0):
-    """Summed log-probabilities of six pairs: chosen and rejected of the policy, then of the reference."""
+    """Summed log-probs of six pairs: chosen and rejected, policy and reference."""
     return [-20 + 5 * normal(6, seed=4 * seed + i) for i in range(4)]
 
 

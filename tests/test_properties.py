@@ -1,4 +1,4 @@
-"""Properties that hold for every text, batch and number: Hypothesis looks for a counterexample, the same way at every run."""
+"""Properties of every text, batch and number: Hypothesis looks for counterexamples."""
 
 import copy
 import itertools
@@ -93,7 +93,7 @@ from posttrain.tokenizer import SPECIAL_TOKENS, SUBSTITUTES, UnknownCharacterErr
 
 
 def search(n):
-    """Look at n examples: the same at every run, however slow the machine, and without keeping notes on disk."""
+    """Look at n examples, the same at every run, with nothing on disk."""
     return settings(
         max_examples=n,
         deadline=None,
@@ -377,7 +377,7 @@ pads = st.sampled_from([PAD, END, 0])
 
 
 def padded_with_anything(rows, pad, extra, seed):
-    """Rows as from `pack`, some columns wider, with any tokens at all in the padding."""
+    """Rows as from `pack`, some wider, with any tokens at all in the padding."""
     tokens, mask = pack(*map(list, zip(*rows)), pad)
     tokens, mask = F.pad(tokens, (0, extra), value=pad), F.pad(mask, (0, extra))
     lengths = torch.tensor([[len(prompt) + len(response)] for prompt, response in rows])
@@ -666,7 +666,7 @@ def test_a_cache_filled_in_pieces_and_thinned_gives_the_logits_of_one_pass(
 
 
 def read_afresh(model, prompts, new, generator, temperature, stop):
-    """Responses and their log-probs, each text read alone and whole for every token, with no cache or padding."""
+    """Responses and their log-probs, each text read alone and whole for every token."""
     answers, logprobs = [[] for _ in prompts], [[] for _ in prompts]
     ended = [False] * len(prompts)
     for _ in range(new):
@@ -764,7 +764,7 @@ def test_a_rollouts_numbers_are_those_that_each_model_gives_when_asked_again(
 
 @st.composite
 def two_distributions(draw, extreme=30):
-    """Log-probabilities (n,) of two distributions over up to 7 outcomes, some of them all but impossible."""
+    """Log-probs (n,) of two distributions over up to 7 outcomes, some very rare."""
     n = draw(st.integers(1, 7))
     return tuple(tensors(draw, -extreme, extreme, n).log_softmax(-1) for _ in range(2))
 
@@ -907,7 +907,7 @@ def test_entropy_lies_between_0_and_equal_odds_and_no_code_is_shorter(
 
 @st.composite
 def episodes(draw, size=10.0):
-    """Rewards, values and actions (B, A): one response in each row, and any numbers before and after it."""
+    """Rewards, values, actions (B, A): a response in each row, anything around it."""
     B, A = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     actions = torch.zeros(B, A, dtype=torch.bool)
     for row in range(B):
@@ -1529,7 +1529,7 @@ DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch
 
 @st.composite
 def stored_tensors(draw):
-    """Any bits in any shape: NaNs, infinities and zeros of both signs, scalars, nothing at all, views."""
+    """Any bits in any shape: NaNs, infinities, signed zeros, scalars, views."""
     dtype, shape = (
         draw(st.sampled_from(DTYPES)),
         draw(st.lists(st.integers(0, 4), max_size=3)),
@@ -1618,7 +1618,7 @@ def test_a_stages_key_follows_what_its_inputs_say_and_not_their_order(inputs, da
 
 @st.composite
 def decomposed(draw):
-    """Matrices (P, m, n) as their singular vectors and values: (P, m, k), (P, k), (P, k, n)."""
+    """Matrices (P, m, n) as singular parts: (P, m, k), (P, k), (P, k, n)."""
     P, m, n = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
     k, seed = min(m, n), draw(seeds)
     U, V = (

@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, with which probability, and that neighbours, padding and the cache change nothing."""
+"""Sampling: what is drawn, how likely, whatever neighbours, padding and cache."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_draws_follow_the_distribution_at_every_temperature():
 
 
 def test_no_token_is_too_unlikely_to_be_drawn():
-    """Top-k would leave out the last tokens, top-p and min-p those that are rarer than some share."""
+    """Top-k would leave out the last tokens, top-p and min-p the rare ones."""
     logits, n = torch.linspace(0, -3, 100), 50_000
     tokens, logprobs = draw(logits.expand(n, 100), 1.0, seeded())
     expected, frequencies = (
@@ -160,7 +160,7 @@ def few_words(request):
 
 
 def plain_sampling(model, prompts, new, generator, temperature, stop):
-    """Responses and their log-probs: every text read afresh, alone and whole, for each of its tokens.
+    """Responses and their log-probs, every text read afresh for each token.
 
     At each step clocks ring for every row, also for those that have ended.
     """

@@ -1,4 +1,4 @@
-"""The tokenizer: round trips, the special tokens' safety, and what happens to strangers."""
+"""The tokenizer: round trips, safe special tokens, and what happens to strangers."""
 
 import pytest
 from hypothesis import given

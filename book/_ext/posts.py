@@ -64,7 +64,7 @@ def glued(notebook) -> dict[str, str]:
 
 
 def fill(text: str, values: dict[str, str], links: dict[str, str]) -> str:
-    """Prose with its numbers, and with links in place of references; the words alone where a page has no address."""
+    """Prose with its numbers, and with links where the book has an address."""
 
     def link(found: re.Match) -> str:
         words, label = found.groups()
@@ -75,7 +75,7 @@ def fill(text: str, values: dict[str, str], links: dict[str, str]) -> str:
 
 
 def show(cell, figure: str) -> tuple[str, bytes | None]:
-    """What a page shows of a code cell, as Markdown, and the image in it. Its source is part of no post."""
+    """What a page shows of a code cell, as Markdown, and the image in it."""
     parts, image = [], None
     if "remove-cell" in cell.metadata.get("tags", []):
         return "", None
@@ -98,7 +98,7 @@ def show(cell, figure: str) -> tuple[str, bytes | None]:
 
 
 def write_post(notebook, target: Path, links: dict[str, str]) -> None:
-    """Write a post, and its figure beside it under the same name. Raises PostError for what Markdown cannot say."""
+    """Write a post and its figure. Raises PostError for what Markdown cannot say."""
     values, parts = glued(notebook), []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -123,7 +123,7 @@ def write_post(notebook, target: Path, links: dict[str, str]) -> None:
 
 
 def addresses(site: Path, address: str) -> dict[str, str]:
-    """The full address of each label of the built book; none where the book has no address."""
+    """The full address of each label of the built book, where the book has one."""
     from sphinx.util.inventory import InventoryFile
 
     if not address:

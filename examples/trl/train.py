@@ -1,8 +1,10 @@
-"""The book's SFT, reward model and DPO, written for TRL: the same data, for a model of any size.
+"""The book's SFT, reward model and DPO in TRL: the same data, a model of any size.
 
     accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py sft \\
-        --model meta-llama/Llama-3.1-8B --chat-template examples/trl/chatml.jinja --out sft --bf16
-    accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py dpo --model sft --out dpo --bf16
+        --model meta-llama/Llama-3.1-8B --chat-template examples/trl/chatml.jinja \\
+        --out sft --bf16
+    accelerate launch --config_file examples/trl/fsdp2.yaml examples/trl/train.py dpo \\
+        --model sft --out dpo --bf16
 
 To try it on two processes of a processor: torchrun --standalone --nproc-per-node 2
 examples/trl/train.py ... --cpu.
@@ -109,7 +111,7 @@ def turn(role: str, text: str) -> list[dict]:
 
 
 def rows(stage: str, path: Path | None) -> Dataset:
-    """Conversations for SFT, pairs for the others: the book's, unless a file is given, in any alphabet."""
+    """Conversations for SFT, else pairs: the book's, unless a file is given."""
     if path:
         given = [
             json.loads(line)

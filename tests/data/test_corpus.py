@@ -1,4 +1,4 @@
-"""The corpus: where it is looked for and in which order, what is refused, and a download that cannot hurt."""
+"""The corpus: where it is looked for, what is refused, and a harmless download."""
 
 import errno
 import hashlib
@@ -47,7 +47,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file under the temporary folder, from text or bytes, and returns its path."""
+    """Writes a file under the temporary folder and returns its path."""
 
     def write(name, content):
         path = tmp_path / name
@@ -60,7 +60,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts a server that answers by the given function; returns the list of paths it was asked for."""
+    """Starts a server that answers by a function; returns the paths asked for."""
     servers = []
 
     def start(answer):

@@ -1,4 +1,4 @@
-"""Data files: a good one is read whatever its line ends, and a bad one is refused by file, line and reason."""
+"""Data files: a good one is read, and a bad one is refused by file, line and reason."""
 
 import json
 

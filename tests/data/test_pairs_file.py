@@ -1,4 +1,4 @@
-"""The command that writes pairs: none twice, each with its origin, whole or not at all, and trained on."""
+"""The command that writes pairs: none twice, each with its origin, all or nothing."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The book's own data sets: their schema, their alphabet, and that nothing held out is trained on."""
+"""The book's data sets: schema, alphabet, and that nothing held out is trained on."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The stand-in: the same text everywhere, in the 65 characters, and much like the plays it stands for."""
+"""The stand-in: the same text everywhere, and much like the plays it stands for."""
 
 import hashlib
 import os

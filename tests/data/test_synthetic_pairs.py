@@ -1,4 +1,4 @@
-"""Pairs of a policy's own answers: against brute force, token for token, and evenly drawn."""
+"""Pairs of a policy's own answers: against brute force, and evenly drawn."""
 
 import itertools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Jobs in other processes: their order, their errors, one thread each, and how long the processes live."""
+"""Jobs in other processes: order, errors, one thread each, and how long they live."""
 
 import math
 import multiprocessing
@@ -169,11 +169,12 @@ PARENT = textwrap.dedent("""
 
     def progress(done, total):
         for future in done:
-            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+            children = multiprocessing.active_children()
+            print(*[child.pid for child in children], flush=True)
             yield future
 
     if __name__ == "__main__":
-        # Whoever tests in the background may have been told to ignore interruptions, and children inherit that
+        # Undo what a background process may have been told: to ignore interruptions
         signal.signal(signal.SIGINT, signal.default_int_handler)
         workers.run_all(time.sleep, [(0.0,), (300.0,)], progress)
 """)

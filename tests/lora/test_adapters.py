@@ -1,4 +1,4 @@
-"""LoRA: nothing at first, the formula, what is frozen, off and merged, the new tokens' rows, and the state alone."""
+"""LoRA: nothing at first, what is frozen, off and merged, new rows, and the state."""
 
 import copy
 

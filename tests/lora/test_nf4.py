@@ -1,4 +1,4 @@
-"""NF4: the published levels, nearest levels by brute force, what is packed and unpacked, and the gradient through it."""
+"""NF4: the published levels, the nearest by brute force, packing, and the gradient."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Parity with TRL and transformers: skipped as a whole, in one sentence, where these are not installed."""
+"""Parity with TRL and transformers: skipped, with a reason, where they are missing."""
 
 import importlib.util
 import os
@@ -27,5 +27,5 @@ def pytest_collect_file(file_path, parent):
 
 
 def pytest_itemcollected(item):
-    """What the libraries will rename in their next versions is no concern of these tests."""
+    """What the libraries will rename is no concern of these tests."""
     item.add_marker(pytest.mark.filterwarnings("ignore::FutureWarning"))

@@ -1,4 +1,4 @@
-"""What TRL and transformers compute, asked in this package's shapes, and how their answers are compared with ours.
+"""What TRL and transformers compute, in this package's shapes, compared with ours.
 
 Theirs is always worked out in float64, so that a difference is an error of ours. Where
 ours is in float32, theirs starts from the same rounded numbers.
@@ -36,7 +36,7 @@ GPT2 = GPTConfig.gpt2(vocab_size=VOCABULARY, context=64, n_layer=2, n_head=2, wi
 
 
 def near(ours, theirs, dtype):
-    """Assert that our numbers are of this dtype and the library's to within its tolerance. NaN is never near."""
+    """Assert that our numbers have this dtype and are near the library's, not NaN."""
     assert ours.dtype == dtype, ours.dtype
     theirs = torch.as_tensor(theirs, dtype=torch.float64).detach()
     ours = ours.detach().double()
@@ -46,7 +46,7 @@ def near(ours, theirs, dtype):
 
 
 def agree(ours, theirs, inputs, dtype):
-    """Assert that two functions of the same tensors have the same values and the same gradients; return ours.
+    """Assert that two functions have the same values and gradients; return ours.
 
     Each returns one tensor or several. The gradients are of a random weighting of all
     their numbers.
@@ -74,7 +74,7 @@ def several(x):
 
 
 def gradients(values, weights, inputs):
-    """Gradients of the weighted sum of values at inputs, 0 where an input has no part in it."""
+    """Gradients of the weighted sum of values at inputs, 0 where one has no part."""
     parts = [
         (x * w.to(x.dtype)).sum() for x, w in zip(values, weights) if x.requires_grad
     ]
@@ -86,7 +86,7 @@ def gradients(values, weights, inputs):
 
 
 def same_gradients(ours, theirs, dtype):
-    """Assert that two models' weights, by name, have the same gradients, and that these are not 0 everywhere."""
+    """Assert that two models' weights have the same gradients, not 0 everywhere."""
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     for name, gradient in ours.items():
         near(gradient, theirs[name], dtype)
@@ -97,7 +97,7 @@ def same_gradients(ours, theirs, dtype):
 
 
 def excerpt(module, first, last):
-    """The statements of a library's module, by name, from the line that starts with `first` to that with `last`.
+    """The lines of a library's module, from the line that begins `first` to `last`.
 
     The module is read and not imported: some need packages that have no part in the
     formula.
@@ -131,7 +131,7 @@ def run(part, **names):
 
 @contextlib.contextmanager
 def in_float64():
-    """Keep the libraries in float64: their .float(), by which they leave lower precisions, and their new numbers."""
+    """Keep the libraries in float64: their .float(), and their new numbers."""
     torch.set_default_dtype(torch.float64)
     try:
         with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
@@ -159,7 +159,7 @@ class Speaker(torch.nn.Module):
 
 
 def stub(model, **settings):
-    """Stands in for a trainer, of which a loss reads the settings alone and to which it tells its metrics."""
+    """Stands in for a trainer, of which a loss reads only the settings and metrics."""
     alone = SimpleNamespace(
         device=torch.device("cpu"),
         gather=lambda x: x,
@@ -180,7 +180,7 @@ def stub(model, **settings):
 
 
 def texts(seed, most=9):
-    """Prompts and responses of random token ids and lengths; the first response is one token long."""
+    """Prompts and responses of random tokens; the first response is one token long."""
     generator = seeded(seed)
     number = lambda low, high: int(
         torch.randint(low, high + 1, (), generator=generator)
@@ -193,7 +193,7 @@ def texts(seed, most=9):
 
 
 def pairs_of_texts(seed):
-    """(prompt, chosen, rejected): in the first pair an answer is one token long, in the others none."""
+    """(prompt, chosen, rejected): in the first pair an answer is one token long."""
     prompts, chosen = texts(seed)
     _, rejected = texts(seed + 100)
     rejected = [answer for answer in rejected * len(prompts) if len(answer) > 1][
@@ -203,7 +203,7 @@ def pairs_of_texts(seed):
 
 
 def flush(values, actions):
-    """Each row's numbers where the mask is True, moved to its start: (B, A, ...) to (B, R, ...), with zeros after."""
+    """Each row's numbers under the mask, moved left: (B, A, ...) to (B, R, ...)."""
     return pad_sequence(
         [row[kept] for row, kept in zip(values, actions)], batch_first=True
     )
@@ -226,7 +226,7 @@ def scorer_of(seed, dtype, config=GPT2):
 
 
 def as_gpt2_names(tensors):
-    """Weights or gradients of a GPTConfig.gpt2() by transformers' names, matrices inside the blocks turned over."""
+    """Weights or gradients of a GPTConfig.gpt2() by transformers' names and layout."""
     theirs = dict(
         embedding="wte",
         position_embedding="wpe",
@@ -275,7 +275,7 @@ def as_gpt2(model):
 
 
 def as_scoring_gpt2(model):
-    """transformers' GPT-2 with one number per token, and the weights of a reward or value model of ours.
+    """transformers' GPT-2 with one number per token, and our weights.
 
     Our head has a bias and theirs none, so theirs is given one. Zero and unit of the
     scores are left out.
@@ -334,7 +334,7 @@ def as_persimmon_names(tensors, config):
 
 
 def as_persimmon(model):
-    """transformers' Persimmon with the weights of a GPT with RoPE of ours: another team's model of the same function.
+    """transformers' Persimmon with the weights of our GPT with RoPE: the same function.
 
     It norms the embedding only where ours is bare; its biases and gains stay 0 and 1
     there. It rounds angles to float32 before it takes their cosine, and is given our
@@ -399,7 +399,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_tokenizer():
-    """Our tokenizer and our chat format as a tokenizer of transformers', which makes its own masks."""
+    """Our tokenizer and chat format as a tokenizer of transformers'."""
     words = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(TOKENIZER.ids, unk_token="<|pad|>")
     )

@@ -1,4 +1,4 @@
-"""DPO and the losses beside it: ours, and TRL's DPO, CPO, ORPO and KTO trainers run on stand-ins for themselves."""
+"""DPO and the losses beside it: ours, and TRL's DPO, CPO, ORPO and KTO trainers."""
 
 import copy
 from types import SimpleNamespace
@@ -76,7 +76,7 @@ def trl_dpo(policy, reference, inputs, kind="sigmoid", beta=0.1, label_smoothing
 
 
 def saying(*logprobs):
-    """Stand-ins for two models, and TRL's batch, such that its log-probabilities of whole responses are these.
+    """Stand-ins for two models, and TRL's batch, such that its log-probs are these.
 
     logprobs: (B,) each: the policy's of the chosen and of the rejected, the
     reference's. Each response is one token, and the logits of two tokens are worked out

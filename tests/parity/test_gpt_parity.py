@@ -1,4 +1,4 @@
-"""The transformer, its cache and its sampling: ours, and transformers' GPT-2 and Persimmon with the same weights."""
+"""The transformer, its cache and sampling: ours, and GPT-2 and Persimmon."""
 
 import copy
 from dataclasses import replace
@@ -44,7 +44,7 @@ def pair_of(config, dtype, seed=0):
 
 
 def weight_gradients(model, peer):
-    """Both models' gradients by transformers' names; biases and gains that ours does not have are left out."""
+    """Both models' gradients by transformers' names, but for what ours has not."""
     if not model.config.rope:
         return body_gradients(model), peer_gradients(peer.transformer)
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}

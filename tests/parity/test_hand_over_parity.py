@@ -1,4 +1,4 @@
-"""The names of TRL's settings, and the script in examples/trl, run with Accelerate on two processes."""
+"""The names of TRL's settings, and examples/trl, run on two processes."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_the_name_in_the_table_is_a_field_of_trls(name):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A folder with a tiny Llama of random weights in two bytes, and a tokenizer without a chat template."""
+    """A folder with a tiny Llama in two bytes, and a tokenizer without a template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder, tokenizer = tmp_path_factory.mktemp("llama"), chat_tokenizer()

@@ -1,4 +1,4 @@
-"""Log-probabilities, masks, entropies and KL estimates: ours, TRL's and PyTorch's distributions."""
+"""Log-probs, masks, entropies, KL estimates: ours, TRL's, PyTorch's distributions."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""LoRA: ours, and peft's with the same numbers, on a tiny Llama and a tiny GPT-2 of transformers."""
+"""LoRA: ours, and peft's, on a tiny Llama and a tiny GPT-2 of transformers."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""PPO's rewards, advantages, whitening and losses: ours and the very lines of TRL's PPO, RLOO and GRPO trainers.
+"""PPO's parts: ours, and the very lines of TRL's PPO, RLOO and GRPO trainers.
 
 TRL keeps responses alone, from the first column on, where we keep whole texts and a
 mask: `flush` turns ours into that.
@@ -91,14 +91,14 @@ FUNCTIONS = dict(
 
 
 def over_n():
-    """TRL divides the variance by n - 1, which one value alone does not survive, and we by n: its switch for that."""
+    """TRL divides the variance by n - 1, and we by n: its switch for that."""
     return mock.patch.object(
         ppo_trainer, "masked_var", partial(ppo_trainer.masked_var, unbiased=False)
     )
 
 
 def actions_of(seed, length=None):
-    """Tokens (B, T) and the mask of actions (B, T - 1); given a length, all responses have it."""
+    """Tokens (B, T) and the mask of actions (B, T - 1), of one length if given."""
     prompts, responses = texts(seed)
     if length is not None:
         responses = [(row * length)[:length] for row in responses]
@@ -222,7 +222,7 @@ def rollout_of(actions, tokens, dtype, seed=0):
 
 
 def trl_advantages(rollout, config, beta, rows=slice(None), **changes):
-    """TRL's lines from the log-probabilities to the whitened advantages, on rows of equal length."""
+    """TRL's lines from log-probs to whitened advantages, on rows of equal length."""
     kept = rollout.actions[rows]
     names = dict(
         logprobs=rollout.logprobs,
@@ -329,7 +329,7 @@ def trl_losses(
     context_length=1,
     model=None,
 ):
-    """TRL's lines from the forward pass to the loss; and the share of actions at which the clip holds.
+    """TRL's lines from the forward pass to the loss; and the clipped share of actions.
 
     TRL counts the place after the last token in the value loss, where it puts the
     score: it is given our mask instead. TRL adds 1e-7 to the temperature.
@@ -454,7 +454,7 @@ def test_a_minibatchs_losses_are_trls_from_the_logits_on(seed, scale, changes, d
 
 
 def left_padded(prompts, responses):
-    """TRL's layout: prompts padded on the left, responses on the right; and where these begin."""
+    """TRL's layout: prompts padded on the left; and where the responses begin."""
     context = max(map(len, prompts))
     length = max(map(len, responses))
     rows = [

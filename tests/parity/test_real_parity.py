@@ -1,4 +1,4 @@
-"""A real model's training: TRL's trainers step by step, adapters as peft loads them, GPT-2 as transformers runs it."""
+"""A real model's training: TRL's trainers, peft's adapters and transformers' GPT-2."""
 
 import argparse
 import copy
@@ -51,7 +51,7 @@ def test_each_steps_loss_is_that_of_trls_trainer(kind, stage, tmp_path):
 
 
 def adapted(kind, new_tokens=None, tied=True, scores=False):
-    """A model whose adapters, new rows and head have been moved away from where they start."""
+    """A model whose adapters, new rows and head are away from where they start."""
     auto = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     base = auto.from_pretrained(folder(kind), **(dict(num_labels=1) if scores else {}))
     if not tied:

@@ -1,4 +1,4 @@
-"""Reward models and their losses: ours, TRL's RewardTrainer and get_reward, and transformers' scoring GPT-2."""
+"""Reward models and their losses: ours, TRL's, and transformers' scoring GPT-2."""
 
 import copy
 from types import SimpleNamespace

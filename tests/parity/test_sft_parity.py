@@ -1,4 +1,4 @@
-"""Fine-tuning's masks and losses: ours, transformers' chat templates and causal loss, and TRL's chunked one."""
+"""Fine-tuning's masks and losses: ours, transformers' and TRL's chunked one."""
 
 import copy
 
@@ -36,7 +36,7 @@ from posttrain.sft import (
 
 
 def examples(seed):
-    """(tokens, labels) of unlike lengths: one label, several, and, in the last, none."""
+    """(tokens, labels) of unlike lengths: one label, several, and none."""
     rows = [
         (prompt + response, [IGNORE] * len(prompt) + response)
         for prompt, response in zip(*texts(seed))

@@ -1,4 +1,4 @@
-"""Twenty training steps, ours and the library's, from the same weights on the same batches, step for step.
+"""Twenty training steps, ours and the library's, on the same batches, step for step.
 
 Our loops are run as they are, and so is train() of TRL's SFTTrainer, RewardTrainer and
 DPOTrainer. Both sides take AdamW at one rate that falls to 0, ours in place of Muon.
@@ -54,13 +54,13 @@ def our_adamw(model, rates):
 
 
 def falling(model):
-    """PyTorch's AdamW and a rate that falls in a straight line to 0, as a trainer takes them."""
+    """PyTorch's AdamW and a rate that falls in a line to 0, as a trainer takes them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     return optimizer, LambdaLR(optimizer, lambda step: 1 - step / STEPS)
 
 
 def settings(kind, folder, batch_size, **changes):
-    """A trainer's arguments: no checkpoints, reports, bars, clipping, shuffling, cutting or recomputing."""
+    """A trainer's arguments: nothing saved, reported, clipped, shuffled or cut."""
     return kind(
         output_dir=str(folder),
         use_cpu=True,
@@ -80,7 +80,7 @@ def settings(kind, folder, batch_size, **changes):
 
 
 def precision(dtype):
-    """Let the trainers' own numbers, such as the logged loss, be of this precision too."""
+    """Let the trainers' own numbers, as the logged loss, have this precision too."""
     return in_float64() if dtype == torch.float64 else contextlib.nullcontext()
 
 
@@ -98,7 +98,7 @@ def trained(trainer):
 
 
 def track(ours, theirs, body, peer, dtype):
-    """Assert that losses agree step for step, and the last weights too, and that training has moved them."""
+    """Assert that losses agree step for step, and the weights that have moved."""
     assert len(ours) == len(theirs) == STEPS
     for step, (one, other) in enumerate(zip(ours, theirs)):
         assert one == pytest.approx(

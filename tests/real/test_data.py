@@ -1,4 +1,4 @@
-"""A real tokenizer's chat template: what is graded, and the templates that are refused."""
+"""A real tokenizer's chat template: what is graded, and what is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Memory from a configuration: parameters against the published totals, activations against what autograd keeps."""
+"""Memory from a configuration: published totals, and what autograd keeps."""
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_adapters_on_some_matrices_only():
 
 
 def kept(kind, layers, rank, bf16, weight_bytes):
-    """The bytes of what autograd keeps of one forward pass through the blocks, weights and their casts left out."""
+    """The bytes that autograd keeps of one pass through the blocks, without weights."""
     model = built(kind, layers, torch.float32 if weight_bytes == 4 else torch.bfloat16)
     if rank:
         adapt(model, rank, 16.0, torch.Generator())

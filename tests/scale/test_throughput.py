@@ -1,4 +1,4 @@
-"""Which ways are compared, and that all of them train. How fast they are is no test's concern."""
+"""Which ways are compared, and that all of them train, however fast."""
 
 import torch.distributed as dist
 

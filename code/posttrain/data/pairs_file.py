@@ -72,7 +72,7 @@ def check_place(out: Path, force: bool) -> None:
 
 
 def write_pairs(out: Path, rows: list[dict], sources: list[dict], about: dict) -> None:
-    """Put the pairs at `out`, and their provenance beside them, each whole or not at all.
+    """Put the pairs at `out`, and their provenance beside them, each whole or not.
 
     The provenance holds the pairs' checksum, so that it cannot pass for another file's.
     Raises DatasetError where the disk refuses.
