@@ -25,14 +25,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-if (
-    importlib.util.find_spec("jsonschema") is None
-):  # it checks data files; here there are none
+# Do without what checks data files: here there are none
+if importlib.util.find_spec("jsonschema") is None:
     sys.modules["jsonschema"] = types.ModuleType("jsonschema")
 
 from posttrain.lora.adapters import LoRAConfig, Reference, add_lora  # noqa: E402
 from posttrain.lora.nf4 import quantize_model  # noqa: E402
-from posttrain.real.memory import KNOWN, MEASURED_RANK, Architecture, memory, setting_of  # noqa: E402
+from posttrain.real.memory import (  # noqa: E402
+    KNOWN,
+    MEASURED_RANK,
+    Architecture,
+    memory,
+    setting_of,
+)
 from posttrain.real.model import (
     LanguageModel,
     ScoringModel,

@@ -26,11 +26,13 @@ from unittest import mock
 import torch
 
 from posttrain import dpo, reward_model, sft
+from posttrain.batches import epochs
 from posttrain.chat import render_question
 from posttrain.data import corpus, datasets
 from posttrain.gpt import GPT, GPTConfig, count_parameters
 from posttrain.optim import adamw
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
+from posttrain.preference_pairs import encode_pairs
 from posttrain.pretrain import (
     PretrainConfig,
     nanogpt_recipe,
@@ -38,11 +40,9 @@ from posttrain.pretrain import (
     sprint,
     training_steps,
 )
-from posttrain.stages import encode_split
 from posttrain.reward_model import RewardModel
-from posttrain.preference_pairs import encode_pairs
 from posttrain.sampling import generate
-from posttrain.batches import epochs
+from posttrain.stages import encode_split
 from posttrain.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -695,9 +695,8 @@ def main() -> None:
         "only", nargs="*", choices=[*BENCHMARKS, []], help="which to run (default: all)"
     )
     arguments = parser.parse_args()
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = (
-        "1"  # no talk with a server while a clock runs
-    )
+    # Talk with no server while a clock runs
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     print(
         f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, Python "

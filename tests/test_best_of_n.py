@@ -20,11 +20,10 @@ from posttrain.best_of_n import (
     draw_answers,
 )
 from posttrain.chat import render_prompt
-from posttrain.lab.scorecard import lexicon
 from posttrain.evaluate import win_rate
+from posttrain.lab.scorecard import judge_answers, lexicon
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
-from posttrain.lab.scorecard import judge_answers
 from posttrain.sft import SFTConfig
 
 PROMPTS = ["Who?", "Where is the duke?", "Say"]
@@ -54,7 +53,10 @@ def test_n_answers_to_each_prompt_stand_in_its_row_with_their_scores():
 
 def test_seed_and_temperature_decide_what_is_drawn():
     policy, reward_model = moved(config=LONG), judge(config=LONG)
-    draw = lambda *how: draw_answers(policy, reward_model, PROMPTS, 2, *how)[0]  # noqa: E731
+
+    def draw(*how):
+        return draw_answers(policy, reward_model, PROMPTS, 2, *how)[0]
+
     assert (
         draw(1) == draw(1) == draw(1, 0.8)
         and draw(1) != draw(2)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.cli.browser import STAGES, rounded
 from posttrain.chat import render_prompt
+from posttrain.cli.browser import STAGES, rounded
 from posttrain.data import corpus, datasets
 from posttrain.lab.enumerable import WORDS, build_world, optimum
 from posttrain.reward_model import score_answer
@@ -449,9 +449,10 @@ def test_axe_finds_no_serious_fault(chromium, address, name):
         page = context.new_page()
         page.goto(f"{address['http']}/{name}", wait_until="networkidle")
         page.evaluate(axe)
+        # No colours between two
         page.add_style_tag(
             content="* { transition: none !important; animation: none !important }"
-        )  # no colours between two
+        )
         for scheme, width, rules in (
             ("light", 1280, None),
             ("dark", 1280, ["color-contrast"]),

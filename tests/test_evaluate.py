@@ -85,10 +85,11 @@ def test_an_answer_is_finished_where_its_last_sentence_is(text, expected):
         ("Fool fool, kindly noble.", 0),
         ("Away away, sir.", -1),  # every time counts
         ("Sir, sir, sir: away, fool.", 1),
+        # Words are whole: neither of others, nor with an s
         (
             "The fool's cap is the lord's.",
             0,
-        ),  # words are whole: neither of others, nor with an s
+        ),
         ("Foolish friends, desire nobleness.", 0),
         ("Lady<|end|>", 1),
         ("Peace-sir dog", -1),  # a hyphen parts words
@@ -241,10 +242,11 @@ def test_words_that_are_none_cost_twice_their_share(answer, expected):
     [
         ("Ay, a b sir, my lord.<|end|>", [1, 0, 0, 0, -2 / 6]),
         ("fool, fool", [-1, -1, -1, -2 * 0.3, 0]),
+        # Special tokens part words
         (
             "xx sir<|user|>a b c.<|end|>",
             [0.5, -1, 0, 0, -0.4],
-        ),  # special tokens part words
+        ),
         ("a b c d.<|end|>", [0, 0, 0, 0, 0]),
     ],
 )

@@ -238,9 +238,8 @@ def test_gpt2s_weights_start_small_and_those_into_the_stream_smaller_with_depth(
             assert spread == 1
         else:
             writes = name.endswith(("attention.out.weight", "mlp.down.weight"))
-            assert spread == pytest.approx(0.02 / 4 if writes else 0.02, rel=0.05), (
-                name
-            )  # 4 is the root of 2 x 8
+            # 4 is the root of 2 x 8
+            assert spread == pytest.approx(0.02 / 4 if writes else 0.02, rel=0.05), name
 
 
 def test_zero_init_starts_uniform_and_every_block_as_the_identity():

@@ -944,9 +944,11 @@ def test_a_pages_policy_allows_its_own_scripts_and_handlers_and_no_other(house):
         '<head><meta charset="utf-8"></head><script '
         'src="a.js"></script><script>one()</script><p onclick="two(&quot;&quot;)">x</p>'
     )
-    hashed = lambda script: (
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-    )  # noqa: E731
+
+    def hashed(script):
+        digest = hashlib.sha256(script.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
     rules = dict(rule.split(" ", 1) for rule in house.policy(page).split("; "))
     assert rules["default-src"] == "'none'" and rules["base-uri"] == "'none'"
     assert set(rules["script-src"].split()) == {

@@ -193,9 +193,8 @@ def test_entropy_equals_the_sum_over_outcomes(temperature):
 def test_masked_means_see_only_what_the_mask_shows():
     values = torch.tensor([[1.0, float("nan"), 3.0], [float("inf"), 8.0, float("nan")]])
     mask = torch.tensor([[True, False, True], [False, True, False]])
-    assert (
-        masked_mean(values, mask).item() == 4.0
-    )  # over tokens: a mean of the rows' means is 5
+    # Over tokens: a mean of the rows' means is 5
+    assert masked_mean(values, mask).item() == 4.0
     with pytest.raises(ValueError, match="False everywhere"):
         masked_mean(values, torch.zeros_like(mask))
 

@@ -93,10 +93,8 @@ def test_a_post_has_its_length_a_description_one_figure_and_no_date(page):
         == len(re.findall(r"^ +caption: \|\n +\S", text, re.M))
         == 1
     )
-    assert not re.search(
-        r"\b(?:January|February|March|April|June|July|August|September|October|November|December)\b",
-        prose(page),
-    )
+    months = "January|February|March|April|June|July|August|September|October"
+    assert not re.search(rf"\b(?:{months}|November|December)\b", prose(page))
 
 
 @each_post
@@ -124,12 +122,13 @@ def test_every_number_of_a_post_is_recorded_by_its_own_run_and_none_is_typed(pag
         r"(?<![\w.])(\d[\d,]*(?:\.\d+|%| percent| nats| points))(?!\w|\.\d)",
         prose(page),
     )
+    # A level of confidence, an aim, a setting, no difference
     assert set(typed) <= {
         "95%",
         "90%",
         "0.8",
         "50%",
-    }  # a level of confidence, an aim, a setting, no difference
+    }
 
 
 # --- From page to plain Markdown ------------------------------------------------------

@@ -112,9 +112,10 @@ def test_simpo_is_the_surprise_at_the_gap_less_gamma():
 
 
 def test_simpo_by_hand():
+    # Even at gamma / beta
     assert simpo_loss(tensor(-1.0), tensor(-1.5), 2.0, 1.0).item() == pytest.approx(
         math.log(2)
-    )  # even at gamma / beta
+    )
     assert simpo_loss(tensor(-1.0), tensor(-1.0), 2.0, 1.0).item() == pytest.approx(
         math.log(1 + math.e)
     )

@@ -16,19 +16,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny import END, PAD, TOKENIZER, close, judge, moved, normal, pair, seeded
 
-from posttrain.lab import enumerable
-from posttrain.keep import store
+from posttrain.batches import epochs
 from posttrain.best_of_n import best_of_n, best_of_n_kl
 from posttrain.chat import IGNORE, build_labels, collate, render, render_prompt
 from posttrain.data.corpus import ALPHABET
 from posttrain.dpo import dpo_loss, implicit_rewards, pair_logprobs, pair_report
-from posttrain.lab.enumerable import (
-    TabularPolicy,
-    World,
-    all_responses,
-    distribution,
-    exact_kl,
-)
 from posttrain.evaluate import (
     BLUNT,
     COURTEOUS,
@@ -43,6 +35,15 @@ from posttrain.evaluate import (
     words_of,
 )
 from posttrain.gpt import GPTConfig, KVCache, attention_maps, rotate, rotation_table
+from posttrain.keep import store
+from posttrain.lab import enumerable
+from posttrain.lab.enumerable import (
+    TabularPolicy,
+    World,
+    all_responses,
+    distribution,
+    exact_kl,
+)
 from posttrain.logprobs import (
     entropy,
     get_response_log_probs,
@@ -74,13 +75,13 @@ from posttrain.preference_losses import (
     orpo_loss,
     simpo_loss,
 )
+from posttrain.preference_pairs import encode_pairs, pack_pairs
 from posttrain.reward_model import (
     bradley_terry_loss,
     last_of,
     normalise,
     token_level_loss,
 )
-from posttrain.preference_pairs import encode_pairs, pack_pairs
 from posttrain.sampling import generate, left_pad, visible
 from posttrain.sft import (
     accumulate_gradients,
@@ -88,7 +89,6 @@ from posttrain.sft import (
     encode_conversations,
     sft_loss,
 )
-from posttrain.batches import epochs
 from posttrain.tokenizer import SPECIAL_TOKENS, SUBSTITUTES, UnknownCharacterError
 
 
@@ -881,9 +881,8 @@ def test_any_policy_falls_short_of_the_optimum_by_beta_times_its_kl_to_it(
     )
     close(short, beta * exact_kl(found, best), 1e-8)
     assert short > -1e-9
-    close(
-        distribution(TabularPolicy.of(found)), found
-    )  # and a table holds any distribution
+    # And a table holds any distribution
+    close(distribution(TabularPolicy.of(found)), found)
 
 
 @search(45)
@@ -1128,9 +1127,8 @@ def test_beta_rises_with_the_kl_stays_at_its_target_and_moves_by_a_fifth_at_most
 
 # Preferences
 
-nats = batches_of(
-    4, -300, 0
-)  # log-probabilities of whole responses: chosen, rejected, and both of the reference
+# Log-probabilities of whole responses: chosen, rejected, and both of the reference
+nats = batches_of(4, -300, 0)
 per_token = batches_of(2, -20, -1e-3)  # log-probabilities per token: chosen, rejected
 betas = numbers(0.01, 2)
 

@@ -230,9 +230,8 @@ def test_rows_that_have_ended_are_read_no_longer_once_they_are_half_of_those_rea
     few_words, prompts
 ):
     read, samples = rows_read(few_words, prompts, 40, generator=seeded(4), stop=STOP)
-    going_on = (
-        (samples.mask & (samples.tokens != STOP)).sum(0).tolist()
-    )  # rows that go on after each step
+    # Rows that go on after each step
+    going_on = (samples.mask & (samples.tokens != STOP)).sum(0).tolist()
     expected = [12]
     for n in going_on[:-1]:
         expected.append(n if n <= expected[-1] / 2 else expected[-1])
@@ -286,7 +285,8 @@ def test_what_cannot_be_sampled_is_refused_by_name(model):
         generate(model, [[1] * 40], 20)
     with pytest.raises(ValueError, match="0 new tokens"):
         generate(model, [[1]], 0)
+    # The last token drawn is never read
     assert generate(model, [[1] * 40], 9).tokens.shape == (
         1,
         9,
-    )  # the last token drawn is never read
+    )

@@ -502,9 +502,8 @@ def test_a_file_with_a_line_of_the_right_kind_is_not_mixed_up(file):
 
 
 def test_a_conversation_fits_the_context_to_the_last_token_or_is_refused(file):
-    longest = (
-        GPTConfig.context - 4
-    )  # beside the three signs, and an answer of one letter
+    # Beside the three signs, and an answer of one letter
+    longest = GPTConfig.context - 4
     assert training_data(
         conversation_file=file(line(user("x" * longest), assistant("a")))
     ).conversations

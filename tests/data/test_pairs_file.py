@@ -11,8 +11,7 @@ from test_terminal import desk, stored_stages  # noqa: F401
 from tiny import moved
 
 from posttrain.cli import commands as program
-from posttrain.data import pairs_file
-from posttrain.data import datasets
+from posttrain.data import datasets, pairs_file
 from posttrain.data.datasets import DatasetError
 from posttrain.data.pairs_file import (
     check_place,
@@ -92,7 +91,7 @@ def test_a_full_disk_leaves_what_was_there_and_is_one_sentence(tmp_path, monkeyp
     assert out.read_text() == "kept"
 
 
-def test_what_is_written_is_checked_data_that_dpo_trains_on(desk, capsys, monkeypatch):  # noqa: F811
+def test_what_is_written_is_data_dpo_trains_on(desk, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         program,
         "draw_pool",
@@ -141,9 +140,7 @@ def test_what_is_written_is_checked_data_that_dpo_trains_on(desk, capsys, monkey
     assert len(datasets.preferences("pairs.jsonl")) == 2
 
 
-def test_too_few_answers_for_so_many_pairs_is_one_line_and_no_file(
-    desk, capsys, monkeypatch
-):  # noqa: F811
+def test_too_few_answers_for_the_pairs_is_one_line(desk, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(program, "draw_pool", lambda *asked, **settings: SMALL)
     assert program.main(["pairs", "--n", "9"]) == 2
     error = capsys.readouterr().err

@@ -8,9 +8,6 @@ import torch
 from tiny import CORPUS, END, LONG, TOKENIZER, judge, moved
 
 from posttrain.best_of_n import draw_answers
-from posttrain.evaluate import answered, gold_score
-from posttrain.lab.scorecard import lexicon
-from posttrain.preference_pairs import encode_pairs
 from posttrain.data.synthetic_pairs import (
     Pick,
     Pool,
@@ -24,6 +21,9 @@ from posttrain.data.synthetic_pairs import (
     pick_extremes,
     token_pairs,
 )
+from posttrain.evaluate import answered, gold_score
+from posttrain.lab.scorecard import lexicon
+from posttrain.preference_pairs import encode_pairs
 
 PROMPTS = ["Who?", "Where is he?", "Say", "Go"]
 

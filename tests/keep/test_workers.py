@@ -54,9 +54,8 @@ def test_results_come_in_the_order_of_the_jobs_whatever_is_done_first(cores):
 
 
 def test_jobs_run_with_one_thread_in_another_process(monkeypatch, cores):
-    monkeypatch.setenv(
-        "OMP_NUM_THREADS", "2"
-    )  # what a worker would take, left to itself
+    # What a worker would take, left to itself
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     threads, found = torch.get_num_threads(), []
 
     def progress(done, total):
@@ -227,12 +226,10 @@ def test_an_interruption_ends_parent_and_workers_at_once_with_one_traceback():
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 1 and all(map(alive, pids))
-        os.killpg(
-            parent.pid, signal.SIGINT
-        )  # as a terminal does, and a notebook that is shut down
-        _, said = parent.communicate(
-            timeout=120
-        )  # it takes a second, but a machine may stand still
+        # As a terminal does, and a notebook that is shut down
+        os.killpg(parent.pid, signal.SIGINT)
+        # It takes a second, but a machine may stand still
+        _, said = parent.communicate(timeout=120)
         assert parent.returncode != 0 and not any(map(alive, pids))
         assert said.count("Traceback") == 1 and said.rstrip().endswith(
             "KeyboardInterrupt"

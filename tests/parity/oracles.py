@@ -24,10 +24,11 @@ from posttrain.gpt import GPTConfig
 from posttrain.tokenizer import SPECIAL_TOKENS
 
 DTYPES = (torch.float64, torch.float32)
+# Relative above 1, absolute below
 TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-5,
-}  # relative above 1, absolute below
+}
 VOCABULARY = 69
 GPT2 = GPTConfig.gpt2(vocab_size=VOCABULARY, context=64, n_layer=2, n_head=2, width=16)
 
@@ -182,10 +183,13 @@ def stub(model, **settings):
 def texts(seed, most=9):
     """Prompts and responses of random tokens; the first response is one token long."""
     generator = seeded(seed)
-    number = lambda low, high: int(
-        torch.randint(low, high + 1, (), generator=generator)
-    )  # noqa: E731
-    ids = lambda n: torch.randint(PAD, (n,), generator=generator).tolist()  # noqa: E731
+
+    def number(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    def ids(n):
+        return torch.randint(PAD, (n,), generator=generator).tolist()
+
     B = number(2, 6)
     prompts = [ids(number(1, 7)) for _ in range(B)]
     responses = [ids(1)] + [ids(number(2, most - 1)) + [END] for _ in range(B - 1)]

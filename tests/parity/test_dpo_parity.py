@@ -173,7 +173,10 @@ def test_dpo_far_from_even_is_mitchells_formula_in_logaddexps(
 @pytest.mark.parametrize("beta", [0.05, 0.5])
 def test_ipo_is_trls_for_responses_of_one_token_where_a_sum_is_a_mean(beta, dtype):
     # TRL divides each log-ratio by the response's length first; the paper and we do not
-    theirs = lambda *logprobs: trl_dpo(*saying(*logprobs), kind="ipo", beta=beta)[0]  # noqa: E731
+
+    def theirs(*logprobs):
+        return trl_dpo(*saying(*logprobs), kind="ipo", beta=beta)[0]
+
     agree(
         frozen(lambda *logprobs: ipo_loss(*logprobs, beta)),
         theirs,
@@ -449,7 +452,10 @@ def test_kto_is_the_formula_of_ethayarajh_et_al_in_tanhs(baseline, dtype):
 
     def theirs(chosen, rejected):
         z = max(baseline, 0.0)
-        shortfall = lambda gain: 0.5 * (1 - torch.tanh(0.1 * gain / 2))  # noqa: E731, 1 - sigmoid(0.1 gain)
+
+        def shortfall(gain):
+            return 0.5 * (1 - torch.tanh(0.1 * gain / 2))  # 1 - sigmoid(0.1 gain)
+
         return torch.cat([shortfall(chosen - z), shortfall(z - rejected)]).mean()
 
     agree(

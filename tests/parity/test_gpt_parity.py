@@ -160,9 +160,8 @@ def test_greedy_answers_to_prompts_of_unlike_lengths_are_transformers_own(rung):
         .gather(-1, answers[..., None])
         .squeeze(-1)
     )
-    near(
-        ours.logprobs.float(), logprobs * ours.mask, torch.float32
-    )  # to which theirs are rounded
+    # To which theirs are rounded
+    near(ours.logprobs.float(), logprobs * ours.mask, torch.float32)
     assert (
         0 < (answers == stop).any(-1).sum() < len(prompts)
         and len({*ours.mask.sum(-1).tolist()}) > 1

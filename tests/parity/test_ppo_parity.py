@@ -493,9 +493,8 @@ def test_a_rollouts_numbers_are_those_of_transformers_gpt2s_asked_as_trl_asks_th
     models, config = four_models(dtype, temperature=temperature)
     rollout = collect_rollout(models, PROMPTS, config, seeded(3))
     actions, responses = rollout.actions, responses_of(rollout)
-    assert not any(
-        PAD in response for response in responses
-    )  # TRL could not tell it from padding
+    # TRL could not tell it from padding
+    assert not any(PAD in response for response in responses)
     assert 0 < rollout.ended.sum() < len(PROMPTS) and len({*map(len, responses)}) > 2
     # Ask the same four in float64
     policy, reference, value_model, scorer = (

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from posttrain.data import datasets
-from posttrain.real.gpt2_weights import load_gpt2
 from posttrain.real.adapter import adapt, adapter_settings, merge_adapter, save_adapter
 from posttrain.real.command import loading
+from posttrain.real.gpt2_weights import load_gpt2
 from posttrain.real.model import LanguageModel, ModelError
 from posttrain.real.peers import peft_logits, trl_losses
 from posttrain.real.run import Setup, begin, grow, open_model, run, save_result

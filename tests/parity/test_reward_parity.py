@@ -28,6 +28,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from posttrain.logprobs import pack
 from posttrain.ppo import ValueModel
+from posttrain.preference_pairs import pack_pairs
 from posttrain.reward_model import (
     bradley_terry_loss,
     last_of,
@@ -36,7 +37,6 @@ from posttrain.reward_model import (
     score_pairs,
     token_level_loss,
 )
-from posttrain.preference_pairs import pack_pairs
 
 
 def collated(pairs):

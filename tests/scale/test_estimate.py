@@ -4,6 +4,15 @@ from dataclasses import replace
 
 import pytest
 
+from posttrain.real.memory import (
+    KNOWN,
+    Architecture,
+    Setting,
+    measured,
+    memory,
+    parameters,
+    setting_of,
+)
 from posttrain.scale.estimate import (
     Run,
     all_reduce_bytes,
@@ -16,15 +25,6 @@ from posttrain.scale.estimate import (
     mfu,
     setting_for,
     sharded_bytes,
-)
-from posttrain.real.memory import (
-    KNOWN,
-    Architecture,
-    Setting,
-    measured,
-    memory,
-    parameters,
-    setting_of,
 )
 
 # 800 in the table, 2 blocks of 576 in matrices (64 + 32 + 32 + 64 of attention, 3 x
@@ -231,9 +231,8 @@ def test_one_gpu_holds_what_real_memory_counts(stage, method, recompute):
         checkpointing=recompute,
     )
     alone, found = memory(shape, setting), gpu_bytes(run)
-    assert all(
-        gpu_bytes(replace(run, zero=zero)) == found for zero in (1, 2, 3)
-    )  # nothing to share
+    # Nothing to share
+    assert all(gpu_bytes(replace(run, zero=zero)) == found for zero in (1, 2, 3))
     own = dict(total=0, gathered=0, reference=0, adam=0)
     assert {**found, **own} == {**alone, **own}
     # Mixed precision: a float32 copy, and moments of twice the bytes; and DPO's second

@@ -129,14 +129,12 @@ def any_two(pool: Pool, judge: str, n: int, seed: int) -> list[Pick]:
 
 def token_pairs(pool: Pool, picks: list[Pick]) -> list[Pair]:
     """The pairs as token ids, as drawn: prompt in chat format, chosen, rejected."""
-    tokenizer = CharTokenizer()
-    return [
-        (
-            render_question(pool.prompts[pick.row], tokenizer),
-            pool.answers[pick.row][pick.chosen], pool.answers[pick.row][pick.rejected],
-        )
-        for pick in picks
-    ]  # fmt: skip
+    tokenizer, pairs = CharTokenizer(), []
+    for pick in picks:
+        prompt = render_question(pool.prompts[pick.row], tokenizer)
+        answers = pool.answers[pick.row]
+        pairs.append((prompt, answers[pick.chosen], answers[pick.rejected]))
+    return pairs
 
 
 def pair_rows(pool: Pool, picks: list[Pick]) -> list[dict]:
