@@ -140,7 +140,7 @@ def test_what_is_written_is_data_dpo_trains_on(desk, capsys, monkeypatch):  # no
     assert len(datasets.preferences("pairs.jsonl")) == 2
 
 
-def test_too_few_answers_are_one_line_and_no_file(desk, capsys, monkeypatch):  # noqa: F811
+def test_too_few_answers_are_one_line(desk, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(program, "draw_pool", lambda *asked, **settings: SMALL)
     assert program.main(["pairs", "--n", "9"]) == 2
     error = capsys.readouterr().err
