@@ -17,24 +17,24 @@ from pathlib import Path
 
 import torch
 
+from posttrain.keep import workers
 from posttrain.best_of_n import best_of_n_trials
 from posttrain.data import corpus, datasets
 from posttrain.dpo import DPOConfig
-from posttrain.evaluate import win_rate
-from posttrain.keep import workers
 from posttrain.lab.dpo_trials import dpo_trials
 from posttrain.lab.enumerable import build_world, dpo_run, draw_pairs, ppo_run
-from posttrain.lab.ppo_trials import ppo_trials
-from posttrain.lab.reward_trials import reward_trials, with_flipped_labels
-from posttrain.lab.scorecard import start_scorecard
-from posttrain.lab.sft_trials import sft_trials
+from posttrain.evaluate import win_rate
+from posttrain.show.notebook import COMPARISONS, progress
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
+from posttrain.lab.ppo_trials import ppo_trials
+from posttrain.stages import base_model, encode_split
 from posttrain.pretrain import validation_loss
 from posttrain.reward_model import RewardConfig
+from posttrain.lab.reward_trials import reward_trials, with_flipped_labels
+from posttrain.lab.scorecard import start_scorecard
 from posttrain.sft import SFTConfig, plain_sft
-from posttrain.show.notebook import COMPARISONS, progress
-from posttrain.stages import base_model, encode_split
+from posttrain.lab.sft_trials import sft_trials
 
 
 @dataclass(frozen=True)
