@@ -177,8 +177,10 @@ def find_bad_pair(row: dict, context: int | None = None) -> str | None:
 
 def find_excess(messages: list[dict], context: int | None) -> str | None:
     """How many tokens a conversation has, if too many for the context, or None."""
+    if context is None:
+        return None
     n = len(render(messages, CharTokenizer()))
-    if context is None or n <= context:
+    if n <= context:
         return None
     return (
         f"{n} tokens (the characters and the signs between the turns), "
