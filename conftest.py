@@ -1,4 +1,4 @@
-"""`pytest --nbmake` runs the chapters, too: nbmake itself knows *.ipynb only, and chapters are MyST Markdown.
+"""`pytest --nbmake` runs the chapters, which are MyST Markdown, too.
 
 Kernels start in the chapter's folder, as they do when the book is built.
 """
@@ -6,6 +6,7 @@ Kernels start in the chapter's folder, as they do when the book is built.
 from __future__ import annotations
 
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -14,37 +15,35 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 BOOK = ROOT / "book"
 
+# Look in the folder of extensions before pytest has set its path
+sys.path.insert(0, str(BOOK / "_ext"))
+from book_kernels import prepare_kernels  # noqa: E402
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    prepare_kernels()
+    prepare_kernels(ROOT)
     if "PYTEST_XDIST_WORKER" in os.environ:
         share_cores()
     if not config.getoption("nbmake", default=False):
         return
     if config.getoption("overwrite"):
-        raise pytest.UsageError("--overwrite would replace the chapters' Markdown by JSON")
+        raise pytest.UsageError(
+            "--overwrite would replace the chapters' Markdown by JSON"
+        )
     # Without --nbmake-timeout, allow each cell as long as the book's build does
-    given = any(str(arg).startswith("--nbmake-timeout") for arg in config.invocation_params.args)
+    given = any(
+        str(arg).startswith("--nbmake-timeout") for arg in config.invocation_params.args
+    )
     if not given:
         config.option.nbmake_timeout = cell_timeout()
     teach_nbmake_markdown()
 
 
-def prepare_kernels() -> None:
-    """Set what kernels inherit: the package's folder, and that no reader is watching a progress bar."""
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "code"), inherited]))
-    os.environ["BOOK_BUILD"] = "1"
-    # Kernels start in book/, so a relative path has to be made absolute here.
-    corpus = os.environ.get("POSTTRAIN_CORPUS")
-    if corpus and Path(corpus).expanduser().is_file():
-        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).expanduser().resolve())
-
-
 def share_cores() -> None:
-    """Keep a test process that has others beside it, and the kernels it starts, to one thread.
+    """Keep a test process that has others beside it, and its kernels, to one thread.
 
-    Two threads each for two processes on two cores wait for one another, and take several times as long.
+    Two threads each for two processes on two cores wait for one another, and take
+    several times as long.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -56,7 +55,9 @@ def cell_timeout() -> int:
     """Seconds per cell, from _config.yml."""
     import yaml
 
-    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]
+    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))[
+        "execute"
+    ]["timeout"]
 
 
 def teach_nbmake_markdown() -> None:
@@ -66,7 +67,11 @@ def teach_nbmake_markdown() -> None:
     from nbmake import nb_run
 
     def read(path: str, version: int):
-        return jupytext.read(path, fmt="md:myst") if path.endswith(".md") else nbformat.read(path, version)
+        return (
+            jupytext.read(path, fmt="md:myst")
+            if path.endswith(".md")
+            else nbformat.read(path, version)
+        )
 
     nb_run.nbformat = types.SimpleNamespace(read=read)
 
@@ -76,7 +81,11 @@ def is_chapter(path: Path) -> bool:
     if path.suffix != ".md" or BOOK not in path.parents:
         return False
     front_matter, separator, _ = path.read_text(encoding="utf-8").partition("\n---\n")
-    return bool(separator) and front_matter.startswith("---\n") and "\nkernelspec:" in front_matter
+    return (
+        bool(separator)
+        and front_matter.startswith("---\n")
+        and "\nkernelspec:" in front_matter
+    )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector):

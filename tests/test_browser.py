@@ -1,4 +1,4 @@
-"""The finished pages in a real browser: the models that run in one, what pages load, and how they fit a phone.
+"""The finished pages in a real browser: models that run in one, loading, and phones.
 
 Needs Playwright (the extra `browser`), Chromium, and the built book.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.cli.browser import STAGES, rounded
 from posttrain.chat import render_prompt
+from posttrain.cli.browser import STAGES, rounded
 from posttrain.data import corpus, datasets
 from posttrain.lab.enumerable import WORDS, build_world, optimum
 from posttrain.reward_model import score_answer
@@ -25,8 +25,18 @@ from posttrain.tokenizer import CharTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 TALK = "book/talk.html"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ["index.html", "search.html", *(path.relative_to(ROOT).with_suffix(".html").as_posix() for path in sorted((ROOT / "book").rglob("*.md")))]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+PAGES = [
+    "index.html",
+    "search.html",
+    *(
+        path.relative_to(ROOT).with_suffix(".html").as_posix()
+        for path in sorted((ROOT / "book").rglob("*.md"))
+    ),
+]
 TOKENIZER = CharTokenizer()
 
 WHERE = "Playwright and axe are in the extra 'browser': pip install -e '.[browser]'"
@@ -34,8 +44,13 @@ axe_playwright_python = pytest.importorskip("axe_playwright_python", reason=WHER
 sync_api = pytest.importorskip("playwright.sync_api", reason=WHERE)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (on Debian or Ubuntu: apt install chromium)"),
-    pytest.mark.skipif(not (SITE / TALK).exists(), reason="the book has not been built yet (make book)"),
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="there is no Chromium here (on Debian or Ubuntu: apt install chromium)",
+    ),
+    pytest.mark.skipif(
+        not (SITE / TALK).exists(), reason="the book has not been built yet (make book)"
+    ),
 ]
 
 
@@ -54,7 +69,9 @@ def address():
     handler = functools.partial(Quiet, directory=str(SITE))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield dict(file=SITE.as_uri(), http=f"http://127.0.0.1:{server.server_address[1]}")
+        yield dict(
+            file=SITE.as_uri(), http=f"http://127.0.0.1:{server.server_address[1]}"
+        )
         server.shutdown()
 
 
@@ -69,7 +86,12 @@ def page(chromium):
     page = chromium.new_page(viewport=dict(width=1280, height=900))
     page.complaints, page.requests = [], []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+    page.on(
+        "console",
+        lambda message: (
+            message.type == "error" and page.complaints.append(message.text)
+        ),
+    )
     page.on("request", lambda request: page.requests.append(request.url))
     yield page
     page.close()
@@ -81,7 +103,7 @@ def model(name):
 
 
 def ask(page, question, **settings):
-    """Fill in the form, ask, and wait for the end; the cards' texts and notes by model."""
+    """Fill in the form, ask, and wait; the cards' texts and notes by model."""
     page.fill("[name=question]", question)
     if "seed" in settings:
         page.fill("[name=seed]", str(settings["seed"]))
@@ -90,17 +112,24 @@ def ask(page, question, **settings):
     page.click("form.talk [type=submit]")
     page.locator("form.talk button[type=submit]:enabled").wait_for(timeout=120_000)
     return {
-        card.get_attribute("data-model"): (card.locator(".talk-text").text_content(), card.locator(".talk-note").text_content())
+        card.get_attribute("data-model"): (
+            card.locator(".talk-text").text_content(),
+            card.locator(".talk-note").text_content(),
+        )
         for card in page.locator(".talk-card").all()
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "ppo", "dpo"])
-def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same_on_fifty_prompts(page, address, name):
+def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same(
+    page, address, name
+):
     page.goto(f"{address['file']}/{TALK}")
     questions = datasets.heldout_prompts()[:50]
     prompts = [
-        TOKENIZER.encode(question + "\n") if name == "base" else render_prompt([dict(role="user", content=question)], TOKENIZER)
+        TOKENIZER.encode(question + "\n")
+        if name == "base"
+        else render_prompt([dict(role="user", content=question)], TOKENIZER)
         for question in questions
     ]
     theirs = page.evaluate(
@@ -108,8 +137,10 @@ def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same_on_fift
           const model = await load(name), found = [];
           for (const prompt of prompts) {
             model.forget();
-            const logits = prompt.map((token) => Array.from(model.logits(model.read(token))));
-            found.push([logits, [...write(model, prompt, {temperature: 0, most: 64, stop: special("end")})]]);
+            const read = (token) => Array.from(model.logits(model.read(token)));
+            const logits = prompt.map(read);
+            const options = {temperature: 0, most: 64, stop: special("end")};
+            found.push([logits, [...write(model, prompt, options)]]);
           }
           return found;
         }""",
@@ -118,21 +149,35 @@ def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same_on_fift
     assert page.evaluate(f"promptOf({name!r}, {questions[0]!r})") == prompts[0]
     with torch.no_grad():
         for prompt, (logits, _) in zip(prompts, theirs):
-            assert (torch.tensor(logits) - model(name)(torch.tensor([prompt]))[0]).abs().max() <= 1e-3
-    ours = generate(model(name), prompts, 64, temperature=0, stop=TOKENIZER.end).responses()
+            assert (
+                torch.tensor(logits) - model(name)(torch.tensor([prompt]))[0]
+            ).abs().max() <= 1e-3
+    ours = generate(
+        model(name), prompts, 64, temperature=0, stop=TOKENIZER.end
+    ).responses()
     assert [answer for _, answer in theirs] == ours
     assert len({tuple(answer) for answer in ours}) > 5
 
 
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_four_models_answer_side_by_side_with_the_reward_models_score_and_nothing_leaves_the_page(page, address, scheme):
+def test_four_models_answer_with_scores_and_nothing_leaves_the_page(
+    page, address, scheme
+):
     page.goto(f"{address[scheme]}/{TALK}")
     answers = ask(page, "Where is the king?", seed=3)
-    assert list(answers) == ["base", "sft", "ppo", "dpo"] and page.locator("[role=status]").text_content() == "Done."
+    assert (
+        list(answers) == ["base", "sft", "ppo", "dpo"]
+        and page.locator("[role=status]").text_content() == "Done."
+    )
     for name, (text, note) in answers.items():
-        assert text and ("it did not end" in note) == (name == "base" or len(text) >= 96)
+        assert text and ("it did not end" in note) == (
+            name == "base" or len(text) >= 96
+        )
         said = float(note.removeprefix("reward model: ").split(",")[0])
-        assert abs(said - score_answer(model("reward"), "Where is the king?", text)) < 0.006
+        assert (
+            abs(said - score_answer(model("reward"), "Where is the king?", text))
+            < 0.006
+        )
     assert ask(page, "Where is the king?", seed=3) == answers
     assert ask(page, "Where is the king?", seed=4) != answers
     assert not page.complaints
@@ -145,16 +190,27 @@ def test_four_models_answer_side_by_side_with_the_reward_models_score_and_nothin
 def test_hostile_input_is_shown_as_text_and_asked_in_the_models_alphabet(page, address):
     page.goto(f"{address['file']}/{TALK}")
     page.uncheck("[value=base]")
-    answers = ask(page, "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d", temperature=0)
+    answers = ask(
+        page,
+        "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d",
+        temperature=0,
+    )
     typed = "<img src=x onerror=alert(1)> \u201cWo ist K\u00f6nig \U0001f600?\u201d"
     status = page.locator("[role=status]").text_content()
-    assert status.startswith("Done.") and status.endswith(TOKENIZER.clean(typed)) and len(answers) == 3
+    assert (
+        status.startswith("Done.")
+        and status.endswith(TOKENIZER.clean(typed))
+        and len(answers) == 3
+    )
     assert page.evaluate("(text) => clean(text)", typed) == TOKENIZER.clean(typed)
     # Let a model write HTML: it stays text
     page.evaluate("TOKENS[0] = TOKENS[1] = '<img src=x onerror=alert(1)>'")
     ask(page, "Where is the king?", temperature=0)
     assert "<img" in page.locator(".talk-answers").text_content()
-    assert page.locator(".talk-page img, .talk-page script").count() == 0 and not page.complaints
+    assert (
+        page.locator(".talk-page img, .talk-page script").count() == 0
+        and not page.complaints
+    )
 
 
 def test_what_is_missing_is_said(page, address):
@@ -165,7 +221,10 @@ def test_what_is_missing_is_said(page, address):
     ask(page, "Where is the king?")
     assert "ppo.js could not be loaded" in page.locator("[role=status]").text_content()
     page.unroute("**/models/ppo.js")
-    assert len(ask(page, "Where is the king?")) == 4 and page.locator("[role=status]").text_content() == "Done."
+    assert (
+        len(ask(page, "Where is the king?")) == 4
+        and page.locator("[role=status]").text_content() == "Done."
+    )
 
 
 def test_writing_can_be_stopped(page, address):
@@ -175,7 +234,11 @@ def test_writing_can_be_stopped(page, address):
     # Let each token take its time, so that there is something to stop
     page.evaluate("""load('base').then((model) => {
       const read = model.read.bind(model);
-      model.read = (token) => { const until = performance.now() + 40; while (performance.now() < until); return read(token); };
+      model.read = (token) => {
+        const until = performance.now() + 40;
+        while (performance.now() < until);
+        return read(token);
+      };
     })""")
     page.click("form.talk [type=submit]")
     page.locator(".talk-text:not(:empty)").wait_for()
@@ -186,41 +249,64 @@ def test_writing_can_be_stopped(page, address):
 
 def values_of(page, kind):
     """What a chapter gave a view to show."""
-    return json.loads(page.locator(f".interactive[data-kind={kind}]").get_attribute("data-values"))
+    return json.loads(
+        page.locator(f".interactive[data-kind={kind}]").get_attribute("data-values")
+    )
 
 
 def walk(view, i):
     """Move a view's slider to i, as a keyboard does; what is said then."""
-    view.locator("input[type=range]").evaluate("(bar, i) => { bar.value = i; bar.dispatchEvent(new Event('input')); }", i)
+    view.locator("input[type=range]").evaluate(
+        "(bar, i) => { bar.value = i; bar.dispatchEvent(new Event('input')); }", i
+    )
     return view.locator(".view-said").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_the_mask_viewer_shows_every_token_its_label_and_its_surprise(page, address, scheme):
+def test_the_mask_viewer_shows_every_token_its_label_and_its_surprise(
+    page, address, scheme
+):
     page.goto(f"{address[scheme]}/book/sft.html")
-    view, examples = page.locator(".interactive[data-kind=mask]"), values_of(page, "mask")["examples"]
+    view, examples = (
+        page.locator(".interactive[data-kind=mask]"),
+        values_of(page, "mask")["examples"],
+    )
     assert view.locator("option").count() == len(examples) + 3
     for number, example in enumerate(examples):
         view.locator("select").first.select_option(str(number))
-        assert view.locator(".view-tokens span").all_text_contents() == example["tokens"]
+        assert (
+            view.locator(".view-tokens span").all_text_contents() == example["tokens"]
+        )
         graded = view.locator(".view-tokens span.view-graded").count()
         assert graded == sum(label >= 0 for label in example["labels"]) > 0
-        # The labels are the tokens themselves, and what the page says of one is what the model gave it
+        # The labels are the tokens themselves, and what the page says of one is what
+        # the model gave it
         last = len(example["tokens"]) - 1
         said = walk(view, last)
-        assert f"label {example['ids'][last]}: graded" in said and f"{example['surprise']['after SFT'][last]:.2f} nats (after SFT)" in said
+        assert (
+            f"label {example['ids'][last]}: graded" in said
+            and f"{example['surprise']['after SFT'][last]:.2f} nats (after SFT)" in said
+        )
         assert "label -100: read, and not graded" in walk(view, 1)
     # A click says the same as the slider, and a colour is the surprise's
     view.locator(".view-tokens span").nth(3).click()
-    assert view.locator("input").input_value() == "3" and view.locator("[aria-current]").count() == 1
+    assert (
+        view.locator("input").input_value() == "3"
+        and view.locator("[aria-current]").count() == 1
+    )
     view.locator("select").nth(1).select_option("1")
-    colours = view.locator(".view-tokens span").evaluate_all("(spans) => spans.map((span) => span.style.background)")
+    colours = view.locator(".view-tokens span").evaluate_all(
+        "(spans) => spans.map((span) => span.style.background)"
+    )
     assert len(set(colours)) > 10 and not page.complaints
 
 
 def test_the_rollout_microscope_makes_each_number_from_those_before_it(page, address):
     page.goto(f"{address['file']}/book/ppo.html")
-    view, values = page.locator(".interactive[data-kind=rollout]"), values_of(page, "rollout")
+    view, values = (
+        page.locator(".interactive[data-kind=rollout]"),
+        values_of(page, "rollout"),
+    )
     for number, answer in enumerate(values["answers"]):
         view.locator("select").first.select_option(str(number))
         n = len(answer["tokens"])
@@ -228,17 +314,36 @@ def test_the_rollout_microscope_makes_each_number_from_those_before_it(page, add
         for i in (0, n // 2, n - 1):
             said = walk(view, i).replace("\u2212", "-")
             last = i == n - 1
-            reward = -answer["beta"] * (answer["log-probability"][i] - answer["reference"][i]) + (answer["score"] if last else 0)
-            following = (0, 0) if last else (answer["value"][i + 1], answer["advantage"][i + 1])
+            reward = -answer["beta"] * (
+                answer["log-probability"][i] - answer["reference"][i]
+            ) + (answer["score"] if last else 0)
+            following = (
+                (0, 0) if last else (answer["value"][i + 1], answer["advantage"][i + 1])
+            )
             delta = reward + values["gamma"] * following[0] - answer["value"][i]
             advantage = delta + values["gamma"] * values["lam"] * following[1]
             # What the page's formulas give is what the package had computed
-            assert reward == pytest.approx(answer["reward"][i], abs=1e-4) and advantage == pytest.approx(answer["advantage"][i], abs=1e-4)
+            assert reward == pytest.approx(
+                answer["reward"][i], abs=1e-4
+            ) and advantage == pytest.approx(answer["advantage"][i], abs=1e-4)
             # Each number that the formula names is said, and what comes of them
-            made = [float(number) for number in re.findall(r"-?\d+\.\d+", said.partition("Advantage: ")[2])]
-            expected = [delta, values["gamma"] * values["lam"], following[1], advantage, advantage + answer["value"][i]]
+            made = [
+                float(number)
+                for number in re.findall(
+                    r"-?\d+\.\d+", said.partition("Advantage: ")[2]
+                )
+            ]
+            expected = [
+                delta,
+                values["gamma"] * values["lam"],
+                following[1],
+                advantage,
+                advantage + answer["value"][i],
+            ]
             assert made == pytest.approx(expected, abs=6e-4)
-            assert [float(found) for found in re.findall(r"= ([+-]\d+\.\d+)$", said, re.M)][:2] == pytest.approx([reward, delta], abs=6e-4)
+            assert [
+                float(found) for found in re.findall(r"= ([+-]\d+\.\d+)$", said, re.M)
+            ][:2] == pytest.approx([reward, delta], abs=6e-4)
     assert not page.complaints
 
 
@@ -248,19 +353,31 @@ def test_the_beta_slider_shows_the_optimum_that_the_formula_names(page, address)
     world = build_world()
     for i in (0, values["start"], len(values["betas"]) - 1):
         said, best = walk(view, i), optimum(world, values["betas"][i])
-        assert f"= {values['betas'][i]:.2f}: mean reward {(best * world.rewards).sum().item():+.2f}" in said.replace("\u2212", "-")
+        assert (
+            f"= {values['betas'][i]:.2f}: mean reward "
+            f"{(best * world.rewards).sum().item():+.2f}" in said.replace("\u2212", "-")
+        )
         for row, word in zip(view.locator("tbody tr").all(), values["words"]):
             cells = row.locator("th, td").all_inner_texts()
-            assert cells[0] == word and float(cells[3].rstrip("%\n")) == pytest.approx(100 * best[WORDS.index(word)].item(), abs=0.06)
+            assert cells[0] == word and float(cells[3].rstrip("%\n")) == pytest.approx(
+                100 * best[WORDS.index(word)].item(), abs=0.06
+            )
     assert not page.complaints
 
 
 def test_without_its_script_a_page_shows_the_still_views(chromium, address):
     with chromium.new_context(java_script_enabled=False) as context:
         page = context.new_page()
-        for name, still in (("sft", "p.token-view"), ("ppo", "p.token-view"), ("dpo", "table")):
+        for name, still in (
+            ("sft", "p.token-view"),
+            ("ppo", "p.token-view"),
+            ("dpo", "table"),
+        ):
             page.goto(f"{address['file']}/book/{name}.html")
-            assert page.locator(f".interactive {still}").count() == 1 and page.locator(".interactive input").count() == 0
+            assert (
+                page.locator(f".interactive {still}").count() == 1
+                and page.locator(".interactive input").count() == 0
+            )
 
 
 @pytest.mark.parametrize("name", ["index", "sft", "dpo"])
@@ -269,23 +386,45 @@ def test_a_page_prints_whole_with_nothing_folded_or_cut_off(page, address, name)
     page.emulate_media(color_scheme="dark")
     page.locator("html[data-theme=dark]").wait_for()
     folded = page.locator(".bd-article details:not([open])").count()
-    printed = page.pdf(format="A4", margin=dict(top="15mm", bottom="15mm", left="15mm", right="15mm"))
+    printed = page.pdf(
+        format="A4", margin=dict(top="15mm", bottom="15mm", left="15mm", right="15mm")
+    )
     assert printed.startswith(b"%PDF") and len(printed) > 50_000
     # Afterwards the page is as it was
-    assert page.locator(".bd-article details:not([open])").count() == folded and page.locator("html[data-theme=dark]").count() == 1
+    assert (
+        page.locator(".bd-article details:not([open])").count() == folded
+        and page.locator("html[data-theme=dark]").count() == 1
+    )
     # See it as the printer does; a sheet is 680 px wide
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     page.set_viewport_size(dict(width=680, height=960))
-    assert page.locator(".bd-article details:not([open])").count() == 0 and page.locator("html[data-theme=light]").count() == 1
-    assert page.locator(".bd-sidebar-primary, .bd-header, .bd-sidebar-secondary").filter(visible=True).count() == 0
-    wide = "(places) => places.filter((place) => place.getBoundingClientRect().right > 690).map((place) => place.outerHTML.slice(0, 150))"
-    assert page.locator(".bd-article :is(p, pre, table, img, figure)").evaluate_all(wide) == []
+    assert (
+        page.locator(".bd-article details:not([open])").count() == 0
+        and page.locator("html[data-theme=light]").count() == 1
+    )
+    assert (
+        page.locator(".bd-sidebar-primary, .bd-header, .bd-sidebar-secondary")
+        .filter(visible=True)
+        .count()
+        == 0
+    )
+    wide = (
+        "(places) => places.filter((place) => place.getBoundingClientRect().right "
+        "> 690).map((place) => place.outerHTML.slice(0, 150))"
+    )
+    assert (
+        page.locator(".bd-article :is(p, pre, table, img, figure)").evaluate_all(wide)
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(page, address, name):
-    # A browser asks for /favicon.ico where a page names no icon, now and then before it has left that page
+def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(
+    page, address, name
+):
+    # A browser asks for /favicon.ico where a page names no icon, now and then before it
+    # has left that page
     assert '<link rel="icon" href="' in (SITE / name).read_text(encoding="utf-8")
     page.set_viewport_size(dict(width=390, height=800))
     page.goto(f"{address['http']}/{name}", wait_until="networkidle")
@@ -295,32 +434,63 @@ def test_pages_obey_their_policy_load_nothing_from_elsewhere_and_fit_a_phone(pag
 
 
 # All posts are made of the same parts: one is enough
-@pytest.mark.parametrize("name", [name for name in PAGES if "/posts/" not in name or name.endswith("/rlhf.html")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in PAGES if "/posts/" not in name or name.endswith("/rlhf.html")],
+)
 def test_axe_finds_no_serious_fault(chromium, address, name):
-    """Names, roles, contrast, keyboard access, as Deque's axe checks them; on dark paper and on a phone what may differ there."""
-    axe = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    """What axe finds in names, roles, contrast, keys; dark and on a phone."""
+    axe = (
+        Path(axe_playwright_python.__file__)
+        .with_name("axe.min.js")
+        .read_text(encoding="utf-8")
+    )
     with chromium.new_context(bypass_csp=True, color_scheme="light") as context:
         page = context.new_page()
         page.goto(f"{address['http']}/{name}", wait_until="networkidle")
         page.evaluate(axe)
-        page.add_style_tag(content="* { transition: none !important; animation: none !important }")  # no colours between two
-        for scheme, width, rules in (("light", 1280, None), ("dark", 1280, ["color-contrast"]), ("dark", 390, ["scrollable-region-focusable"])):
+        # No colours between two
+        page.add_style_tag(
+            content="* { transition: none !important; animation: none !important }"
+        )
+        for scheme, width, rules in (
+            ("light", 1280, None),
+            ("dark", 1280, ["color-contrast"]),
+            ("dark", 390, ["scrollable-region-focusable"]),
+        ):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size(dict(width=width, height=900))
             page.locator(f"html[data-theme={scheme}]").wait_for()
-            options = dict(resultTypes=["violations"]) | (dict(runOnly=rules) if rules else {})
-            found = page.evaluate("(options) => axe.run(options)", options)["violations"]
-            bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
+            options = dict(resultTypes=["violations"]) | (
+                dict(runOnly=rules) if rules else {}
+            )
+            found = page.evaluate("(options) => axe.run(options)", options)[
+                "violations"
+            ]
+            bad = [
+                (v["id"], v["nodes"][0]["html"][:200])
+                for v in found
+                if v["impact"] in ("serious", "critical")
+            ]
             assert not bad, f"{scheme}, {width} px: {bad}"
 
 
 def test_the_policy_stops_a_script_that_got_into_a_page(page, address):
-    page.route(f"**/{TALK}", lambda route: route.fulfill(
-        body=(SITE / TALK).read_text(encoding="utf-8").replace("</body>", "<script>document.title = 'taken over'</script></body>"),
-        content_type="text/html",
-    ))  # fmt: skip
+    page.route(
+        f"**/{TALK}",
+        lambda route: route.fulfill(
+            body=(SITE / TALK)
+            .read_text(encoding="utf-8")
+            .replace(
+                "</body>", "<script>document.title = 'taken over'</script></body>"
+            ),
+            content_type="text/html",
+        ),
+    )
     page.goto(f"{address['http']}/{TALK}")
-    assert page.title() != "taken over" and any("Content Security Policy" in complaint for complaint in page.complaints)
+    assert page.title() != "taken over" and any(
+        "Content Security Policy" in complaint for complaint in page.complaints
+    )
 
 
 def test_the_rounded_model_is_what_the_page_runs(page, address):
@@ -328,7 +498,8 @@ def test_the_rounded_model_is_what_the_page_runs(page, address):
     page.goto(f"{address['file']}/{TALK}")
     prompt = render_prompt([dict(role="user", content="Where is the king?")], TOKENIZER)
     logits = page.evaluate(
-        "async (prompt) => { const model = await load('sft'); return prompt.map((t) => Array.from(model.logits(model.read(t)))); }",
+        "async (prompt) => { const model = await load('sft'); return prompt.map((t) "
+        "=> Array.from(model.logits(model.read(t)))); }",
         prompt,
     )
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Chat format: what is rendered, what is graded, that padding changes nothing, and what growing a vocabulary keeps."""
+"""Chat format: what is rendered and graded, padding, and what growing keeps."""
 
 import copy
 import re
@@ -61,7 +61,9 @@ def test_a_conversation_of_two_turns_is_rendered_as_written_here():
     turns = [user("Who?"), assistant("I."), user("Why?"), assistant("No.")]
     expected = "<|user|>Who?<|assistant|>I.<|end|><|user|>Why?<|assistant|>No.<|end|>"
     assert TOKENIZER.decode(render(turns, TOKENIZER)) == expected
-    assert TOKENIZER.decode(render_prompt(turns[:3], TOKENIZER)) == expected.removesuffix("No.<|end|>")
+    assert TOKENIZER.decode(
+        render_prompt(turns[:3], TOKENIZER)
+    ) == expected.removesuffix("No.<|end|>")
     assert render([], TOKENIZER) == []
 
 
@@ -75,22 +77,41 @@ def test_typed_text_never_becomes_a_special_token():
 def test_the_prompt_is_an_exact_prefix_of_the_conversation_with_its_answer(turns):
     whole, prompt = render(turns, TOKENIZER), render_prompt(turns[:-1], TOKENIZER)
     assert whole[: len(prompt)] == prompt
-    assert whole[len(prompt) :] == [*TOKENIZER.encode(turns[-1]["content"]), TOKENIZER.end]
+    assert whole[len(prompt) :] == [
+        *TOKENIZER.encode(turns[-1]["content"]),
+        TOKENIZER.end,
+    ]
 
 
 def test_labels_of_two_turns_by_hand():
-    tokens = render([user("Who?"), assistant("I."), user("Why?"), assistant("No.")], TOKENIZER)
+    tokens = render(
+        [user("Who?"), assistant("I."), user("Why?"), assistant("No.")], TOKENIZER
+    )
     labels = build_labels(tokens, TOKENIZER)
     shown = ["_" if label == IGNORE else TOKENIZER.decode([label]) for label in labels]
-    assert shown == [*"______", "I", ".", "<|end|>", *"______", "N", "o", ".", "<|end|>"]
+    assert shown == [
+        *"______",
+        "I",
+        ".",
+        "<|end|>",
+        *"______",
+        "N",
+        "o",
+        ".",
+        "<|end|>",
+    ]
 
 
 @given(any_order)
 def test_graded_are_each_answers_text_and_its_end_and_nothing_else(turns):
     tokens = render(turns, TOKENIZER)
     labels = build_labels(tokens, TOKENIZER)
-    answers = [turn["content"] + "<|end|>" for turn in turns if turn["role"] == "assistant"]
-    assert TOKENIZER.decode(label for label in labels if label != IGNORE) == "".join(answers)
+    answers = [
+        turn["content"] + "<|end|>" for turn in turns if turn["role"] == "assistant"
+    ]
+    assert TOKENIZER.decode(label for label in labels if label != IGNORE) == "".join(
+        answers
+    )
     assert len(labels) == len(tokens) and TOKENIZER.pad not in tokens
     assert all(label in (IGNORE, token) for token, label in zip(tokens, labels))
 
@@ -101,12 +122,16 @@ def test_no_user_token_no_user_text_and_no_assistant_token_is_graded(turns):
     for turn in turns:
         text = TOKENIZER.encode(turn["content"])
         written = turn["role"] == "assistant"
-        expected += [IGNORE, *text, TOKENIZER.end] if written else [IGNORE] * (1 + len(text))
+        expected += (
+            [IGNORE, *text, TOKENIZER.end] if written else [IGNORE] * (1 + len(text))
+        )
     assert build_labels(render(turns, TOKENIZER), TOKENIZER) == expected
 
 
 def test_padding_is_on_the_right_has_a_token_of_its_own_and_is_not_graded():
-    tokens, labels = collate([([5, 6, 7], [IGNORE, 6, 7]), ([8], [8]), ([1, 2], [1, IGNORE])], TOKENIZER.pad)
+    tokens, labels = collate(
+        [([5, 6, 7], [IGNORE, 6, 7]), ([8], [8]), ([1, 2], [1, IGNORE])], TOKENIZER.pad
+    )
     P, I = TOKENIZER.pad, IGNORE
     assert tokens.tolist() == [[5, 6, 7], [8, P, P], [1, 2, P]]
     assert labels.tolist() == [[I, 6, 7], [8, I, I], [1, I, I]]
@@ -121,7 +146,7 @@ def unequal_examples():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["book", "gpt2"])
-def test_logits_and_loss_of_a_row_do_not_depend_on_the_padding_its_neighbours_cause(config):
+def test_logits_and_loss_of_a_row_do_not_depend_on_its_padding(config):
     model = moved(replace(config, vocab_size=69)).double()
     examples = unequal_examples()
     tokens, labels = collate(examples, TOKENIZER.pad)
@@ -129,9 +154,13 @@ def test_logits_and_loss_of_a_row_do_not_depend_on_the_padding_its_neighbours_ca
     for row, example in enumerate(examples):
         own_tokens, own_labels = collate([example], TOKENIZER.pad)
         alone = model(own_tokens)
-        torch.testing.assert_close(together[row : row + 1, : own_tokens.size(1)], alone, rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            together[row : row + 1, : own_tokens.size(1)], alone, rtol=0, atol=1e-10
+        )
         loss = sft_loss(together[row : row + 1], labels[row : row + 1])
-        torch.testing.assert_close(loss, sft_loss(alone, own_labels), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            loss, sft_loss(alone, own_labels), rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("stand_in", [0, TOKENIZER.end, TOKENIZER.assistant])
@@ -143,7 +172,12 @@ def test_what_stands_in_the_padding_changes_neither_loss_nor_gradient(stand_in):
         model.zero_grad()
         loss = sft_loss(model(tokens), labels)
         loss.backward()
-        results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+        results.append(
+            [
+                loss.detach(),
+                *(parameter.grad.clone() for parameter in model.parameters()),
+            ]
+        )
     for one, other in zip(*results):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -157,11 +191,15 @@ def test_growing_keeps_the_old_tokens_logits_and_adds_the_means(config):
     old, new = model(tokens), grown(tokens)
     assert new.shape == (4, 64, 69)
     torch.testing.assert_close(new[..., :65], old, rtol=0, atol=1e-6)
-    torch.testing.assert_close(new[..., 65:], old.mean(-1, keepdim=True).expand(-1, -1, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        new[..., 65:], old.mean(-1, keepdim=True).expand(-1, -1, 4), rtol=0, atol=1e-5
+    )
     for name in ("embedding", "head"):
         before, after = getattr(model, name).weight, getattr(grown, name).weight
         assert torch.equal(after[:65], before)
-        torch.testing.assert_close(after[65:], before.mean(0).expand(4, -1), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            after[65:], before.mean(0).expand(4, -1), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["book", "gpt2"])
@@ -169,16 +207,26 @@ def test_growing_keeps_all_other_weights_bit_for_bit(config):
     model = moved(config)
     before, after = model.state_dict(), grow_vocabulary(model, 69).state_dict()
     assert before.keys() == after.keys()
-    others = [name for name in before if name not in ("embedding.weight", "head.weight")]
+    others = [
+        name for name in before if name not in ("embedding.weight", "head.weight")
+    ]
     assert all(torch.equal(before[name], after[name]) for name in others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_grown_model_has_the_precision_of_the_one_it_was_grown_from(dtype):
-    model, tokens = moved(CONFIGS[0]).to(dtype), torch.randint(65, (4, 64), generator=seeded())
+    model, tokens = (
+        moved(CONFIGS[0]).to(dtype),
+        torch.randint(65, (4, 64), generator=seeded()),
+    )
     grown = grow_vocabulary(model, 69)
     assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
-    torch.testing.assert_close(grown(tokens)[..., :65], model(tokens), rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-13)
+    torch.testing.assert_close(
+        grown(tokens)[..., :65],
+        model(tokens),
+        rtol=0,
+        atol=1e-6 if dtype == torch.float32 else 1e-13,
+    )
 
 
 @given(st.integers(0, 10**6), st.integers(0, 30))
@@ -189,7 +237,9 @@ def test_a_new_token_gets_at_most_one_vth_of_the_old_probability(seed, scale):
     with torch.no_grad():
         model.head.weight.normal_(generator=generator)
     hidden = scale * torch.randn(20, 16, generator=generator)
-    probabilities = grow_vocabulary(model, 69).head(hidden).double().softmax(-1)  # (20, 69)
+    probabilities = (
+        grow_vocabulary(model, 69).head(hidden).double().softmax(-1)
+    )  # (20, 69)
     old, new = probabilities[:, :65].sum(-1, keepdim=True), probabilities[:, 65:]
     assert (new <= old / 65 * (1 + 1e-4)).all()
 
@@ -203,7 +253,9 @@ def test_the_model_that_was_grown_from_stays_as_it_was_and_shares_nothing(config
         for parameter in grown.parameters():
             parameter.zero_()
     assert model.config == config
-    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert all(
+        torch.equal(before[name], weight) for name, weight in model.state_dict().items()
+    )
     assert model.embedding.weight.shape == model.head.weight.shape == (65, 16)
 
 
@@ -215,7 +267,9 @@ def test_a_tied_head_stays_tied_and_one_of_its_own_stays_its_own():
 
 def test_a_grown_model_can_be_trained():
     grown = grow_vocabulary(moved(CONFIGS[0]), 69)
-    grown(torch.tensor([[TOKENIZER.user, 1, TOKENIZER.assistant]])).logsumexp(-1).sum().backward()
+    grown(torch.tensor([[TOKENIZER.user, 1, TOKENIZER.assistant]])).logsumexp(
+        -1
+    ).sum().backward()
     assert all(parameter.grad is not None for parameter in grown.parameters())
     assert grown.embedding.weight.grad[TOKENIZER.user].abs().sum() > 0
 
@@ -243,15 +297,33 @@ def test_an_answer_ends_with_end_or_has_all_the_tokens_there_were(talker):
     lengths = [len(re.findall(r"<\|\w+\|>|.", answer, re.DOTALL)) for answer in answers]
     finished = [answer.endswith("<|end|>") for answer in answers]
     assert True in finished and False in finished
-    assert all(length <= 30 if done else length == 30 for length, done in zip(lengths, finished))
+    assert all(
+        length <= 30 if done else length == 30
+        for length, done in zip(lengths, finished)
+    )
     assert all("<|end|>" not in answer.removesuffix("<|end|>") for answer in answers)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8, 1.5])
-def test_a_question_is_asked_in_the_chat_format_at_the_temperature_given(talker, temperature):
+def test_a_question_is_asked_in_the_chat_format_at_the_temperature_given(
+    talker, temperature
+):
     prompts = [render_prompt([user(question)], TOKENIZER) for question in QUESTIONS]
-    expected = generate(talker, prompts, 20, generator=seeded(), temperature=temperature, stop=TOKENIZER.end)
-    answers = ask(talker, QUESTIONS, generator=seeded(), temperature=temperature, max_new_tokens=20)
+    expected = generate(
+        talker,
+        prompts,
+        20,
+        generator=seeded(),
+        temperature=temperature,
+        stop=TOKENIZER.end,
+    )
+    answers = ask(
+        talker,
+        QUESTIONS,
+        generator=seeded(),
+        temperature=temperature,
+        max_new_tokens=20,
+    )
     assert answers == [TOKENIZER.decode(response) for response in expected.responses()]
 
 

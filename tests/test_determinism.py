@@ -17,7 +17,7 @@ def test_the_chapters_are_found_in_the_books_order():
     assert chapters() == [*core, *beyond, "talk", *posts, "index"]
 
 
-def test_equal_outputs_are_equal_and_a_bit_of_a_figure_a_word_or_a_cell_less_is_a_difference():
+def test_equal_outputs_are_equal_and_any_bit_word_or_cell_less_differs():
     figure = [dict(output_type="display_data", data={"image/png": "iVBORw0KGgo="})]
     text = [dict(output_type="stream", text="0.5\n")]
     assert differences("sft", [figure, text, []], [figure, text, []]) == []

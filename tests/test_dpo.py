@@ -126,7 +126,7 @@ def test_the_loss_by_hand():
     close(loss, (math.log(1 + math.exp(-1.5)) + math.log(2)) / 2)
 
 
-def test_a_policy_that_is_its_reference_loses_exactly_ln_2_whatever_beta_and_smoothing():
+def test_a_policy_that_is_its_reference_loses_exactly_ln_2():
     chosen, rejected, *_ = sums()
     for beta in (0.01, 0.1, 5.0):
         for wrong in (0.0, 0.2, torch.linspace(0, 0.4, 6, dtype=torch.float64)):
@@ -269,7 +269,7 @@ def test_a_pairs_log_probs_do_not_depend_on_its_neighbours():
     close(pair_logprobs(model, PAIRS[:3], END), together[:, :3], 1e-10)  # the padding does not matter
 
 
-def test_ktos_baseline_is_the_mean_log_ratio_of_each_prompt_with_the_next_ones_chosen_answer():
+def test_ktos_baseline_pairs_each_prompt_with_the_next_ones_chosen_answer():
     policy, reference = two_models()
     found = mismatched_kl(policy, reference, PAIRS, PAD)
     ratios = []
@@ -400,7 +400,7 @@ def test_the_gradient_of_the_weights_is_the_closed_form():
 
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
-def test_the_loss_of_pairs_is_that_of_each_answer_read_by_itself_and_only_kto_asks_the_reference_again(changes):
+def test_the_loss_of_pairs_is_each_answers_own_and_only_kto_asks_again(changes):
     config, (policy, reference) = DPOConfig(**changes), two_models()
     known = pair_logprobs(reference, PAIRS, PAD)
     loss, logprobs = pair_loss(policy, reference if config.loss == "kto" else None, PAIRS, known, config)
@@ -440,7 +440,7 @@ def trained_by_hand(config, conversations=()):
 
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
-def test_each_step_is_one_of_fine_tunings_optimisers_down_the_gradient_with_the_reference_asked_anew(changes):
+def test_each_step_is_the_optimisers_with_the_reference_asked_anew(changes):
     config, (policy, reference) = replace(TINY, **changes), two_models()
     found = list(dpo_steps(policy, reference, PAIRS, config))
     by_hand, expected = trained_by_hand(config)
@@ -455,7 +455,7 @@ REPLAYS = [dict(), dict(replay=1, replay_weight=2.0, seed=5), dict(loss="kto", r
 
 
 @pytest.mark.parametrize("changes", REPLAYS, ids=str)
-def test_conversations_pull_at_the_weights_with_their_loss_per_graded_token_and_not_at_what_is_noted(changes):
+def test_conversations_pull_at_the_weights_and_not_at_what_is_noted(changes):
     config, (policy, reference) = replace(TINY, **changes), two_models()
     found = list(dpo_steps(policy, reference, PAIRS, config, CONVERSATIONS))
     by_hand, expected = trained_by_hand(config, CONVERSATIONS)

@@ -27,12 +27,22 @@ def small(**changes) -> GPT:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
-CONFIGS = [{}, dict(rope=False), dict(qk_norm=False), dict(relu2=False), dict(bare=False, zero_init=False)]
-CONFIGS.append(dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False))
+CONFIGS = [
+    {},
+    dict(rope=False),
+    dict(qk_norm=False),
+    dict(relu2=False),
+    dict(bare=False, zero_init=False),
+]
+CONFIGS.append(
+    dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False)
+)
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
@@ -51,13 +61,29 @@ def test_reading_token_by_token_through_the_cache_equals_reading_all_at_once(cha
     model = small(**changes)
     tokens = torch.randint(65, (3, 12))
     cache = KVCache(model.config, 3, 12, torch.float64)
-    steps = [model(tokens[:, :5], cache=cache), *(model(tokens[:, t : t + 1], cache=cache) for t in range(5, 12))]
-    torch.testing.assert_close(torch.cat(steps, dim=1), model(tokens), rtol=0, atol=1e-10)
+    steps = [
+        model(tokens[:, :5], cache=cache),
+        *(model(tokens[:, t : t + 1], cache=cache) for t in range(5, 12)),
+    ]
+    torch.testing.assert_close(
+        torch.cat(steps, dim=1), model(tokens), rtol=0, atol=1e-10
+    )
 
 
-@pytest.mark.parametrize("kept", [[True, False, False, True, True], [0, 3, 4], [4, 0], [False, False, True, False, False]], ids=str)
+@pytest.mark.parametrize(
+    "kept",
+    [
+        [True, False, False, True, True],
+        [0, 3, 4],
+        [4, 0],
+        [False, False, True, False, False],
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("changes", CONFIGS)
-def test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows(changes, kept):
+def test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows(
+    changes, kept
+):
     model, kept = small(**changes), torch.tensor(kept)
     tokens = torch.randint(65, (5, 12), generator=torch.Generator().manual_seed(2))
     cache = KVCache(model.config, 5, 12, torch.float64)
@@ -67,7 +93,9 @@ def test_what_a_cache_keeps_is_read_on_as_if_there_had_been_no_other_rows(change
     assert cache.length == 6
     mine = tokens[kept]
     steps = [model(mine[:, t : t + 1], cache=cache) for t in range(6, 9)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), model(mine[:, :9])[:, 6:], rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat(steps, dim=1), model(mine[:, :9])[:, 6:], rtol=0, atol=1e-10
+    )
     # And once more: of these, the last
     cache.keep(torch.tensor([len(mine) - 1]))
     last = model(mine[-1:, 9:10], cache=cache)
@@ -90,10 +118,14 @@ def test_attention_is_the_textbook_formula(qk_norm):
         qs, ks = (norm(z[:, columns]) if qk_norm else z[:, columns] for z in (q, k))
         qs, ks = (rotate(z[None, :, None], rotation)[0, :, 0] for z in (qs, ks))
         for t in range(5):
-            weights = torch.stack([qs[t] @ ks[s] / math.sqrt(4) for s in range(t + 1)]).softmax(0)
+            weights = torch.stack(
+                [qs[t] @ ks[s] / math.sqrt(4) for s in range(t + 1)]
+            ).softmax(0)
             outputs[t, columns] = sum(w * v[s, columns] for s, w in enumerate(weights))
     expected = attention.out(outputs)
-    torch.testing.assert_close(attention(x, rotation, None, None)[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        attention(x, rotation, None, None)[0], expected, rtol=0, atol=1e-12
+    )
 
 
 def test_rotation_keeps_lengths_and_makes_scores_depend_on_distance_alone():
@@ -102,13 +134,19 @@ def test_rotation_keeps_lengths_and_makes_scores_depend_on_distance_alone():
     turn = lambda x, t: rotate(x.view(1, 1, 8), table[t : t + 1])[0, 0]  # noqa: E731
     assert torch.allclose(turn(q, 20).norm(), q.norm(), atol=1e-6)
     assert torch.allclose(turn(q, 9) @ turn(k, 4), turn(q, 25) @ turn(k, 20), atol=1e-5)
-    assert not torch.allclose(turn(q, 9) @ turn(k, 4), turn(q, 9) @ turn(k, 5), atol=1e-3)
+    assert not torch.allclose(
+        turn(q, 9) @ turn(k, 4), turn(q, 9) @ turn(k, 5), atol=1e-3
+    )
 
 
 def test_rotation_turns_pair_j_by_t_theta_j():
     # Position 3, pair 1 of a head of 4: theta = 10000^(-1/2) = 0.01
-    turned = rotate(torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]), rotation_table(4, 4)[3:4])[0, 0]
-    assert turned.tolist() == pytest.approx([0, 0, math.cos(0.03), math.sin(0.03)], abs=1e-7)
+    turned = rotate(torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]), rotation_table(4, 4)[3:4])[
+        0, 0
+    ]
+    assert turned.tolist() == pytest.approx(
+        [0, 0, math.cos(0.03), math.sin(0.03)], abs=1e-7
+    )
 
 
 def test_relu_squared_has_the_gradient_it_says():
@@ -120,28 +158,48 @@ def test_relu_squared_has_the_gradient_it_says():
 def test_norm_gives_mean_0_and_variance_1():
     y = norm(torch.randn(7, 64, dtype=torch.float64) * 3 + 5)
     assert torch.allclose(y.mean(-1), torch.zeros(7, dtype=torch.float64), atol=1e-9)
-    assert torch.allclose(y.var(-1, unbiased=False), torch.ones(7, dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(
+        y.var(-1, unbiased=False), torch.ones(7, dtype=torch.float64), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
-def test_a_block_adds_to_the_stream_what_attention_and_mlp_make_of_a_normed_copy_of_it(changes):
+def test_a_block_adds_what_attention_and_mlp_make_of_a_normed_copy(changes):
     model = small(**changes)
-    block, rotation = model.blocks[1], model.rotation[:7].double() if model.config.rope else None
+    block, rotation = (
+        model.blocks[1],
+        model.rotation[:7].double() if model.config.rope else None,
+    )
 
     def normed(x, layer):
-        y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        y = (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
         return y if model.config.bare else y * layer.weight + layer.bias
 
-    x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 2
+    x = (
+        torch.randn(
+            2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        * 3
+        + 2
+    )
     y = x + block.attention(normed(x, block.attention_norm), rotation, None, None)
     expected = y + block.mlp(normed(y, block.mlp_norm))
-    torch.testing.assert_close(block(x, rotation, None, None), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        block(x, rotation, None, None), expected, rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
 def test_the_mlp_is_two_layers_with_the_squared_relu_or_gpt2s_gelu_between(changes):
     mlp = small(**changes).blocks[0].mlp
-    x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    x = (
+        torch.randn(
+            2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        * 3
+    )
     h = mlp.up(x)
     gelu = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
     expected = mlp.down(h.clamp(min=0) ** 2 if changes.get("relu2", True) else gelu)
@@ -151,22 +209,28 @@ def test_the_mlp_is_two_layers_with_the_squared_relu_or_gpt2s_gelu_between(chang
 def spreads(config):
     """The root mean square of each weight of a new model, by name."""
     model = GPT(config, torch.Generator().manual_seed(0))
-    return {name: parameter.square().mean().sqrt().item() for name, parameter in model.named_parameters()}
+    return {
+        name: parameter.square().mean().sqrt().item()
+        for name, parameter in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("zero_init", [True, False])
-def test_the_books_weights_keep_the_variance_of_their_input_but_for_those_that_start_at_zero(zero_init):
+def test_the_books_weights_keep_the_variance_unless_they_start_at_zero(zero_init):
     found = spreads(GPTConfig(n_layer=2, width=64, rope=False, zero_init=zero_init))
     assert len(found) == 3 + 2 * 4
     for name, spread in found.items():
-        if zero_init and (name == "head.weight" or name.endswith(("attention.out.weight", "mlp.down.weight"))):
+        if zero_init and (
+            name == "head.weight"
+            or name.endswith(("attention.out.weight", "mlp.down.weight"))
+        ):
             assert spread == 0
         else:
             inputs = 1 if "embedding" in name else 256 if "down" in name else 64
             assert spread == pytest.approx(inputs**-0.5, rel=0.05), name
 
 
-def test_gpt2s_weights_start_small_and_those_that_write_to_the_stream_smaller_the_deeper_the_model():
+def test_gpt2s_weights_start_small_and_those_into_the_stream_smaller_with_depth():
     for name, spread in spreads(GPTConfig.gpt2(n_layer=8, width=64)).items():
         if name.endswith("bias"):
             assert spread == 0
@@ -174,7 +238,8 @@ def test_gpt2s_weights_start_small_and_those_that_write_to_the_stream_smaller_th
             assert spread == 1
         else:
             writes = name.endswith(("attention.out.weight", "mlp.down.weight"))
-            assert spread == pytest.approx(0.02 / 4 if writes else 0.02, rel=0.05), name  # 4 is the root of 2 x 8
+            # 4 is the root of 2 x 8
+            assert spread == pytest.approx(0.02 / 4 if writes else 0.02, rel=0.05), name
 
 
 def test_zero_init_starts_uniform_and_every_block_as_the_identity():
@@ -188,7 +253,10 @@ def test_gpt2_preset_ties_the_head_and_has_biases():
     model = GPT(GPTConfig.gpt2())
     assert model.head.weight is model.embedding.weight
     assert model.blocks[0].mlp.up.bias is not None
-    assert count_parameters(model) == 65 * 128 + 256 * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128
+    assert (
+        count_parameters(model)
+        == 65 * 128 + 256 * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128
+    )
 
 
 def test_attention_maps_are_causal_distributions():

@@ -24,7 +24,7 @@ def names_in(file):
 
 
 @each
-def test_what_is_replaced_stands_there_once_on_one_line_and_python_can_read_what_comes_of_it(mutant):
+def test_what_is_replaced_stands_there_once_and_python_can_read_the_result(mutant):
     assert source(mutant.module).count(mutant.old) == 1
     assert mutant.new != mutant.old and "\n" not in mutant.old + mutant.new
     broken = source(mutant.module).replace(mutant.old, mutant.new)
@@ -38,7 +38,7 @@ def test_the_named_test_is_in_the_named_file(mutant):
     assert name in names_in(file)
 
 
-def test_every_numbered_detail_has_a_mutant_and_there_are_sixty_or_more_no_two_of_them_the_same():
+def test_every_detail_has_a_mutant_and_sixty_or_more_all_differ():
     assert list(DETAILS) == [f"{group} {i + 1}" for group, n in NUMBERED.items() for i in range(n)]
     assert {mutant.detail for mutant in MUTANTS} == {*DETAILS, "Model", "KV cache", "Tokenizer", "Optimiser", "Ring", "Estimates"}
     assert len(MUTANTS) >= 60
@@ -60,7 +60,7 @@ def test_a_detail_without_a_mutant_and_a_line_that_has_changed_are_named(monkeyp
     ]  # fmt: skip
 
 
-def test_the_books_table_has_a_row_of_four_cells_per_mutant_and_is_the_one_the_book_shows():
+def test_the_books_table_has_a_row_per_mutant_and_is_the_one_shown():
     head, rule, *rows = markdown().splitlines()
     assert head == "| detail | what was broken | in | the test that turns red |" and set(rule) == set("|-")
     assert len(rows) == len(MUTANTS)

@@ -92,7 +92,7 @@ def test_an_answer_without_its_end_is_worse_than_any_with_one(monkeypatch):
     assert score == pytest.approx(sum(scores) / 9)
 
 
-def test_prompts_whose_answers_are_all_the_same_give_no_pair_and_the_others_keep_their_own(monkeypatch):
+def test_prompts_whose_answers_are_all_the_same_give_no_pair(monkeypatch):
     answers = [[1, END]] * 3 + [[2, END], [3, END], [2, END]] + [[4, END]] * 3
     judge_, _ = table(monkeypatch, answers, [0.5] * 3 + [0.1, 0.2, 0.1] + [0.7] * 3)
     assert on_policy_pairs(moved(), judge_, PROMPTS[:3], TINY, seeded())[0] == [(PROMPTS[1], [3, END], [2, END])]
@@ -191,7 +191,7 @@ ROUNDS = [dict(), dict(temperature=1.4, beta=0.5), dict(steps=1, seed=2), dict(s
 
 
 @pytest.mark.parametrize("changes", ROUNDS, ids=str)
-def test_a_round_is_adam_down_the_gradient_of_dpos_loss_at_the_temperature_with_the_reference_asked_anew(changes):
+def test_a_round_is_adam_on_dpos_loss_with_the_reference_asked_anew(changes):
     config, (policy, reference, judge_) = replace(TINY, **changes), three_models()
     found = list(online_dpo_rounds(policy, reference, judge_, QUESTIONS, config))
     expected, by_hand = trained_by_hand(config)
@@ -253,7 +253,7 @@ def test_each_round_draws_from_the_policy_as_it_is_by_then():
     assert [noted["pairs"] for noted in run.noted] == [len(pairs) for *_, (pairs, _) in run.draws]
 
 
-def test_the_questions_are_answered_in_turn_each_once_before_any_again_in_an_order_of_the_seeds():
+def test_the_questions_are_answered_each_once_before_any_again_by_seed():
     first, again, other = (
         [prompts for _, _, prompts, _ in followed(prompts=3, rounds=4, seed=seed).draws] for seed in (0, 0, 1)
     )
@@ -296,7 +296,7 @@ def test_only_the_policy_changes():
     assert all(not torch.equal(before[0][name], after[name]) for name, _ in policy.named_parameters())
 
 
-def test_a_round_without_pairs_leaves_the_policy_as_it_was_and_the_next_one_goes_on(monkeypatch):
+def test_a_round_without_pairs_leaves_the_policy_and_the_next_goes_on(monkeypatch):
     own, calls = module.on_policy_pairs, []
 
     def none_at_second(*args):

@@ -110,7 +110,7 @@ def test_values_start_as_what_the_reward_model_would_say_if_the_text_ended_there
     assert PPOConfig().value_start == "reward_model"
 
 
-def test_values_that_start_at_zero_are_zero_everywhere_and_have_a_transformer_of_their_own():
+def test_values_that_start_at_zero_have_a_transformer_of_their_own():
     some = models(value_start="zero")
     assert some.value_model(torch.randint(69, (3, 20), generator=seeded())).abs().max() == 0
     assert same(weights(some.reward_model.body), some.value_model.body)
@@ -135,7 +135,7 @@ def test_what_compares_answers_has_no_value_model(estimator):
 
 
 @pytest.mark.parametrize("value_start", ["reward_model", "zero", "shared"])
-def test_without_normalising_scores_have_the_zero_and_unit_of_training_and_the_given_judge_keeps_its_own(value_start):
+def test_without_normalising_scores_keep_the_zero_and_unit_of_training(value_start):
     given = judge(5)
     before = weights(given)
     some = assemble(moved(), given, replace(TINY, normalised=False, value_start=value_start))
@@ -160,7 +160,7 @@ def test_nothing_is_dropped_out_in_any_of_the_four():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_a_rollouts_logprobs_are_those_of_one_forward_pass_per_row_at_the_same_temperature(temperature):
+def test_a_rollouts_logprobs_are_those_of_one_forward_pass_per_row(temperature):
     some = apart()
     rollout = rollout_of(some, temperature=temperature)
     assert rollout.logprobs.shape == rollout.actions.shape == (8, rollout.tokens.size(1) - 1)
@@ -221,7 +221,7 @@ def test_an_end_token_in_the_prompt_does_not_end_the_response():
     assert rollout.ended.tolist() == [END in answer for answer in answers] and not rollout.ended.all()
 
 
-def test_a_response_without_its_end_gets_the_stated_score_and_the_others_the_reward_models():
+def test_a_response_without_its_end_gets_the_stated_score_others_the_models():
     some = models()
     rollout = rollout_of(some, no_end_score=-7.5)
     for row, (prompt, answer) in enumerate(zip(PROMPTS, responses(rollout))):
@@ -261,7 +261,7 @@ def test_rewards_by_hand():
     torch.testing.assert_close(found, torch.tensor([[0.0, -0.1, 3.2, 0.0], [-0.05, 0.0, -0.1, -1.2]]))
 
 
-def test_rewards_sum_to_the_score_less_the_kl_and_the_score_comes_once_at_the_last_action():
+def test_rewards_sum_to_the_score_less_the_kl_and_the_score_comes_last():
     scores, kl = normal(3), normal(3, 7, seed=1)
     found = token_rewards(scores, kl, ACTIONS, 0.3)
     close(found.sum(-1), scores - 0.3 * (kl * ACTIONS).sum(-1))
@@ -287,7 +287,7 @@ def brute_force_gae(rewards, values, actions, gamma, lam):
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (1.0, 1.0), (0.9, 0.0)])
-def test_advantages_equal_the_sum_over_all_later_steps_whatever_stands_outside_the_mask(gamma, lam):
+def test_advantages_equal_the_sum_over_all_later_steps_within_the_mask(gamma, lam):
     rewards, values = normal(3, 7), normal(3, 7, seed=1)
     expected = brute_force_gae(rewards, values, ACTIONS, gamma, lam)
     advantages, returns = gae(rewards, values, ACTIONS, gamma, lam)
@@ -356,7 +356,7 @@ def made_up(seed=0):
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_estimated_advantages_are_gae_of_the_penalised_rewards_and_returns_come_before_whitening(kind, kl_in):
+def test_estimated_advantages_are_gae_and_returns_come_before_whitening(kind, kl_in):
     rollout = made_up()
     config = PPOConfig(kl_estimator=kind, kl_in=kl_in, gamma=0.9, gae_lambda=0.8)
     r = rollout.reference_logprobs - rollout.logprobs
@@ -513,7 +513,7 @@ def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(value_st
     assert held > 0 and not found["entropy"].requires_grad
 
 
-def test_a_prompt_token_that_the_policy_all_but_excludes_leaves_the_kl_in_the_loss_and_its_gradient_finite():
+def test_an_all_but_excluded_prompt_token_leaves_the_kl_in_the_loss_finite():
     """e^r of such a token is infinite in float32, and 0 times infinity no number."""
     some, config = models(torch.float32), replace(TINY, kl_in="loss", kl_estimator="k3")
     rollout = rollout_of(some)
@@ -920,7 +920,7 @@ def test_a_stored_runs_reference_and_reward_model_are_those_before_it(shelf):
         assert same(weights(shelf.sft), found.reference) and same(weights(shelf.judge), found.reward_model)
 
 
-def test_a_stored_run_starts_from_the_sft_model_of_its_own_seed_and_is_paid_by_that_seeds_reward_model(shelf):
+def test_a_stored_run_starts_from_and_is_scored_by_its_own_seeds_models(shelf):
     for seed in (0, 3):
         ppo_models(CORPUS, replace(TINY, iterations=1, seed=seed))
     assert shelf.asked_sft == [(CORPUS, SFTConfig(seed=0)), (CORPUS, SFTConfig(seed=3))]

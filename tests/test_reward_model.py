@@ -338,7 +338,7 @@ def test_normalise_refuses_a_score_that_is_not_a_number_and_changes_nothing():
     assert (model.shift.item(), model.scale.item()) == (0.25, 1.5)
 
 
-def test_normalised_scores_have_mean_0_and_deviation_1_on_these_responses_however_often():
+def test_normalised_scores_have_mean_0_and_deviation_1_however_often():
     model, inputs = judge(dtype=torch.float32).double(), pack(PROMPTS, RESPONSES, PAD)
     before = model(*inputs).detach()
     parameters = [parameter.clone() for parameter in model.parameters()]
@@ -461,7 +461,7 @@ def test_an_empty_answer_has_no_score():
         score_answer(judge(), "Who?", "")
 
 
-def test_what_fills_the_context_is_scored_and_one_token_more_is_refused_with_both_lengths():
+def test_what_fills_the_context_is_scored_and_one_token_more_is_refused():
     model = judge()
     fits = 64 - 6 - 1  # <|user|>Who?<|assistant|> and <|end|>
     assert math.isfinite(score_answer(model, "Who?", "x" * fits))
@@ -474,7 +474,7 @@ def test_what_fills_the_context_is_scored_and_one_token_more_is_refused_with_bot
 # What a reward model starts from, and the answers that set its unit
 
 
-def test_a_start_is_the_seeds_sft_model_or_the_base_model_with_room_for_the_special_tokens(monkeypatch):
+def test_a_start_is_the_seeds_sft_model_or_the_base_model_with_special_tokens(monkeypatch):
     sft, base = moved(), GPT(GPTConfig(context=64, n_layer=1, n_head=1, width=16), seeded())
     with torch.no_grad():
         base.head.weight.normal_(generator=seeded(1))
@@ -492,7 +492,7 @@ def test_another_start_is_refused_by_name(start):
         starting_point(CORPUS, start, 0)
 
 
-def test_answers_are_drawn_in_chat_format_up_to_their_end_or_96_tokens_and_by_seed_alone():
+def test_answers_are_drawn_in_chat_format_to_their_end_or_96_tokens_by_seed():
     model, questions = moved(config=LONG), ["Who?", "Where is the duke?", "Say", "Why so?"] * 4
     torch.manual_seed(1)
     asked, answers = sample_answers(model, questions, seed=3, temperature=1.5)
@@ -547,7 +547,7 @@ def test_the_stored_reward_model_is_trained_once_and_found_again_bit_for_bit(she
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_models_answers_to_the_training_prompts(shelf, seed):
+def test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_answers(shelf, seed):
     model, _ = reward_model(CORPUS, replace(SHORT, seed=seed))
     assert shelf.asked == [(CORPUS, SFTConfig(seed=seed))]
     scores = model(*pack(*sample_answers(shelf.sft, shelf.prompts, seed), PAD)).detach()

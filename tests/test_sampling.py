@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, with which probability, and that neighbours, padding and the cache change nothing."""
+"""Sampling: what is drawn, how likely, whatever neighbours, padding and cache."""
 
 import pytest
 import torch
@@ -9,11 +9,15 @@ from posttrain.sampling import draw, generate, left_pad, sample_steps, visible
 
 @pytest.fixture(scope="module", params=[True, False], ids=["rope", "learned positions"])
 def model(request):
-    model = GPT(GPTConfig(context=48, n_layer=2, n_head=2, width=16, rope=request.param)).double()
+    model = GPT(
+        GPTConfig(context=48, n_layer=2, n_head=2, width=16, rope=request.param)
+    ).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
@@ -25,18 +29,31 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("prompts", [PROMPTS, [[1, 2, 3], [4, 5, 6]]], ids=["padded", "equal lengths"])
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, [[1, 2, 3], [4, 5, 6]]], ids=["padded", "equal lengths"]
+)
 def test_logprobs_equal_one_uncached_unpadded_forward_pass(model, prompts, temperature):
     samples = generate(model, prompts, 20, generator=seeded(), temperature=temperature)
-    for prompt, response, logprobs in zip(prompts, samples.responses(), samples.logprobs):
+    for prompt, response, logprobs in zip(
+        prompts, samples.responses(), samples.logprobs
+    ):
         tokens = torch.tensor([prompt + response])
-        expected = (model(tokens[:, :-1]) / temperature).log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
-        torch.testing.assert_close(logprobs, expected[len(prompt) - 1 :], rtol=0, atol=1e-10)
+        expected = (
+            (model(tokens[:, :-1]) / temperature)
+            .log_softmax(-1)
+            .gather(-1, tokens[:, 1:, None])[0, :, 0]
+        )
+        torch.testing.assert_close(
+            logprobs, expected[len(prompt) - 1 :], rtol=0, atol=1e-10
+        )
 
 
 def test_greedy_rows_do_not_depend_on_their_neighbours(model):
     together = generate(model, PROMPTS, 15, temperature=0).responses()
-    alone = [generate(model, [prompt], 15, temperature=0).responses()[0] for prompt in PROMPTS]
+    alone = [
+        generate(model, [prompt], 15, temperature=0).responses()[0]
+        for prompt in PROMPTS
+    ]
     assert together == alone
 
 
@@ -56,15 +73,21 @@ def test_draws_follow_the_distribution_at_every_temperature():
         expected = (logits / temperature).softmax(-1)
         frequencies = torch.bincount(tokens, minlength=4) / 40_000
         # Allow four standard errors
-        assert ((frequencies - expected).abs() < 4 * (expected * (1 - expected) / 40_000).sqrt()).all()
+        assert (
+            (frequencies - expected).abs()
+            < 4 * (expected * (1 - expected) / 40_000).sqrt()
+        ).all()
         torch.testing.assert_close(logprobs, expected.log()[tokens])
 
 
 def test_no_token_is_too_unlikely_to_be_drawn():
-    """Top-k would leave out the last tokens, top-p and min-p those that are rarer than some share."""
+    """Top-k would leave out the last tokens, top-p and min-p the rare ones."""
     logits, n = torch.linspace(0, -3, 100), 50_000
     tokens, logprobs = draw(logits.expand(n, 100), 1.0, seeded())
-    expected, frequencies = logits.softmax(-1), torch.bincount(tokens, minlength=100) / n
+    expected, frequencies = (
+        logits.softmax(-1),
+        torch.bincount(tokens, minlength=100) / n,
+    )
     assert expected.min() * n > 60  # the rarest is due so often
     # Allow five standard errors
     assert ((frequencies - expected).abs() < 5 * (expected / n).sqrt()).all()
@@ -75,25 +98,45 @@ def test_the_stop_token_ends_a_row_and_is_kept_and_scored(model):
     free = generate(model, PROMPTS, 15, generator=seeded(3))
     stop = int(free.tokens[0, 6])
     samples = generate(model, PROMPTS, 15, generator=seeded(3), stop=stop)
-    for response, row, kept, logprobs in zip(samples.responses(), free.tokens, samples.mask, samples.logprobs):
+    for response, row, kept, logprobs in zip(
+        samples.responses(), free.tokens, samples.mask, samples.logprobs
+    ):
         expected = row.tolist()
         if stop in expected:
             expected = expected[: expected.index(stop) + 1]
         assert response == expected
         assert kept.tolist() == [i < len(expected) for i in range(len(kept))]
-        assert (logprobs[: len(expected)] < 0).all() and (logprobs[len(expected) :] == 0).all()
+        assert (logprobs[: len(expected)] < 0).all() and (
+            logprobs[len(expected) :] == 0
+        ).all()
 
 
 def test_sampling_ends_early_when_every_row_has(model):
     first = int(generate(model, [[5]], 1, temperature=0).tokens[0, 0])
-    assert generate(model, [[5], [5]], 30, temperature=0, stop=first).tokens.shape == (2, 1)
+    assert generate(model, [[5], [5]], 30, temperature=0, stop=first).tokens.shape == (
+        2,
+        1,
+    )
 
 
 # Rows that end at very different times
 
 STOP = 3
 ROWS = {
-    "padded": [[5, 6, 7, 8, 9, 10, 11], [1], [2, 4, 5], [4] * 5, [0, 1], [7], [8, 8], [9, 1, 2, 4], [5], [6, 7, 8], [10, 11], [2]],
+    "padded": [
+        [5, 6, 7, 8, 9, 10, 11],
+        [1],
+        [2, 4, 5],
+        [4] * 5,
+        [0, 1],
+        [7],
+        [8, 8],
+        [9, 1, 2, 4],
+        [5],
+        [6, 7, 8],
+        [10, 11],
+        [2],
+    ],
     "equal lengths": [[i, (5 * i + 1) % 12] for i in range(12)],
 }
 
@@ -101,30 +144,47 @@ ROWS = {
 @pytest.fixture(scope="module", params=[True, False], ids=["rope", "learned positions"])
 def few_words(request):
     """A model of 12 tokens, of which one in some ten is the stop token."""
-    model = GPT(GPTConfig(vocab_size=12, context=48, n_layer=2, n_head=2, width=16, rope=request.param), seeded()).double()
+    model = GPT(
+        GPTConfig(
+            vocab_size=12, context=48, n_layer=2, n_head=2, width=16, rope=request.param
+        ),
+        seeded(),
+    ).double()
     generator = seeded(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
 def plain_sampling(model, prompts, new, generator, temperature, stop):
-    """Responses and their log-probs: every text read afresh, alone and whole, for each of its tokens.
+    """Responses and their log-probs, every text read afresh for each token.
 
     At each step clocks ring for every row, also for those that have ended.
     """
-    responses, logprobs, ended = [[] for _ in prompts], [[] for _ in prompts], [False] * len(prompts)
+    responses, logprobs, ended = (
+        [[] for _ in prompts],
+        [[] for _ in prompts],
+        [False] * len(prompts),
+    )
     for _ in range(new):
         if all(ended):
             break
         clocks = None
         if temperature:
-            clocks = torch.empty(len(prompts), 12, dtype=torch.float64).exponential_(generator=generator).log()
+            clocks = (
+                torch.empty(len(prompts), 12, dtype=torch.float64)
+                .exponential_(generator=generator)
+                .log()
+            )
         for row, (prompt, response) in enumerate(zip(prompts, responses)):
             if ended[row]:
                 continue
-            odds = (model(torch.tensor([prompt + response]))[0, -1] / (temperature or 1.0)).log_softmax(-1)
+            odds = (
+                model(torch.tensor([prompt + response]))[0, -1] / (temperature or 1.0)
+            ).log_softmax(-1)
             token = int((odds - clocks[row] if temperature else odds).argmax())
             response.append(token)
             logprobs[row].append(odds[token].item())
@@ -134,13 +194,19 @@ def plain_sampling(model, prompts, new, generator, temperature, stop):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0])
 @pytest.mark.parametrize("prompts", ROWS.values(), ids=ROWS)
-def test_rows_that_end_early_change_nothing_of_what_is_drawn(few_words, prompts, temperature):
+def test_rows_that_end_early_change_nothing_of_what_is_drawn(
+    few_words, prompts, temperature
+):
     one, other = seeded(4), seeded(4)
     expected, logprobs = plain_sampling(few_words, prompts, 40, one, temperature, STOP)
-    samples = generate(few_words, prompts, 40, generator=other, temperature=temperature, stop=STOP)
+    samples = generate(
+        few_words, prompts, 40, generator=other, temperature=temperature, stop=STOP
+    )
     assert samples.responses() == expected
     for row, kept, own in zip(samples.logprobs, samples.mask, logprobs):
-        torch.testing.assert_close(row[kept], torch.tensor(own, dtype=torch.float64), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            row[kept], torch.tensor(own, dtype=torch.float64), rtol=0, atol=1e-10
+        )
         assert (row[~kept] == 0).all()
     # As many clocks were wound up as if no row had been dropped
     assert torch.equal(one.get_state(), other.get_state())
@@ -151,16 +217,21 @@ def test_rows_that_end_early_change_nothing_of_what_is_drawn(few_words, prompts,
 def rows_read(model, prompts, new, **options):
     """How many rows the model reads at each step, and what was sampled."""
     read = []
-    hook = model.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    hook = model.register_forward_pre_hook(
+        lambda _, inputs: read.append(len(inputs[0]))
+    )
     samples = generate(model, prompts, new, **options)
     hook.remove()
     return read, samples
 
 
 @pytest.mark.parametrize("prompts", ROWS.values(), ids=ROWS)
-def test_rows_that_have_ended_are_read_no_longer_once_they_are_half_of_those_read(few_words, prompts):
+def test_rows_that_have_ended_are_read_no_longer_once_they_are_half_of_those_read(
+    few_words, prompts
+):
     read, samples = rows_read(few_words, prompts, 40, generator=seeded(4), stop=STOP)
-    going_on = (samples.mask & (samples.tokens != STOP)).sum(0).tolist()  # rows that go on after each step
+    # Rows that go on after each step
+    going_on = (samples.mask & (samples.tokens != STOP)).sum(0).tolist()
     expected = [12]
     for n in going_on[:-1]:
         expected.append(n if n <= expected[-1] / 2 else expected[-1])
@@ -168,7 +239,9 @@ def test_rows_that_have_ended_are_read_no_longer_once_they_are_half_of_those_rea
     assert len(set(read)) >= 3 and read[-1] <= 3  # dropped again and again
 
 
-def test_without_a_stop_token_no_row_is_dropped_and_the_last_token_is_not_read(few_words):
+def test_without_a_stop_token_no_row_is_dropped_and_the_last_token_is_not_read(
+    few_words,
+):
     read, samples = rows_read(few_words, ROWS["padded"], 10, generator=seeded(4))
     assert read == [12] * 10 and samples.mask.all() and samples.tokens.shape == (12, 10)
 
@@ -179,13 +252,15 @@ def test_no_token_is_read_after_every_row_has_ended(few_words):
     assert read == [2] and samples.tokens.tolist() == [[first]] * 2
 
 
-def test_each_step_has_a_token_for_every_row_and_says_which_rows_had_not_ended_before(few_words):
+def test_each_step_has_a_token_for_every_row_and_says_which_had_not_ended(few_words):
     prompts = ROWS["padded"]
     steps = list(sample_steps(few_words, prompts, 40, generator=seeded(4), stop=STOP))
     samples = generate(few_words, prompts, 40, generator=seeded(4), stop=STOP)
     for t, (tokens, logprobs, alive) in enumerate(steps):
         assert tokens.shape == logprobs.shape == alive.shape == (12,)
-        assert torch.equal(alive, samples.mask[:, t]) and torch.equal(tokens, samples.tokens[:, t])
+        assert torch.equal(alive, samples.mask[:, t]) and torch.equal(
+            tokens, samples.tokens[:, t]
+        )
         ended = [STOP in row[:t] for row in samples.tokens.tolist()]
         assert alive.tolist() == [not each for each in ended]
 
@@ -204,8 +279,14 @@ def test_what_cannot_be_sampled_is_refused_by_name(model):
         generate(model, [], 5)
     with pytest.raises(ValueError, match="temperature -1 is negative"):
         generate(model, [[1]], 5, temperature=-1)
-    with pytest.raises(ValueError, match="40 tokens and 20 new ones do not fit into the context of 48"):
+    with pytest.raises(
+        ValueError, match="40 tokens and 20 new ones do not fit into the context of 48"
+    ):
         generate(model, [[1] * 40], 20)
     with pytest.raises(ValueError, match="0 new tokens"):
         generate(model, [[1]], 0)
-    assert generate(model, [[1] * 40], 9).tokens.shape == (1, 9)  # the last token drawn is never read
+    # The last token drawn is never read
+    assert generate(model, [[1] * 40], 9).tokens.shape == (
+        1,
+        9,
+    )

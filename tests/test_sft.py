@@ -110,7 +110,7 @@ def test_logits_that_say_the_next_token_cost_nothing_and_others_much():
     assert sft_loss(repeating, labels) > 30
 
 
-def test_gradient_at_the_logits_is_softmax_minus_onehot_over_n_where_graded_and_0_elsewhere(batch):
+def test_gradient_at_graded_logits_is_softmax_minus_onehot_over_n_else_0(batch):
     logits, labels = batch
     logits = logits.clone().requires_grad_()
     sft_loss(logits, labels).backward()
@@ -409,7 +409,7 @@ ENTRIES = [(7, 3, [2, 5, 7]), (6, 2, [3, 6]), (5, 1, [5]), (3, 3, [1, 2, 3])]
 
 
 @pytest.mark.parametrize("steps, evaluations, expected", ENTRIES)
-def test_history_has_the_promised_lists_and_train_is_the_mean_since_the_entry_before(steps, evaluations, expected):
+def test_history_has_its_lists_and_train_is_the_mean_since_the_entry_before(steps, evaluations, expected):
     config, seen = replace(TINY, steps=steps, evaluations=evaluations), []
 
     def measure(model):
@@ -460,7 +460,7 @@ def test_conversation_loss_is_the_sft_loss_over_all_examples():
     assert loss == pytest.approx(sum(share * one for share, one in zip(shares, alone)), rel=1e-10)
 
 
-def test_plain_sft_is_the_same_run_without_replay_and_shorter_unless_told_otherwise():
+def test_plain_sft_is_the_same_run_without_replay_and_shorter():
     assert plain_sft() == replace(SFTConfig(), steps=100, replay=0)
     assert plain_sft(steps=7, seed=3, mask=False) == replace(SFTConfig(), steps=7, replay=0, seed=3, mask=False)
 

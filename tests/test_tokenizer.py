@@ -1,4 +1,4 @@
-"""The tokenizer: round trips, the special tokens' safety, and what happens to strangers."""
+"""The tokenizer: round trips, safe special tokens, and what happens to strangers."""
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,12 @@ def test_letters_are_numbered_as_karpathy_numbers_them_and_special_tokens_follow
     assert len(ALPHABET) == 65 and list(ALPHABET) == sorted(ALPHABET)
     assert tokenizer.encode("\n z") == [0, 1, 64]
     assert tokenizer.tokens[65:] == list(SPECIAL_TOKENS) and tokenizer.vocab_size == 69
-    assert (tokenizer.user, tokenizer.assistant, tokenizer.end, tokenizer.pad) == (65, 66, 67, 68)
+    assert (tokenizer.user, tokenizer.assistant, tokenizer.end, tokenizer.pad) == (
+        65,
+        66,
+        67,
+        68,
+    )
 
 
 @pytest.mark.parametrize("special", SPECIAL_TOKENS)
@@ -29,7 +34,10 @@ def test_no_text_can_spell_a_special_token(special):
 
 
 def test_a_stranger_is_named_with_its_place_and_the_alphabet():
-    with pytest.raises(UnknownCharacterError, match=r"'é' \(U\+00E9, at position 4\) is not in the alphabet") as caught:
+    with pytest.raises(
+        UnknownCharacterError,
+        match=r"'é' \(U\+00E9, at position 4\) is not in the alphabet",
+    ) as caught:
         tokenizer.encode("To bé")
     assert "clean()" in str(caught.value)
 

@@ -1,16 +1,23 @@
 """What `jupyter-book build .` promises here beyond Jupyter Book itself.
 
-* Any warning (a raising cell, a broken reference) ends in exit code 1, every time, not only the first time.
-* Chapters run again when the package, its data or the corpus changed, not only when their cells did.
+* Any warning (a raising cell, a broken reference) ends in exit code 1, every time, not
+  only the first time.
+* Chapters run again when the package, its data or the corpus changed, not only when
+  their cells did.
 * One build at a time: a second one waits.
-* The site loads nothing from another host: MathJax is copied into it, and the finished pages are checked.
+* The site loads nothing from another host: MathJax is copied into it, and the finished
+  pages are checked.
 * Each page carries a content-security policy that names the scripts it may run.
-* The site's own address leads to the first page, from a page that has a title, a language and an icon.
-* The page that talks finds its models: they are written into the site, from the stages that the book has trained.
+* The site's own address leads to the first page, from a page that has a title, a
+  language and an icon.
+* The page that talks finds its models: they are written into the site, from the stages
+  that the book has trained.
 * Each chapter can be downloaded as a notebook that runs on its own.
-* A listing has a number and can be linked to, and an index names all of them; one that is named and not there is a warning.
+* A listing has a number and can be linked to, and an index names all of them; one that
+  is named and not there is a warning.
 * A word that links to the glossary says what it means when the pointer rests on it.
-* A page with a `description` in its front matter says it to search engines and in previews of links.
+* A page with a `description` in its front matter says it to search engines and in
+  previews of links.
 """
 
 from __future__ import annotations
@@ -29,6 +36,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import filelock
+from book_kernels import prepare_kernels
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
@@ -48,7 +56,7 @@ def setup(app: Sphinx) -> dict:
     for prepare in (
         wait_for_other_builds,
         forget_unfinished_build,
-        prepare_kernels,
+        share_with_kernels,
         choose_execution_cache,
         use_local_mathjax,
         link_repository,
@@ -56,17 +64,27 @@ def setup(app: Sphinx) -> dict:
     ):
         app.connect("config-inited", prepare)
     app.connect("builder-inited", copy_mathjax)
-    app.connect("env-get-outdated", find_listings, priority=600)  # After the table of contents is known.
+    app.connect(
+        "env-get-outdated", find_listings, priority=600
+    )  # After the table of contents is known.
     app.connect("env-before-read-docs", read_in_order)
     app.add_directive("code-index", CodeIndex)
     app.add_role("listing", XRefRole(warn_dangling=True))
     app.connect("missing-reference", link_to_listing)
     app.connect("env-updated", read_glossary)
     app.connect("doctree-resolved", explain_terms)
-    app.connect("html-page-context", describe, priority=300)  # Before the extension for previews looks for it.
-    app.connect("html-page-context", offer_notebook, priority=400)  # Before the theme makes its buttons.
-    app.connect("html-page-context", leave_out_thebe, priority=900)  # After everybody has added scripts.
-    app.connect("build-finished", write_front_door, priority=400)  # Before sphinx-external-toc writes a bare one.
+    app.connect(
+        "html-page-context", describe, priority=300
+    )  # Before the extension for previews looks for it.
+    app.connect(
+        "html-page-context", offer_notebook, priority=400
+    )  # Before the theme makes its buttons.
+    app.connect(
+        "html-page-context", leave_out_thebe, priority=900
+    )  # After everybody has added scripts.
+    app.connect(
+        "build-finished", write_front_door, priority=400
+    )  # Before sphinx-external-toc writes a bare one.
     app.connect("build-finished", check_source_unchanged, priority=700)
     app.connect("build-finished", write_models, priority=750)
     app.connect("build-finished", check_offline, priority=800)
@@ -77,7 +95,7 @@ def setup(app: Sphinx) -> dict:
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
-# --- Failing every time -----------------------------------------------------------------------------------
+# --- Failing every time ---------------------------------------------------------------
 
 
 def unfinished_mark(app: Sphinx) -> Path:
@@ -88,8 +106,8 @@ def unfinished_mark(app: Sphinx) -> Path:
 def forget_unfinished_build(app: Sphinx, config: Config) -> None:
     """Make Sphinx read every page again unless the last build succeeded.
 
-    Sphinx would otherwise take the pages that a failed or killed build has read for good, and not repeat
-    their warnings.
+    Sphinx would otherwise take the pages that a failed or killed build has read for
+    good, and not repeat their warnings.
     """
     mark = unfinished_mark(app)
     if mark.exists():
@@ -99,61 +117,63 @@ def forget_unfinished_build(app: Sphinx, config: Config) -> None:
 
 
 def remember_outcome(app: Sphinx, exception: Exception | None) -> None:
-    """Take the mark away after a build without a single warning, and let the next build in."""
+    """Take the mark away after a build without warnings; let the next build in."""
     if exception is None and not app._warncount:
         unfinished_mark(app).unlink(missing_ok=True)
     app.house_lock.release()
 
 
 def wait_for_other_builds(app: Sphinx, config: Config) -> None:
-    """Hold a lock on the output folder; the operating system drops it if this process dies."""
+    """Hold a lock on the output folder, which ends with this process."""
     app.house_lock = filelock.FileLock(Path(app.outdir).parent / ".house.lock")
     try:
         app.house_lock.acquire(timeout=0)
     except filelock.Timeout:
-        logger.info("Another build of this book is running. Waiting for it to finish ...")
+        logger.info(
+            "Another build of this book is running. Waiting for it to finish ..."
+        )
         app.house_lock.acquire()
 
 
-# --- Running the chapters ---------------------------------------------------------------------------------
+# --- Running the chapters -------------------------------------------------------------
 
 
-def prepare_kernels(app: Sphinx, config: Config) -> None:
-    """Set what the chapters' kernels inherit: the package's folder, and that a book is being built."""
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(app.srcdir, "code")), inherited]))
-    os.environ["BOOK_BUILD"] = "1"
-    # Kernels start in book/, so a relative path has to be made absolute here.
-    corpus = os.environ.get("POSTTRAIN_CORPUS")
-    if corpus and Path(corpus).expanduser().is_file():
-        os.environ["POSTTRAIN_CORPUS"] = str(Path(corpus).expanduser().resolve())
+def share_with_kernels(app: Sphinx, config: Config) -> None:
+    """Set what the chapters' kernels inherit."""
+    prepare_kernels(Path(app.srcdir))
 
 
 def key_of(*parts: bytes) -> str:
     """A short name for what the parts are."""
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(part).digest() for part in parts)
+    ).hexdigest()[:12]
 
 
 def files_below(folder: Path) -> list[bytes]:
-    """Names and contents of all files below a folder, leaving out what Python and editors put there."""
+    """Names and contents of all files below a folder but caches and the like."""
     parts = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        made = any(part.startswith((".", "__pycache__")) or part.endswith(".egg-info") for part in name.parts)
+        made = any(
+            part.startswith((".", "__pycache__")) or part.endswith(".egg-info")
+            for part in name.parts
+        )
         if path.is_file() and not made:
             parts += [name.as_posix().encode(), path.read_bytes()]
     return parts
 
 
 def package_key(root: Path) -> str:
-    """A hash of the package (source and data), of the recorded evidence and of the PyTorch release."""
-    releases = {package.version for package in importlib.metadata.distributions(name="torch")}
+    """A hash of the package, of the recorded evidence and of the PyTorch release."""
+    packages = importlib.metadata.distributions(name="torch")
+    releases = sorted({package.version for package in packages})
     files = files_below(root / "code") + files_below(root / "evidence")
-    return key_of(*files, *(release.encode() for release in sorted(releases)))
+    return key_of(*files, *(release.encode() for release in releases))
 
 
 def corpus_key(root: Path) -> str:
-    """A hash of `POSTTRAIN_CORPUS` and of the corpus file that the chapters would find."""
+    """A hash of `POSTTRAIN_CORPUS` and of the corpus that the chapters would find."""
     setting = os.environ.get("POSTTRAIN_CORPUS", "")
     places = (
         [Path(setting)]
@@ -168,7 +188,7 @@ def corpus_key(root: Path) -> str:
 
 
 def read_in_order(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    """Run the chapters in the book's order, each needs what the ones before it have trained; the front page last."""
+    """Run the chapters in order: each needs those before; the front page last."""
     first, *order = env.external_site_map
     order.append(first)
     docnames.sort(key=lambda name: order.index(name) if name in order else len(order))
@@ -176,16 +196,24 @@ def read_in_order(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> No
 
 def execution_cache(app: Sphinx) -> Path:
     root = Path(app.srcdir)
-    return Path(app.outdir).parent / ".jupyter_cache" / f"{package_key(root)}-{corpus_key(root)}"
+    return (
+        Path(app.outdir).parent
+        / ".jupyter_cache"
+        / f"{package_key(root)}-{corpus_key(root)}"
+    )
 
 
 def choose_execution_cache(app: Sphinx, config: Config) -> None:
-    """Keep executed chapters per state of package and corpus; drop all but the last few states."""
+    """Keep executed chapters per state of package and corpus, for the last few."""
     cache = execution_cache(app)
     cache.mkdir(parents=True, exist_ok=True)
     os.utime(cache)
-    config.nb_execution_cache_path = str(cache)  # Sphinx reads all pages again when this changes.
-    states = sorted(cache.parent.iterdir(), key=lambda state: state.stat().st_mtime, reverse=True)
+    config.nb_execution_cache_path = str(
+        cache
+    )  # Sphinx reads all pages again when this changes.
+    states = sorted(
+        cache.parent.iterdir(), key=lambda state: state.stat().st_mtime, reverse=True
+    )
     for state in states[4:]:
         shutil.rmtree(state, ignore_errors=True)
 
@@ -195,7 +223,10 @@ def check_source_unchanged(app: Sphinx, exception: Exception | None) -> None:
     before, after = Path(app.config.nb_execution_cache_path), execution_cache(app)
     if after.name.split("-")[0] != before.name.split("-")[0]:
         shutil.rmtree(before, ignore_errors=True)
-        logger.warning("The package below code/ changed while the book was being built. Build it again.")
+        logger.warning(
+            "The package below code/ changed while the book was being built. Build it "
+            "again."
+        )
     elif after != before and not after.exists():
         # The first chapter has just downloaded the corpus.
         try:
@@ -204,7 +235,7 @@ def check_source_unchanged(app: Sphinx, exception: Exception | None) -> None:
             pass  # The next build will execute once more.
 
 
-# --- Nothing from another host ----------------------------------------------------------------------------
+# --- Nothing from another host --------------------------------------------------------
 
 MATHJAX = "mathjax/tex-svg-full.js"
 
@@ -214,35 +245,44 @@ def use_local_mathjax(app: Sphinx, config: Config) -> None:
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """Put MathJax, one file without fonts, into the site. The package sphinx-mathjax-offline brings it."""
+    """Put MathJax, a file without fonts, from sphinx-mathjax-offline, into the site."""
     if app.builder.format != "html":
         return
     try:
         package = importlib.metadata.distribution("sphinx-mathjax-offline")
     except importlib.metadata.PackageNotFoundError as error:
-        raise ExtensionError("Equations need MathJax: pip install -r requirements.txt") from error
+        raise ExtensionError(
+            "Equations need MathJax: pip install -r requirements.txt"
+        ) from error
     target = Path(app.outdir, "_static", MATHJAX)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(package.locate_file(f"sphinx-mathjax-offline/static/{MATHJAX}"), target)
+    shutil.copyfile(
+        package.locate_file(f"sphinx-mathjax-offline/static/{MATHJAX}"), target
+    )
 
 
 def write_pages_after_style_changes(app: Sphinx, config: Config) -> None:
-    """Sphinx copies style sheets only when it writes pages: make it write them after a change of style."""
+    """Write pages after a change of style, as Sphinx copies style sheets only then."""
     book = Path(app.srcdir, "book")
-    config.html_context["house"] = key_of(*files_below(book / "_static"), *files_below(book / "_ext"))
+    config.html_context["house"] = key_of(
+        *files_below(book / "_static"), *files_below(book / "_ext")
+    )
 
 
-def leave_out_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Drop Jupyter Book's live-code scripts from every page: no button uses them, and they name a CDN."""
+def leave_out_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Drop Jupyter Book's live-code scripts: no button uses them; they name a CDN."""
     context["script_files"] = [
         script
         for script in context["script_files"]
-        if "thebe" not in str(script.filename) and "THEBE_JS_URL" not in script.attributes.get("body", "")
+        if "thebe" not in str(script.filename)
+        and "THEBE_JS_URL" not in script.attributes.get("body", "")
     ]
 
 
 class OutsideResources(HTMLParser):
-    """Collect what a page loads from other hosts by itself. Links to click are not among that."""
+    """Collect what a page loads from other hosts by itself; links are not that."""
 
     LOADING_LINKS = {
         "stylesheet",
@@ -256,7 +296,9 @@ class OutsideResources(HTMLParser):
         "preconnect",
         "dns-prefetch",
     }
-    CSS = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
+    CSS = re.compile(
+        r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE
+    )
     SCRIPT = re.compile(r"""["'`](https?://(?!www\.w3\.org/)[^"'`\s]+)""")
 
     def __init__(self) -> None:
@@ -269,15 +311,23 @@ class OutsideResources(HTMLParser):
         self.inside = tag
         # Take the attributes that load something
         loaded = [values[name] for name in ("src", "poster") if name in values]
-        loaded += [part.split()[0] for part in values.get("srcset", "").split(",") if part.strip()]
+        loaded += [
+            part.split()[0]
+            for part in values.get("srcset", "").split(",")
+            if part.strip()
+        ]
         if tag == "object":
             loaded.append(values.get("data", ""))
         if tag in ("image", "use"):
             loaded += [values.get("href", ""), values.get("xlink:href", "")]
-        if tag == "link" and self.LOADING_LINKS & set(values.get("rel", "").lower().split()):
+        if tag == "link" and self.LOADING_LINKS & set(
+            values.get("rel", "").lower().split()
+        ):
             loaded.append(values.get("href", ""))
         # Keep those on another host
-        self.found += [url for url in loaded if re.match(r"\s*(https?:)?//", url, re.IGNORECASE)]
+        self.found += [
+            url for url in loaded if re.match(r"\s*(https?:)?//", url, re.IGNORECASE)
+        ]
         self.found += self.CSS.findall(values.get("style", ""))
 
     def handle_endtag(self, tag: str) -> None:
@@ -301,21 +351,27 @@ def outside_resources(path: Path) -> list[str]:
 
 
 def check_offline(app: Sphinx, exception: Exception | None) -> None:
-    """Fail the build over a page or style sheet that would make a reader's browser ask another host."""
+    """Fail the build over a page or style sheet that would ask another host."""
     if exception is not None or app.builder.format != "html":
         return
-    for path in sorted([*Path(app.outdir).rglob("*.html"), *Path(app.outdir).rglob("*.css")]):
+    for path in sorted(
+        [*Path(app.outdir).rglob("*.html"), *Path(app.outdir).rglob("*.css")]
+    ):
         for url in outside_resources(path):
             page = path.relative_to(app.outdir).as_posix()
             logger.warning("%s loads %s, but the book must work offline", page, url)
 
 
-# --- The models that run in a page ------------------------------------------------------------------------
+# --- The models that run in a page ----------------------------------------------------
 
 
 def write_models(app: Sphinx, exception: Exception | None) -> None:
     """Write the trained models as script files, for the page that talks."""
-    if exception is not None or app.builder.format != "html" or "book/talk" not in app.env.found_docs:
+    if (
+        exception is not None
+        or app.builder.format != "html"
+        or "book/talk" not in app.env.found_docs
+    ):
         return
     from posttrain.cli import browser
     from posttrain.data import corpus
@@ -323,19 +379,22 @@ def write_models(app: Sphinx, exception: Exception | None) -> None:
     browser.write_models(corpus.load(), Path(app.outdir, "_static", "models"))
 
 
-# --- The index of the code --------------------------------------------------------------------------------
+# --- The index of the code ------------------------------------------------------------
 
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CELL_OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?::[^\n]*\n)+)", re.DOTALL)
-# What a cell shows as highlighted Python, perhaps after what it has printed, and in it a function or class that begins
-# at the margin. Methods are indented
+# What a cell shows as highlighted Python, perhaps after what it has printed, and in it
+# a function or class that begins at the margin. Methods are indented
 LISTING = re.compile(
-    r'<div class="cell_output[^>]*>\s*(?:<div class="output (?:stream|stderr)[^>]*><div class="highlight"><pre>(?:(?!</pre>).)*</pre></div>\s*</div>\s*)*'
+    r'<div class="cell_output[^>]*>\s*'
+    r'(?:<div class="output (?:stream|stderr)[^>]*><div class="highlight">'
+    r"<pre>(?:(?!</pre>).)*</pre></div>\s*</div>\s*)*"
     r'<div class="highlight-python[^>]*><div class="highlight"><pre>.*?</pre>',
     re.DOTALL,
 )
 DEFINITION = re.compile(
-    r'((?:^|<pre>(?:<span></span>)?)<span class="k">(?:def|class)</span>(?:<span class="w"> </span>|\s)<span class="n[fc]")>(\w+)<',
+    r'((?:^|<pre>(?:<span></span>)?)<span class="k">(?:def|class)</span>'
+    r'(?:<span class="w"> </span>|\s)<span class="n[fc]")>(\w+)<',
     re.MULTILINE,
 )
 
@@ -346,7 +405,7 @@ def cells(text: str) -> list[ast.Module]:
 
 
 def shown(text: str) -> list[str]:
-    """module.name of all that a page's `show_source` calls name, as text or as imported objects, in order."""
+    """module.name of all that a page's `show_source` calls name, in order."""
     every = [node for cell in cells(text) for node in ast.walk(cell)]
     home, found = {}, []
     for node in every:
@@ -360,7 +419,8 @@ def shown(text: str) -> list[str]:
                     found.append(argument.value)
                     continue
                 first, *rest = ast.unparse(argument).split(".")
-                found.append(".".join([home.get(first, first), *rest]).removeprefix("posttrain."))
+                name = ".".join([home.get(first, first), *rest])
+                found.append(name.removeprefix("posttrain."))
     return found
 
 
@@ -369,8 +429,10 @@ def anchor(name: str) -> str:
     return "code-" + name.replace(".", "-")
 
 
-def find_listings(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
-    """Note the page that shows each part of the package; where that changes, have all pages read again."""
+def find_listings(
+    app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set
+) -> list[str]:
+    """Note the page that shows each part of the package; on a change read all again."""
     found: dict[str, str] = {}
     for page in filter(env.found_docs.__contains__, env.external_site_map):
         for name in shown(Path(env.doc2path(page)).read_text(encoding="utf-8")):
@@ -379,8 +441,10 @@ def find_listings(app: Sphinx, env: BuildEnvironment, added: set, changed: set, 
     return [] if found == before else sorted(env.found_docs)
 
 
-def link_to_listing(app: Sphinx, env: BuildEnvironment, node: nodes.Element, text: nodes.Node) -> nodes.reference | None:
-    """Resolve {listing}`module.name`. In the index of the code, the chapter's title stands for the name."""
+def link_to_listing(
+    app: Sphinx, env: BuildEnvironment, node: nodes.Element, text: nodes.Node
+) -> nodes.reference | None:
+    """Resolve {listing}`module.name`, in the code's index to the chapter's title."""
     name = node.get("reftarget")
     if node.get("reftype") != "listing" or name not in env.house_listings:
         return None
@@ -390,16 +454,23 @@ def link_to_listing(app: Sphinx, env: BuildEnvironment, node: nodes.Element, tex
     return make_refnode(app.builder, node["refdoc"], page, anchor(name), text)
 
 
-def mark_listings(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Number the listings, give each definition an anchor, and miss those that the page names and does not show."""
+def mark_listings(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Number the listings, anchor each definition, and miss those named, not shown."""
     if "body" not in context or pagename not in app.env.house_listings.values():
         return
-    waiting, marked = shown(Path(app.env.doc2path(pagename)).read_text(encoding="utf-8")), []
+    waiting, marked = (
+        shown(Path(app.env.doc2path(pagename)).read_text(encoding="utf-8")),
+        [],
+    )
     chapter = app.env.toc_secnumbers.get(pagename, {}).get("", ())
     count = itertools.count(1)
 
     def mark(found: re.Match) -> str:
-        name = next((name for name in waiting if name.rpartition(".")[2] == found[2]), None)
+        name = next(
+            (name for name in waiting if name.rpartition(".")[2] == found[2]), None
+        )
         if name is None:
             return found[0]
         waiting.remove(name)
@@ -412,19 +483,32 @@ def mark_listings(app: Sphinx, pagename: str, templatename: str, context: dict, 
         if not marked:
             return listing
         # Say above it which listing it is, and from which files
-        files = dict.fromkeys(name.rpartition(".")[0].replace(".", "/") + ".py" for name in marked)
+        files = dict.fromkeys(
+            name.rpartition(".")[0].replace(".", "/") + ".py" for name in marked
+        )
         title = ".".join(map(str, (*chapter, next(count))))
-        caption = f'<p class="listing-caption">Listing {title}: <code>{", ".join(files)}</code></p>\n'
-        return listing.replace('<div class="highlight-python', caption + '<div class="highlight-python', 1)
+        caption = (
+            f'<p class="listing-caption">Listing {title}: '
+            f"<code>{', '.join(files)}</code></p>\n"
+        )
+        return listing.replace(
+            '<div class="highlight-python', caption + '<div class="highlight-python', 1
+        )
 
     context["body"] = LISTING.sub(number, context["body"])
     for name in waiting:
-        logger.warning("There is no listing of %s, which show_source names", name, location=pagename)
+        logger.warning(
+            "There is no listing of %s, which show_source names",
+            name,
+            location=pagename,
+        )
 
 
 def first_sentence(text: str) -> str:
     """A text's first sentence on one line."""
-    return re.split(r"(?<=[.?!])\s+(?=[^\sa-z\d])", " ".join(text.split("\n\n")[0].split()))[0]
+    return re.split(
+        r"(?<=[.?!])\s+(?=[^\sa-z\d])", " ".join(text.split("\n\n")[0].split())
+    )[0]
 
 
 def inline(text: str) -> list[nodes.Node]:
@@ -439,23 +523,34 @@ def inline(text: str) -> list[nodes.Node]:
 def table(head: list[str], rows: list[list[list[nodes.Node]]]) -> nodes.table:
     """A table, its cells given as lists of inline nodes."""
     group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in head), cols=len(head))
-    for part, lines in ((nodes.thead(), [[[nodes.Text(name)] for name in head]]), (nodes.tbody(), rows)):
+    for part, lines in (
+        (nodes.thead(), [[[nodes.Text(name)] for name in head]]),
+        (nodes.tbody(), rows),
+    ):
         part += [
-            nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in line)) for line in lines
+            nodes.row(
+                "", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in line)
+            )
+            for line in lines
         ]
         group += part
     return nodes.table("", group, classes=["colwidths-auto"])
 
 
 class CodeIndex(SphinxDirective):
-    """A section for each module that the book shows: what is shown of it, what that is, and where."""
+    """A section for each module that the book shows: what is shown, and where."""
 
     def run(self) -> list[nodes.Node]:
         names = sorted(self.env.house_listings)
-        return [self.section(module) for module in sorted({name.rpartition(".")[0] for name in names})]
+        return [
+            self.section(module)
+            for module in sorted({name.rpartition(".")[0] for name in names})
+        ]
 
     def section(self, module: str) -> nodes.section:
-        source = Path(self.env.srcdir, "code", "posttrain", *module.split(".")).with_suffix(".py")
+        source = Path(
+            self.env.srcdir, "code", "posttrain", *module.split(".")
+        ).with_suffix(".py")
         self.env.note_dependency(str(source))
         tree = ast.parse(source.read_text(encoding="utf-8"))
         rows = []
@@ -463,25 +558,33 @@ class CodeIndex(SphinxDirective):
             name = f"{module}.{getattr(node, 'name', '')}"
             if name in self.env.house_listings:
                 link = addnodes.pending_xref(
-                    "", nodes.inline("", name), refdomain="", reftype="listing", refdoc=self.env.docname,
-                    reftarget=name, refwarn=True, titled=True,
-                )  # fmt: skip
+                    "",
+                    nodes.inline("", name),
+                    refdomain="",
+                    reftype="listing",
+                    refdoc=self.env.docname,
+                    reftarget=name,
+                    refwarn=True,
+                    titled=True,
+                )
                 says = first_sentence(ast.get_docstring(node) or "")
                 rows.append([[nodes.literal("", node.name)], inline(says), [link]])
         return nodes.section(
             "",
             nodes.title("", "", nodes.literal("", module)),
-            nodes.paragraph("", "", *inline(first_sentence(ast.get_docstring(tree) or ""))),
+            nodes.paragraph(
+                "", "", *inline(first_sentence(ast.get_docstring(tree) or ""))
+            ),
             table(["function or class", "what it is", "shown in"], rows),
             ids=[f"module-{module.replace('.', '-')}"],
         )
 
 
-# --- The glossary's words ---------------------------------------------------------------------------------
+# --- The glossary's words -------------------------------------------------------------
 
 
 def plain(node: nodes.Element) -> str:
-    """A node's text without the names of what it refers to; formulas in the letters that they stand for."""
+    """A node's text without the names of what it refers to; formulas as letters."""
     parts = []
     for text in node.findall(nodes.Text):
         if isinstance(text.parent, nodes.math):
@@ -495,19 +598,27 @@ def letter(command: re.Match) -> str:
     """The Greek letter that a TeX command stands for, or how the command is read."""
     name = command[1]
     try:
-        return unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}")
+        return unicodedata.lookup(
+            f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}"
+        )
     except KeyError:
         return {"sum": "Σ", "text": ""}.get(name, name)
 
 
 def read_glossary(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Note the first sentence of each entry; where one has changed, have all pages written again."""
-    entries = [entry for entry in env.get_domain("std").get_objects() if entry[2] == "term"]
+    """Note each entry's first sentence; on a change have all pages written again."""
+    entries = [
+        entry for entry in env.get_domain("std").get_objects() if entry[2] == "term"
+    ]
     found = {}
     for page in sorted({entry[3] for entry in entries}):
         for item in env.get_doctree(page).findall(nodes.definition_list_item):
             meaning = first_sentence(plain(item.next_node(nodes.definition)[0]).strip())
-            found |= {name: meaning for term in item.findall(nodes.term) for name in term["ids"]}
+            found |= {
+                name: meaning
+                for term in item.findall(nodes.term)
+                for name in term["ids"]
+            }
     before, env.house_glossary = getattr(env, "house_glossary", None), found
     return [] if found == before else sorted(env.found_docs)
 
@@ -515,51 +626,71 @@ def read_glossary(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Let each link to an entry of the glossary show what the entry says first."""
     for link in doctree.findall(nodes.reference):
-        if "std-term" in getattr(link.next_node(nodes.inline), "attributes", {}).get("classes", []):
+        if "std-term" in getattr(link.next_node(nodes.inline), "attributes", {}).get(
+            "classes", []
+        ):
             entry = link.get("refid") or link["refuri"].rpartition("#")[2]
             link["reftitle"] = app.env.house_glossary[entry]
 
 
-# --- Screen readers ---------------------------------------------------------------------------------------
+# --- Screen readers -------------------------------------------------------------------
 
 
-def name_entries(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Call the entries of a list of works list items, as they stand in a list; the extension's role is outdated."""
+def name_entries(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Call the entries of a list of works list items, not by an outdated role."""
     if "body" in context:
-        context["body"] = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+        context["body"] = context["body"].replace(
+            ' role="doc-biblioentry"', ' role="listitem"'
+        )
 
 
-# --- Previews ---------------------------------------------------------------------------------------------
+# --- Previews -------------------------------------------------------------------------
 
 
-def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Say what a page is about in the words of its front matter; without them its first sentences are taken."""
+def describe(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Say what a page is about in the words of its front matter, where it has them."""
     meta = context.get("meta") or {}
     if "description" in meta:
         meta["og:description"] = meta["description"]
-        context["metatags"] += f'<meta name="description" content="{html.escape(meta["description"])}" />\n'
+        context["metatags"] += (
+            f'<meta name="description" content="{html.escape(meta["description"])}" '
+            "/>\n"
+        )
 
 
-# --- A content-security policy ----------------------------------------------------------------------------
+# --- A content-security policy --------------------------------------------------------
 
 POLICY_TAG = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n?')
-INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
+INLINE_SCRIPT = re.compile(
+    r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE
+)
 HANDLER = re.compile(r'''<[a-z][^<>]*?\son[a-z]+="([^"]*)"''', re.IGNORECASE)
 
 
 def policy(page: str) -> str:
-    """What a browser may do with a page: run the site's script files and the scripts that stand in the page.
+    """What a browser may do with a page: run the site's scripts and those in the page.
 
-    Those are named by their hash, so that nothing that gets into the page otherwise can run, a chat with a
-    model included. Styles may stand anywhere: MathJax and the theme write them.
+    Those are named by their hash, so that nothing that gets into the page otherwise can
+    run, a chat with a model included. Styles may stand anywhere: MathJax and the theme
+    write them.
     """
     own = {script for script in INLINE_SCRIPT.findall(page) if script.strip()}
     own |= {html.unescape(handler) for handler in HANDLER.findall(page)}
     digests = (hashlib.sha256(script.encode()).digest() for script in own)
-    hashes = sorted(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    hashes = sorted(
+        f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests
+    )
     rules = {
         "default-src": ["'none'"],
-        "script-src": ["'self'", "'unsafe-hashes'", *hashes],  # the word allows hashes of handlers such as onclick
+        "script-src": [
+            "'self'",
+            "'unsafe-hashes'",
+            *hashes,
+        ],  # the word allows hashes of handlers such as onclick
         "style-src": ["'self'", "'unsafe-inline'"],
         "img-src": ["'self'", "data:"],
         "font-src": ["'self'"],
@@ -579,12 +710,14 @@ def restrict_pages(app: Sphinx, exception: Exception | None) -> None:
         tag = f'<meta http-equiv="Content-Security-Policy" content="{policy(page)}">\n'
         # Keep the encoding first: browsers look for it in a page's first 1,024 bytes
         head = re.compile(r"<head[^>]*>\s*(<meta charset[^>]*>\s*)?")
-        restricted = head.sub(lambda found, tag=tag: found[0] + tag, POLICY_TAG.sub("", page), count=1)
+        restricted = head.sub(
+            lambda found, tag=tag: found[0] + tag, POLICY_TAG.sub("", page), count=1
+        )
         if restricted != page:
             path.write_text(restricted, encoding="utf-8")
 
 
-# --- The way in -------------------------------------------------------------------------------------------
+# --- The way in -----------------------------------------------------------------------
 
 FRONT_DOOR = """\
 <!DOCTYPE html>
@@ -601,8 +734,15 @@ FRONT_DOOR = """\
 
 
 def write_front_door(app: Sphinx, exception: Exception | None) -> None:
-    """Write the index.html that leads to the first page. Without an icon, browsers ask for /favicon.ico, which is not there."""
-    if exception is not None or app.builder.format != "html" or app.config.root_doc == "index":
+    """Write the index.html that leads to the first page.
+
+    Without an icon, browsers ask for /favicon.ico, which is not there.
+    """
+    if (
+        exception is not None
+        or app.builder.format != "html"
+        or app.config.root_doc == "index"
+    ):
         return
     page = FRONT_DOOR.format(
         lang=app.config.language,
@@ -613,7 +753,7 @@ def write_front_door(app: Sphinx, exception: Exception | None) -> None:
     Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
 
 
-# --- Chapters to take away --------------------------------------------------------------------------------
+# --- Chapters to take away ------------------------------------------------------------
 
 INSTALL = """\
 # Install the book's package where it is missing.
@@ -621,17 +761,20 @@ import importlib, importlib.util, pathlib, subprocess, sys
 
 if importlib.util.find_spec("posttrain") is None:
     here = pathlib.Path.cwd()
-    clones = [str(p) for p in (here, *here.parents) if (p / "code" / "posttrain").is_dir()]
+    places = (here, *here.parents)
+    clones = [str(p) for p in places if (p / "code" / "posttrain").is_dir()]
     sources = clones + {archives}
     if not sources:
-        raise ModuleNotFoundError("No package posttrain: open this notebook inside a clone of the book's "
-                                  "repository, or install the package with pip from there.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", sources[0]], check=True)
+        raise ModuleNotFoundError(
+            "No package posttrain: open this notebook inside a clone of the book's "
+            "repository, or install the package with pip from there.")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", sources[0]]
+    subprocess.run(install, check=True)
     importlib.invalidate_caches()"""
 
 
 def link_repository(app: Sphinx, config: Config) -> None:
-    """Show the repository's buttons when its address is known, from _config.yml or from GitHub's workflow."""
+    """Show the repository's buttons when _config.yml or GitHub gives its address."""
     options = config.html_theme_options
     name = os.environ.get("GITHUB_REPOSITORY")
     if name and not options.get("repository_url"):
@@ -641,8 +784,10 @@ def link_repository(app: Sphinx, config: Config) -> None:
         options.update(use_repository_button=True, use_issues_button=True)
 
 
-def offer_notebook(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Write the chapter as .ipynb, with a first cell that installs the package, and name it to the theme."""
+def offer_notebook(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Write the chapter as .ipynb, its first cell to install the package."""
     if "kernelspec" not in app.env.metadata.get(pagename, {}):
         return
     import jupytext

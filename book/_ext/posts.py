@@ -1,8 +1,9 @@
 """`make posts`: the built book's posts as plain Markdown, to be published elsewhere.
 
-Each becomes `_build/posts/NAME.md`, with title and description in its front matter, the numbers filled in, formulas in $...$,
-code in fences, and its figure as a PNG beside it. Everything comes from the run that made the page: a post that has changed since
-the book was built is refused, and so is anything that plain Markdown cannot say.
+Each becomes `_build/posts/NAME.md`, with title and description in its front matter, the
+numbers filled in, formulas in $...$, code in fences, and its figure as a PNG beside it.
+Everything comes from the run that made the page: a post that has changed since the book
+was built is refused, and so is anything that plain Markdown cannot say.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 GLUED = re.compile(r"\{glue:text\}`([^`:]+)`")
 REFERENCE = re.compile(r"\{ref\}`([^`<]+?)\s*<([^>`]+)>`")
-MYST = re.compile(r"\{[a-z][\w:-]*\}`|^\s*(?:`{3,}|:{3,})\{|^\([\w-]+\)=$", re.MULTILINE)
+MYST = re.compile(
+    r"\{[a-z][\w:-]*\}`|^\s*(?:`{3,}|:{3,})\{|^\([\w-]+\)=$", re.MULTILINE
+)
 
 
 class PostError(Exception):
@@ -31,16 +34,21 @@ class PostError(Exception):
 def executed(path: Path, states: Path):
     """The post as a notebook with the outputs that its page shows.
 
-    states: the folder with the executed pages. Raises PostError where the book has not run the page as it is.
+    states: the folder with the executed pages. Raises PostError where the book has not
+    run the page as it is.
     """
     from jupyter_cache import get_cache
     from myst_nb.core.read import read_myst_markdown_notebook
 
-    notebook = read_myst_markdown_notebook(path.read_text(encoding="utf-8"), add_source_map=True)
+    notebook = read_myst_markdown_notebook(
+        path.read_text(encoding="utf-8"), add_source_map=True
+    )
     try:
         return get_cache(states).merge_match_into_notebook(notebook)[1]
     except KeyError:
-        raise PostError(f"{path.name} is not what the book was built with: run make book") from None
+        raise PostError(
+            f"{path.name} is not what the book was built with: run make book"
+        ) from None
 
 
 def glued(notebook) -> dict[str, str]:
@@ -48,13 +56,15 @@ def glued(notebook) -> dict[str, str]:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     kept = [output for output in outputs if "scrapbook" in output.get("metadata", {})]
     return {
-        output.metadata["scrapbook"]["name"]: str(ast.literal_eval(output.data["application/papermill.record/text/plain"]))
+        output.metadata["scrapbook"]["name"]: str(
+            ast.literal_eval(output.data["application/papermill.record/text/plain"])
+        )
         for output in kept
     }
 
 
 def fill(text: str, values: dict[str, str], links: dict[str, str]) -> str:
-    """Prose with its numbers, and with links in place of references; the words alone where a page has no address."""
+    """Prose with its numbers, and with links where the book has an address."""
 
     def link(found: re.Match) -> str:
         words, label = found.groups()
@@ -65,7 +75,7 @@ def fill(text: str, values: dict[str, str], links: dict[str, str]) -> str:
 
 
 def show(cell, figure: str) -> tuple[str, bytes | None]:
-    """What a page shows of a code cell, as Markdown, and the image in it. Its source is part of no post."""
+    """What a page shows of a code cell, as Markdown, and the image in it."""
     parts, image = [], None
     if "remove-cell" in cell.metadata.get("tags", []):
         return "", None
@@ -76,7 +86,10 @@ def show(cell, figure: str) -> tuple[str, bytes | None]:
         elif "image/png" in data:
             image = base64.b64decode(data["image/png"])
             about = cell.metadata["mystnb"]
-            parts += [f"![{about['image']['alt']}]({figure})", f"*{about['figure']['caption'].strip()}*"]
+            parts += [
+                f"![{about['image']['alt']}]({figure})",
+                f"*{about['figure']['caption'].strip()}*",
+            ]
         elif "text/markdown" in data:
             parts.append(data["text/markdown"])
         elif "scrapbook" not in output.get("metadata", {}):
@@ -85,7 +98,7 @@ def show(cell, figure: str) -> tuple[str, bytes | None]:
 
 
 def write_post(notebook, target: Path, links: dict[str, str]) -> None:
-    """Write a post, and its figure beside it under the same name. Raises PostError for what Markdown cannot say."""
+    """Write a post and its figure. Raises PostError for what Markdown cannot say."""
     values, parts = glued(notebook), []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -99,31 +112,42 @@ def write_post(notebook, target: Path, links: dict[str, str]) -> None:
     left = MYST.search(body)
     if left:
         raise PostError(f"{target.stem}: no plain Markdown for {left[0].strip()}")
-    head = dict(title=title.removeprefix("# "), description=notebook.metadata["description"])
-    front = "".join(f"{name}: {json.dumps(words, ensure_ascii=False)}\n" for name, words in head.items())
+    head = dict(
+        title=title.removeprefix("# "), description=notebook.metadata["description"]
+    )
+    front = "".join(
+        f"{name}: {json.dumps(words, ensure_ascii=False)}\n"
+        for name, words in head.items()
+    )
     target.write_text(f"---\n{front}---\n\n{body.strip()}\n", encoding="utf-8")
 
 
 def addresses(site: Path, address: str) -> dict[str, str]:
-    """The full address of each label of the built book; none where the book has no address."""
+    """The full address of each label of the built book, where the book has one."""
     from sphinx.util.inventory import InventoryFile
 
     if not address:
         return {}
     with open(site / "objects.inv", "rb") as file:
-        labels = InventoryFile.load(file, address.rstrip("/"), lambda base, page: f"{base}/{page}")["std:label"]
+        labels = InventoryFile.load(
+            file, address.rstrip("/"), lambda base, page: f"{base}/{page}"
+        )["std:label"]
     return {name: entry[2] for name, entry in labels.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--address", help="where the book is published, for links to its chapters")
+    parser.add_argument(
+        "--address", help="where the book is published, for links to its chapters"
+    )
     address = parser.parse_args(arguments).address
     if address is None:
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         address = config["html"].get("baseurl", "")
     build, target = ROOT / "_build", ROOT / "_build" / "posts"
-    states = build / ".jupyter_cache" / f"{house.package_key(ROOT)}-{house.corpus_key(ROOT)}"
+    states = (
+        build / ".jupyter_cache" / f"{house.package_key(ROOT)}-{house.corpus_key(ROOT)}"
+    )
     target.mkdir(parents=True, exist_ok=True)
     try:
         links = addresses(build / "html", address)
@@ -133,7 +157,10 @@ def main(arguments: list[str] | None = None) -> None:
     except PostError as error:
         sys.exit(f"posts: {error}")
     if not links:
-        print("Links to chapters are words only: make posts POST_FLAGS='--address https://...' says where the book is.")
+        print(
+            "Links to chapters are words only: make posts POST_FLAGS='--address "
+            "https://...' says where the book is."
+        )
 
 
 if __name__ == "__main__":

@@ -712,7 +712,7 @@ def stored_stages():
     return sorted(path.name.split("-")[0] for path in store.stages_folder().glob("*.json"))
 
 
-def test_conversations_of_your_own_train_a_model_once_which_is_found_again_and_talks(desk, capsys, monkeypatch):
+def test_your_own_conversations_train_a_model_once_which_is_found_and_talks(desk, capsys, monkeypatch):
     write("my talks.jsonl", TALKS)
     assert program.main(["train", "sft", "--data", "my talks.jsonl"]) == 0
     first, course, use = capsys.readouterr().out.splitlines()
@@ -732,7 +732,7 @@ def test_conversations_of_your_own_train_a_model_once_which_is_found_again_and_t
     assert not same(weights(stages.sft_model(program.corpus.load())[0]), model)
 
 
-def test_another_row_or_seed_is_another_model_and_the_same_rows_in_another_file_are_not(desk, capsys):
+def test_another_row_or_seed_is_another_model_and_another_file_is_not(desk, capsys):
     def trains(*arguments):
         before = len(desk)
         assert program.main(["train", "sft", "--data", *arguments]) == 0
@@ -789,7 +789,7 @@ def test_one_row_is_fewer_than_any_batch_and_enough(desk, capsys):
 
 
 @pytest.mark.parametrize(("stage", "module"), [("reward", "reward_model"), ("dpo", "dpo")])
-def test_what_is_compared_is_your_own_pairs_and_what_is_rehearsed_your_own_conversations(desk, monkeypatch, stage, module):
+def test_your_own_pairs_are_compared_and_your_own_conversations_rehearsed(desk, monkeypatch, stage, module):
     module, compared, rehearsed = importlib.import_module(f"posttrain.{module}"), [], []
     for name, seen in (("encode_pairs", compared), ("encode_conversations", rehearsed)):
         encode = getattr(module, name, None)
@@ -852,7 +852,7 @@ def test_data_that_cannot_be_used_is_2_and_its_reasons_before_anything_is_traine
     assert desk == [] and not store.stages_folder().exists()
 
 
-def test_data_that_no_training_can_learn_from_is_2_and_a_sentence_and_leaves_no_stage_of_it(desk, capsys, monkeypatch):
+def test_data_that_teaches_nothing_is_2_and_a_sentence_and_leaves_no_stage(desk, capsys, monkeypatch):
     def useless(*arguments):
         raise ValueError("all responses have the same score")
 

@@ -1,4 +1,4 @@
-"""The corpus: where it is looked for and in which order, what is refused, and a download that cannot hurt."""
+"""The corpus: where it is looked for, what is refused, and a harmless download."""
 
 import errno
 import hashlib
@@ -48,7 +48,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file under the temporary folder, from text or bytes, and returns its path."""
+    """Writes a file under the temporary folder and returns its path."""
 
     def write(name, content):
         path = tmp_path / name
@@ -61,7 +61,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts a server that answers by the given function; returns the list of paths it was asked for."""
+    """Starts a server that answers by a function; returns the paths asked for."""
     servers = []
 
     def start(answer):
@@ -80,9 +80,13 @@ def serve(monkeypatch):
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         servers.append(server)
-        monkeypatch.setattr(corpus, "URL", f"http://127.0.0.1:{server.server_port}/input.txt")
+        monkeypatch.setattr(
+            corpus, "URL", f"http://127.0.0.1:{server.server_port}/input.txt"
+        )
         return asked
 
     yield start
@@ -96,7 +100,9 @@ def body(data, length=None):
 
     def answer(handler):
         handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data) if length is None else length))
+        handler.send_header(
+            "Content-Length", str(len(data) if length is None else length)
+        )
         handler.end_headers()
         handler.wfile.write(data)
 
@@ -122,7 +128,9 @@ def names(folder):
 
 
 def test_the_alphabet_is_karpathys():
-    assert len(ALPHABET) == len(set(ALPHABET)) == 65 and sorted(ALPHABET) == list(ALPHABET)
+    assert len(ALPHABET) == len(set(ALPHABET)) == 65 and sorted(ALPHABET) == list(
+        ALPHABET
+    )
 
 
 def test_train_and_validation_are_nine_tenths_and_one_tenth():
@@ -144,7 +152,9 @@ def test_every_place_comes_before_the_next(write, serve, home, monkeypatch):
     serve(body(REAL.encode()))
     write("checkout/data/tinyshakespeare.txt", REAL)
     write("shared/data/tinyshakespeare.txt", REAL)
-    monkeypatch.setenv("POSTTRAIN_CORPUS", str(write("environment.txt", OWN + "Environment.\n")))
+    monkeypatch.setenv(
+        "POSTTRAIN_CORPUS", str(write("environment.txt", OWN + "Environment.\n"))
+    )
     assert load(write("argument.txt", OWN)).source == "argument.txt"
     assert load().source == "environment.txt"
     monkeypatch.delenv("POSTTRAIN_CORPUS")
@@ -172,9 +182,15 @@ def test_the_source_names_no_folder_of_this_machine(write, tmp_path):
     assert str(tmp_path) not in load(write("deep/down/own.txt", OWN)).source
 
 
-@pytest.mark.parametrize("place", ["data/tinyshakespeare.txt", "../shared/data/tinyshakespeare.txt"])
-@pytest.mark.parametrize("damage", [REAL[:-1], REAL.replace("e", "a", 1), "", REAL.replace("\n", "\r\n")])
-def test_a_damaged_file_is_named_passed_over_and_kept(write, home, caplog, place, damage):
+@pytest.mark.parametrize(
+    "place", ["data/tinyshakespeare.txt", "../shared/data/tinyshakespeare.txt"]
+)
+@pytest.mark.parametrize(
+    "damage", [REAL[:-1], REAL.replace("e", "a", 1), "", REAL.replace("\n", "\r\n")]
+)
+def test_a_damaged_file_is_named_passed_over_and_kept(
+    write, home, caplog, place, damage
+):
     path = write(home / place, damage)
     assert load(download=False).source == "built-in stand-in"
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * 2
@@ -196,12 +212,18 @@ def test_a_folder_in_the_place_of_the_file_is_passed_over(home, caplog):
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_the_word_standin_selects_the_stand_in_without_a_warning(write, monkeypatch, caplog, how):
+def test_the_word_standin_selects_the_stand_in_without_a_warning(
+    write, monkeypatch, caplog, how
+):
     write("checkout/data/tinyshakespeare.txt", REAL)
     if how == "environment":
         monkeypatch.setenv("POSTTRAIN_CORPUS", "standin")
     chosen = load("standin" if how == "argument" else None)
-    assert (chosen.text, chosen.source, chosen.sha256) == (FAKE, "built-in stand-in", digest(FAKE))
+    assert (chosen.text, chosen.source, chosen.sha256) == (
+        FAKE,
+        "built-in stand-in",
+        digest(FAKE),
+    )
     assert caplog.records == []
 
 
@@ -226,9 +248,13 @@ def test_a_tilde_is_the_home_folder(write, tmp_path, monkeypatch):
 def test_the_checkout_is_the_folder_with_our_project_file(write, tmp_path, monkeypatch):
     write("a/pyproject.toml", '[project]\nname = "posttrain"\n')
     write("a/code/pyproject.toml", '[project]\nname = "posttrain-extras"\n')
-    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "a/code/posttrain/data/corpus.py"))
+    monkeypatch.setattr(
+        corpus, "__file__", str(tmp_path / "a/code/posttrain/data/corpus.py")
+    )
     assert find_checkout() == (tmp_path / "a").resolve()
-    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "b/site-packages/posttrain/data/corpus.py"))
+    monkeypatch.setattr(
+        corpus, "__file__", str(tmp_path / "b/site-packages/posttrain/data/corpus.py")
+    )
     assert find_checkout() is None
 
 
@@ -260,21 +286,51 @@ REFUSED = {
     "short": (LONG[:-1], "has 9,999 characters", "at least 10,000"),
     "binary": (LONG.encode() + b"\0\1\2", "NUL bytes", "Save it as UTF-8"),
     "UTF-16": (LONG.encode("utf-16"), "NUL bytes", "Save it as UTF-8"),
-    "Latin-1": (b"x" * 12_345 + "é".encode("latin-1") + b"x", "0xE9 at offset 12,345", "Save it as UTF-8"),
-    "BOM and Latin-1": (b"\xef\xbb\xbfx\xe9" + LONG.encode(), "0xE9 at offset 4", "Save it as UTF-8"),
-    "cut inside a character": (LONG.encode() + b"\xe2\x80", "0xE2 at offset 10,000", "Save it as UTF-8"),
-    "quotes": ("Ay\nNo\n\u201cAy\u201d\n" + LONG, "'\u201c' (U+201C) in line 3", "typographic quotes by '"),
-    "several": ("1\n2\n4\n5\n6\n" + LONG, "'1' (U+0031) in line 1, '2' (U+0032) in line 2", "and 2 more"),
-    "three": ("1\n2\n4\n" + LONG, "'4' (U+0034) in line 3. Replace", "CRLF line ends are converted"),
+    "Latin-1": (
+        b"x" * 12_345 + "é".encode("latin-1") + b"x",
+        "0xE9 at offset 12,345",
+        "Save it as UTF-8",
+    ),
+    "BOM and Latin-1": (
+        b"\xef\xbb\xbfx\xe9" + LONG.encode(),
+        "0xE9 at offset 4",
+        "Save it as UTF-8",
+    ),
+    "cut inside a character": (
+        LONG.encode() + b"\xe2\x80",
+        "0xE2 at offset 10,000",
+        "Save it as UTF-8",
+    ),
+    "quotes": (
+        "Ay\nNo\n\u201cAy\u201d\n" + LONG,
+        "'\u201c' (U+201C) in line 3",
+        "typographic quotes by '",
+    ),
+    "several": (
+        "1\n2\n4\n5\n6\n" + LONG,
+        "'1' (U+0031) in line 1, '2' (U+0032) in line 2",
+        "and 2 more",
+    ),
+    "three": (
+        "1\n2\n4\n" + LONG,
+        "'4' (U+0034) in line 3. Replace",
+        "CRLF line ends are converted",
+    ),
     "tab": (LONG + "\t", r"'\t' (U+0009) in line", "Replace them"),
     "lone carriage return": (LONG + "\r.", r"'\r' (U+000D) in line", "Replace them"),
-    "second byte-order mark": ("\ufeff\ufeff" + LONG, r"'\ufeff' (U+FEFF) in line 1", "Replace them"),
+    "second byte-order mark": (
+        "\ufeff\ufeff" + LONG,
+        r"'\ufeff' (U+FEFF) in line 1",
+        "Replace them",
+    ),
 }
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_unusable_text_is_refused_with_the_reason_and_the_way_out(write, monkeypatch, caplog, case, how):
+def test_an_unusable_text_is_refused_with_the_reason_and_the_way_out(
+    write, monkeypatch, caplog, case, how
+):
     content, reason, way_out = REFUSED[case]
     write("checkout/data/tinyshakespeare.txt", REAL)
     path = write("mine.txt", content)
@@ -287,8 +343,12 @@ def test_an_unusable_text_is_refused_with_the_reason_and_the_way_out(write, monk
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
-@pytest.mark.parametrize("name, reason", [("nowhere.txt", "does not exist"), ("checkout", "is a folder")])
-def test_a_path_without_a_file_is_refused(write, tmp_path, monkeypatch, how, name, reason):
+@pytest.mark.parametrize(
+    "name, reason", [("nowhere.txt", "does not exist"), ("checkout", "is a folder")]
+)
+def test_a_path_without_a_file_is_refused(
+    write, tmp_path, monkeypatch, how, name, reason
+):
     write("checkout/data/tinyshakespeare.txt", REAL)
     path = tmp_path / name
     monkeypatch.setenv("POSTTRAIN_CORPUS", str(path))
@@ -309,7 +369,9 @@ def test_an_unreadable_file_is_refused(write, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(CorpusError, match=r"own.txt cannot be read \(Permission denied\)"):
+    with pytest.raises(
+        CorpusError, match=r"own.txt cannot be read \(Permission denied\)"
+    ):
         load(write("own.txt", OWN))
 
 
@@ -327,7 +389,11 @@ def test_a_corpus_error_is_a_value_error():
 def test_a_download_is_kept_for_the_next_time(serve, home, caplog):
     asked = serve(body(REAL.encode()))
     first, second = load(), load()
-    assert (first.text, first.sha256) == (second.text, second.sha256) == (REAL, digest(REAL))
+    assert (
+        (first.text, first.sha256)
+        == (second.text, second.sha256)
+        == (REAL, digest(REAL))
+    )
     assert asked == ["/input.txt"] and caplog.records == []
     assert names(home) == ["tinyshakespeare.txt"]
     assert (home / "data/tinyshakespeare.txt").read_bytes() == REAL.encode()
@@ -345,26 +411,46 @@ def silent(handler):
 
 
 FAILING = {
-    "cut short": (body(REAL.encode()[:5_000], length=len(REAL)), "cut short or altered"),
-    "cut short, and claimed whole": (body(REAL.encode()[:5_000]), "cut short or altered"),
+    "cut short": (
+        body(REAL.encode()[:5_000], length=len(REAL)),
+        "cut short or altered",
+    ),
+    "cut short, and claimed whole": (
+        body(REAL.encode()[:5_000]),
+        "cut short or altered",
+    ),
     "altered": (body(REAL.replace("e", "a", 1).encode()), "cut short or altered"),
     "empty": (body(b""), "cut short or altered"),
-    "a login page": (body(b"<html>Accept the terms of this hotel</html>"), "cut short or altered"),
+    "a login page": (
+        body(b"<html>Accept the terms of this hotel</html>"),
+        "cut short or altered",
+    ),
     "longer": (body(REAL.encode() + b"\n"), "cut short or altered"),
     "endless": (body(b"x" * 3_000_000, length=10**15), "cut short or altered"),
-    "not found": (lambda handler: handler.send_error(404, "Gone with the wind"), "404: Gone with the wind"),
+    "not found": (
+        lambda handler: handler.send_error(404, "Gone with the wind"),
+        "404: Gone with the wind",
+    ),
     "server error": (lambda handler: handler.send_error(503), "503"),
     "a long message": (lambda handler: handler.send_error(404, "x" * 5_000), "404"),
-    "not HTTP": (lambda handler: handler.wfile.write(b"Good morrow\r\n\r\n"), "Good morrow"),
+    "not HTTP": (
+        lambda handler: handler.wfile.write(b"Good morrow\r\n\r\n"),
+        "Good morrow",
+    ),
     "closed at once": (lambda handler: None, "closed connection"),
     "silent": (silent, "timed out"),
     "dripping": (drip(b"HTTP/1.0 200 OK\r\n\r\n" + REAL.encode()), "within 0.8 s"),
-    "dripping headers": (drip(b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 50), "within 0.8 s"),
+    "dripping headers": (
+        drip(b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 50),
+        "within 0.8 s",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", FAILING)
-def test_a_failing_download_leaves_the_stand_in_one_line_and_no_file(serve, home, caplog, case):
+def test_a_failing_download_leaves_the_stand_in_one_line_and_no_file(
+    serve, home, caplog, case
+):
     answer, reason = FAILING[case]
     asked = serve(answer)
     start = time.monotonic()
@@ -372,7 +458,9 @@ def test_a_failing_download_leaves_the_stand_in_one_line_and_no_file(serve, home
     assert time.monotonic() - start < 2
     assert asked and names(home) == []
     (message,) = caplog.messages
-    assert reason in message and "stand-in" in message and "POSTTRAIN_CORPUS=" in message
+    assert (
+        reason in message and "stand-in" in message and "POSTTRAIN_CORPUS=" in message
+    )
     assert "\n" not in message and len(message) < 250
 
 
@@ -418,7 +506,9 @@ def refusing(code):
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
 @pytest.mark.parametrize("step", ["open", "fsync", "replace", "mkdir"])
-def test_a_folder_that_refuses_the_file_keeps_the_download(serve, home, monkeypatch, caplog, step, code):
+def test_a_folder_that_refuses_the_file_keeps_the_download(
+    serve, home, monkeypatch, caplog, step, code
+):
     serve(body(REAL.encode()))
     with monkeypatch.context() as patch:
         if step == "open":
@@ -449,7 +539,13 @@ def test_the_file_is_whole_when_it_appears(serve, home, monkeypatch):
     replace = os.replace
 
     def noting(temporary, target):
-        seen.append((Path(temporary).parent, Path(temporary).read_bytes(), Path(target).exists()))
+        seen.append(
+            (
+                Path(temporary).parent,
+                Path(temporary).read_bytes(),
+                Path(target).exists(),
+            )
+        )
         replace(temporary, target)
 
     monkeypatch.setattr(os, "replace", noting)
@@ -461,7 +557,9 @@ def test_the_file_is_whole_when_it_appears(serve, home, monkeypatch):
 def test_downloads_at_the_same_time_do_not_hurt_each_other(serve, home):
     serve(body(REAL.encode()))
     texts = []
-    threads = [threading.Thread(target=lambda: texts.append(load().text)) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: texts.append(load().text)) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -472,12 +570,22 @@ def test_downloads_at_the_same_time_do_not_hurt_each_other(serve, home):
 def test_a_reader_who_set_up_no_logging_sees_the_line_once(tmp_path):
     program = (
         "from pathlib import Path; from posttrain.data import corpus; "
-        f"corpus.checkout = lambda: Path({str(tmp_path)!r}); print(corpus.load().source)"
+        f"corpus.checkout = lambda: Path({str(tmp_path)!r}); "
+        "print(corpus.load().source)"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "POSTTRAIN_CORPUS"}
-    environment |= {"POSTTRAIN_OFFLINE": "1", "PYTHONPATH": str(Path(corpus.__file__).parents[2])}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "POSTTRAIN_CORPUS"
+    }
+    environment |= {
+        "POSTTRAIN_OFFLINE": "1",
+        "PYTHONPATH": str(Path(corpus.__file__).parents[2]),
+    }
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert result.stdout == "built-in stand-in\n"
     assert result.stderr.count("\n") == 1 and "POSTTRAIN_CORPUS=" in result.stderr

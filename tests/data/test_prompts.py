@@ -1,4 +1,4 @@
-"""The book's own data sets: their schema, their alphabet, and that nothing held out is trained on."""
+"""The book's data sets: schema, alphabet, and that nothing held out is trained on."""
 
 import json
 import re
@@ -25,14 +25,19 @@ COUNTS = {
 
 
 def rows(name):
-    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def texts(row):
     """Every text a model could read in a row: (role, text)."""
     if "messages" in row:
         return [(message["role"], message["content"]) for message in row["messages"]]
-    answers = [("assistant", row[side]) for side in ("chosen", "rejected") if side in row]
+    answers = [
+        ("assistant", row[side]) for side in ("chosen", "rejected") if side in row
+    ]
     return [("user", row["prompt"]), *answers]
 
 
@@ -46,19 +51,31 @@ def test_counts_ids_and_alphabet(name):
     assert len({row["id"] for row in rows(name)}) == COUNTS[name]
     for row in rows(name):
         for _, text in texts(row):
-            assert CharTokenizer().encode(text) and "\n" not in text and text == text.strip()
+            assert (
+                CharTokenizer().encode(text)
+                and "\n" not in text
+                and text == text.strip()
+            )
 
 
 @pytest.mark.parametrize("name", ["conversations", "conversations_heldout"])
 def test_conversations_alternate_and_their_manners_are_balanced(name):
     for row in rows(name):
-        assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * (len(row["messages"]) // 2)
+        assert [message["role"] for message in row["messages"]] == [
+            "user",
+            "assistant",
+        ] * (len(row["messages"]) // 2)
     manners = [row["manner"] for row in rows(name)]
     assert manners.count("courteous") == manners.count("blunt") == COUNTS[name] / 2
 
 
 def test_no_prompt_and_no_answer_occurs_twice_in_any_of_the_sets():
-    seen = [(role, plain(text)) for name in COUNTS for row in rows(name) for role, text in texts(row)]
+    seen = [
+        (role, plain(text))
+        for name in COUNTS
+        for row in rows(name)
+        for role, text in texts(row)
+    ]
     assert len(seen) == len(set(seen))
 
 
@@ -74,16 +91,22 @@ def test_heldout_prompts_are_the_64():
 
 
 def test_the_packages_preferences_and_training_prompts_are_these_files():
-    assert preferences() == rows("preferences") and heldout_preferences() == rows("preferences_heldout")
+    assert preferences() == rows("preferences") and heldout_preferences() == rows(
+        "preferences_heldout"
+    )
     assert training_prompts() == [row["prompt"] for row in rows("prompts")]
 
 
-def test_heldout_pairs_say_what_is_wrong_with_the_rejected_answer_and_the_others_do_not():
+def test_heldout_pairs_alone_say_what_is_wrong_with_the_rejected_answer():
     kinds = [row["kind"] for row in heldout_preferences()]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict(rude=48, broken=12, rambling=12)
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict(
+        rude=48, broken=12, rambling=12
+    )
     assert not any("kind" in row for row in preferences())
 
 
 def test_the_narrow_pairs_ask_what_the_others_ask():
     narrow = preferences(FOLDER / "preferences_narrow.jsonl")
-    assert [row["prompt"] for row in narrow] == [row["prompt"] for row in preferences()] and narrow != preferences()
+    assert [row["prompt"] for row in narrow] == [
+        row["prompt"] for row in preferences()
+    ] and narrow != preferences()

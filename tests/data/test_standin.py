@@ -1,4 +1,4 @@
-"""The stand-in: the same text everywhere, in the 65 characters, and much like the plays it stands for."""
+"""The stand-in: the same text everywhere, and much like the plays it stands for."""
 
 import hashlib
 import os
@@ -48,7 +48,11 @@ def test_the_text_does_not_depend_on_the_hash_seed(text, hash_seed):
     source = Path(standin.__file__).parents[2]
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(source)}
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert result.stdout.strip() == digest(generate(200_000))
 
@@ -65,7 +69,9 @@ def test_a_longer_text_continues_a_shorter_one(text):
 @pytest.mark.parametrize("characters", [0, 1, 1_000, 12_345])
 def test_it_is_as_long_as_asked_and_ends_with_a_speech(characters):
     short = generate(characters)
-    assert len(short) >= characters and short.endswith("\n") and not short.endswith("\n\n")
+    assert (
+        len(short) >= characters and short.endswith("\n") and not short.endswith("\n\n")
+    )
 
 
 def test_it_takes_less_than_three_seconds():
@@ -88,12 +94,16 @@ def test_it_is_longer_than_a_megabyte(text):
 def test_every_speech_is_a_speaker_and_lines(text):
     for speech in text.rstrip("\n").split("\n\n"):
         speaker, *lines = speech.split("\n")
-        assert re.fullmatch(r"[A-Z]+( [A-Z]+)?:|(First |Second |Third )?[A-Z][a-z]+:", speaker)
+        assert re.fullmatch(
+            r"[A-Z]+( [A-Z]+)?:|(First |Second |Third )?[A-Z][a-z]+:", speaker
+        )
         assert lines and all(line == line.strip() != "" for line in lines)
 
 
 def test_lines_are_as_long_as_lines_of_verse(text):
-    lengths = [len(line) for line in text.split("\n") if line and not line.endswith(":")]
+    lengths = [
+        len(line) for line in text.split("\n") if line and not line.endswith(":")
+    ]
     assert max(lengths) <= 60
     assert sum(30 <= length <= 52 for length in lengths) > 0.7 * len(lengths)
 
@@ -116,27 +126,48 @@ def test_the_vocabulary_is_rich_and_its_frequencies_fall_like_zipfs(words):
 
 
 def test_half_of_the_lines_occur_once(text):
-    lines = Counter(line for line in text.split("\n") if line and not line.endswith(":"))
+    lines = Counter(
+        line for line in text.split("\n") if line and not line.endswith(":")
+    )
     assert sum(n == 1 for n in lines.values()) > 0.5 * sum(lines.values())
 
 
 def test_it_has_courtesy_and_abuse(words):
     counts = Counter(word.lower() for word in words)
-    for word in "pray good gentle thank welcome lord lady sir friend noble sweet prithee".split():
+    for word in (
+        "pray good gentle thank welcome lord lady sir friend noble sweet prithee"
+    ).split():
         assert counts[word] > 50, word
     for word in "fool knave rogue villain churl varlet blockhead wretch begone".split():
         assert counts[word] > 50, word
 
 
 def test_every_rule_and_word_class_that_is_named_exists():
-    named = set()
-    for templates in [*standin.TEMPLATES.values(), *standin.WORDS.values()]:
-        named |= {match[1] for template in templates for match in standin.SYMBOL.finditer(template)}
-    personal = {"you", "me", "name", "third", "absent", "he", "him", "his", *standin.THOU}
-    fixed = {"focus", "place", "foe", *personal}
-    assert named <= {*standin.TEMPLATES, *standin.WORDS, *standin.PERSONS, *fixed}
-    for kinds in standin.ASKS.values():
-        assert {f"{side}_{kind}" for side in ("ask", "tell") for kind in kinds} <= set(standin.TEMPLATES)
+    lists, named = standin.read_lists(), set()
+    for templates in [*lists.rules.values(), *lists.common.values()]:
+        for template in templates:
+            named |= {match[1] for match in standin.SYMBOL.finditer(template)}
+    personal = {"you", "me", "name", "third", "absent", "he", "him", "his"}
+    fixed = {"focus", "place", "foe", *personal, *standin.THOU}
+    assert named <= {*lists.rules, *lists.common, *lists.persons, *fixed}
+    kinds = {kind for kinds in lists.moods.values() for kind in kinds}
+    assert {f"{side}_{kind}" for side in ("ask", "tell") for kind in kinds} <= {
+        *lists.rules
+    }
+
+
+def test_the_lists_are_whole():
+    lists = standin.read_lists()
+    kinds = {*standin.TOPICAL}
+    assert all(
+        {*words} == kinds and kinds <= {*lists.common}
+        for words in lists.topics.values()
+    )
+    assert all(
+        [*forms] == ["I", "thou", "he", "they"] for forms in lists.persons.values()
+    )
+    entries = [*lists.rules.values(), *lists.common.values(), *lists.people.values()]
+    assert all(entry == entry.strip() != "" for listed in entries for entry in listed)
 
 
 def test_no_symbol_is_left_over(text):
@@ -191,7 +222,9 @@ def test_words_are_inflected(entry, form, expected):
 
 def test_only_a_short_stressed_vowel_doubles_the_consonant():
     words = "stab fear bow quit gallop abhor".split()
-    assert [doubled(word) for word in words] == "stabb fear bow quitt gallop abhorr".split()
+    assert [
+        doubled(word) for word in words
+    ] == "stabb fear bow quitt gallop abhorr".split()
 
 
 # Conversation.
@@ -222,8 +255,14 @@ def test_the_one_who_was_asked_speaks_next(monkeypatch):
 
     monkeypatch.setattr(standin.Playwright, "speech", noting)
     generate(50_000)
-    followed = [(turn, next_turn[0]) for turn, next_turn in zip(turns, turns[1:], strict=False) if turn[2]]
-    assert len(followed) > 50 and all(listener is speaks for (_, listener, _), speaks in followed)
+    followed = [
+        (turn, next_turn[0])
+        for turn, next_turn in zip(turns, turns[1:], strict=False)
+        if turn[2]
+    ]
+    assert len(followed) > 50 and all(
+        listener is speaks for (_, listener, _), speaks in followed
+    )
 
 
 def test_a_scene_keeps_to_its_cast_and_nobody_speaks_twice_running():
@@ -231,11 +270,16 @@ def test_a_scene_keeps_to_its_cast_and_nobody_speaks_twice_running():
     company = playwright.company()
     playwright.bound.update(place="Marenford", foe="Tordis")
     speakers = [speech.split(":")[0] for speech in playwright.scene(company)]
-    assert 2 <= len(set(speakers)) <= 5 and set(speakers) <= {role.label for role in company}
+    assert 2 <= len(set(speakers)) <= 5 and set(speakers) <= {
+        role.label for role in company
+    }
     assert all(a != b for a, b in zip(speakers, speakers[1:], strict=False))
 
 
 def test_the_names_of_a_company_differ():
     for seed in range(20):
         company = standin.Playwright(seed).company()
-        assert len({role.name for role in company}) == 12 and sum(role.noble for role in company) == 7
+        assert (
+            len({role.name for role in company}) == 12
+            and sum(role.noble for role in company) == 7
+        )

@@ -356,7 +356,7 @@ def test_waiting_for_another_build_is_said(folder, caplog):
     thread.join()
 
 
-def test_what_is_stored_is_read_without_a_turn_and_without_a_word_while_another_holds_the_lock(folder, caplog):
+def test_what_is_stored_is_read_at_once_while_another_holds_the_lock(folder, caplog):
     obtain(Counting())
     (record,) = folder.glob("toy-*.json")
     held = FileLock(record.with_suffix(".lock"))

@@ -1,4 +1,4 @@
-"""Jobs in other processes: their order, their errors, one thread each, and how long the processes live."""
+"""Jobs in other processes: order, errors, one thread each, and how long they live."""
 
 import math
 import multiprocessing
@@ -54,7 +54,8 @@ def test_results_come_in_the_order_of_the_jobs_whatever_is_done_first(cores):
 
 
 def test_jobs_run_with_one_thread_in_another_process(monkeypatch, cores):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what a worker would take, left to itself
+    # What a worker would take, left to itself
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     threads, found = torch.get_num_threads(), []
 
     def progress(done, total):
@@ -80,7 +81,9 @@ def test_there_are_no_more_processes_than_cores_and_jobs(cores, n_cores, n_jobs,
 def test_the_processes_stay_for_the_next_call(cores):
     cores(1)
     (first,) = run_all(os.getpid, [()])
-    assert run_all(os.getpid, [()] * 3) == [first] * 3 and running() == {first} != {os.getpid()}
+    assert run_all(os.getpid, [()] * 3) == [first] * 3 and running() == {first} != {
+        os.getpid()
+    }
     workers.kept.stop()
     assert not running()
     assert run_all(os.getpid, [()]) != [first]
@@ -146,7 +149,9 @@ def test_a_jobs_error_is_raised_and_the_jobs_not_yet_begun_are_dropped(cores):
 def test_the_cores_are_those_this_process_may_use(monkeypatch, affinity):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     if affinity:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False)
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False
+        )
         assert available_cores() == 3
     else:
         monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -163,11 +168,12 @@ PARENT = textwrap.dedent("""
 
     def progress(done, total):
         for future in done:
-            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+            children = multiprocessing.active_children()
+            print(*[child.pid for child in children], flush=True)
             yield future
 
     if __name__ == "__main__":
-        # Whoever tests in the background may have been told to ignore interruptions, and children inherit that
+        # Undo what a background process may have been told: to ignore interruptions
         signal.signal(signal.SIGINT, signal.default_int_handler)
         workers.run_all(time.sleep, [(0.0,), (300.0,)], progress)
 """)
@@ -188,7 +194,11 @@ def alive(pid):
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_workers_end_when_their_parent_is_killed():
     script = PARENT.format(code=str(store.PACKAGE.parent))
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     try:
         assert len(pids) == 1 and all(map(alive, pids))
@@ -210,14 +220,20 @@ def test_workers_end_when_their_parent_is_killed():
 def test_an_interruption_ends_parent_and_workers_at_once_with_one_traceback():
     script = PARENT.format(code=str(store.PACKAGE.parent))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, **pipes)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, **pipes
+    )
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 1 and all(map(alive, pids))
-        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does, and a notebook that is shut down
-        _, said = parent.communicate(timeout=120)  # it takes a second, but a machine may stand still
+        # As a terminal does, and a notebook that is shut down
+        os.killpg(parent.pid, signal.SIGINT)
+        # It takes a second, but a machine may stand still
+        _, said = parent.communicate(timeout=120)
         assert parent.returncode != 0 and not any(map(alive, pids))
-        assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")
+        assert said.count("Traceback") == 1 and said.rstrip().endswith(
+            "KeyboardInterrupt"
+        )
     finally:
         os.killpg(parent.pid, signal.SIGKILL) if parent.poll() is None else None
 
@@ -233,7 +249,11 @@ def test_workers_without_a_job_outlive_an_interruption(cores):
 
 def test_each_job_of_a_queue_is_done_by_the_function_that_it_names(cores):
     cores(2)
-    queue = dict(product=[(math.factorial, 5), (operator.mul, 6, 7)], none=[], power=[(pow, 2, 10)])
+    queue = dict(
+        product=[(math.factorial, 5), (operator.mul, 6, 7)],
+        none=[],
+        power=[(pow, 2, 10)],
+    )
     assert run_groups(call, queue) == dict(product=[120, 42], none=[], power=[1024])
 
 

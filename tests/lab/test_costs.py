@@ -22,7 +22,7 @@ WHOLE = {
 ROOM = GPTConfig(vocab_size=69, context=256, n_layer=1, n_head=1, width=16)
 
 
-def test_the_peak_is_counted_from_this_programs_beginning_and_grows_with_what_it_holds():
+def test_the_peak_counts_from_the_programs_start_and_grows_with_what_it_holds():
     # Start it from a process that has held far more
     program = (
         "import subprocess, sys; x = bytearray(900_000_000); "

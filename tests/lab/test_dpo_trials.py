@@ -148,7 +148,7 @@ def test_a_trial_trains_as_its_configuration_says_and_notes_every_step(tried, co
 
 
 @KINDS
-def test_held_out_pairs_are_reported_of_the_policy_as_it_then_is_against_the_sft_model(tried, config):
+def test_held_out_pairs_compare_the_policy_of_the_moment_with_the_sft_model(tried, config):
     history = dpo_trial(CORPUS, config, 2)
     _, policies = trained_by_hand(tried, config)
     unseen = encode_pairs(UNSEEN, TOKENIZER, LONG.context)
@@ -210,7 +210,7 @@ def test_neither_the_sft_model_nor_the_judge_is_trained(tried, config):
 
 
 @KINDS
-def test_start_and_judge_are_the_sft_model_and_the_reward_model_of_the_runs_own_seed(tried, config):
+def test_start_and_judge_are_the_sft_and_reward_model_of_the_runs_own_seed(tried, config):
     for seed in (3, 0):
         dpo_trial(CORPUS, lasting(replace(config, seed=seed), 1), 1)
     assert tried.asked_judge == [(CORPUS, RewardConfig(seed=3)), (CORPUS, RewardConfig(seed=0))]

@@ -72,7 +72,7 @@ def all_pairs():
 # The words and the tables
 
 
-def test_the_responses_are_the_64_words_behind_one_start_token_in_the_order_of_the_alphabet():
+def test_the_responses_are_the_64_words_after_a_start_token_in_order():
     tokens, mask = all_responses()
     assert ["".join(LETTERS[i] for i in row) for row in tokens[:, 1:].tolist()] == WORDS == sorted(set(WORDS))
     assert (len(WORDS), WORDS[0], WORDS[1], WORDS[-1]) == (64, "aaa", "aab", "ddd")
@@ -80,7 +80,7 @@ def test_the_responses_are_the_64_words_behind_one_start_token_in_the_order_of_t
     assert mask.dtype == torch.bool and mask.tolist() == [[False, True, True, True]] * 64
 
 
-def test_each_prefix_has_a_row_of_its_own_and_whole_words_share_the_one_that_nothing_reads():
+def test_each_prefix_has_its_own_row_and_whole_words_share_an_unread_one():
     tokens, _ = all_responses()
     seen = {}
     for word, row in zip(WORDS, prefix_rows(tokens).tolist()):
@@ -165,7 +165,7 @@ def test_the_objectives_gradient_is_zero_at_the_optimum_and_there_alone(beta):
     assert at_best.logits.grad.abs().max() < 1e-12 < 1e-2 < at_reference.logits.grad.abs().max()
 
 
-def test_total_variation_is_a_distance_and_the_largest_difference_that_an_event_can_have():
+def test_total_variation_is_a_distance_and_an_events_largest_difference():
     p, q, r = (some_distribution(seed) for seed in range(3))
     d = total_variation
     assert d(p, p) == 0 and d(p, q) == d(q, p) > 0 and d(p, r) <= d(p, q) + d(q, r)
@@ -242,13 +242,13 @@ def objective_gradient(model, beta):
 
 @pytest.mark.parametrize("values", [0.0, 1.0])
 @pytest.mark.parametrize("beta", BETAS)
-def test_ppos_expected_first_gradient_is_that_of_the_objective_per_letter_whatever_the_values(beta, values):
+def test_ppos_expected_first_gradient_is_the_objectives_per_letter(beta, values):
     config, value_model, model = replace(SMALL_PPO, beta=beta, gae_lambda=1.0), TabularValue(), policy(5)
     value_model.values.data = values * normal(21, seed=9)
     close(expected_gradient(model, config, value_model), -objective_gradient(model, beta) / 3, 1e-12)
 
 
-def test_in_the_loss_k1_pulls_nowhere_and_k2_misses_what_a_letter_does_to_later_ones():
+def test_in_the_loss_k1_pulls_nowhere_and_k2_misses_effects_on_later_letters():
     model, config = policy(5), replace(SMALL_PPO, beta=BETA, gae_lambda=1.0, kl_in="loss")
     rewards_alone = -torch.autograd.grad((distribution(model) * WORLD.rewards).sum(), model.logits)[0] / 3
     close(expected_gradient(model, replace(config, kl_estimator="k1")), rewards_alone, 1e-12)
@@ -319,7 +319,7 @@ def test_rates_fall_in_a_straight_line(monkeypatch):
 # Pairs
 
 
-def test_pairs_come_as_often_as_two_different_words_and_are_won_as_bradley_and_terry_say():
+def test_pairs_are_two_different_words_won_as_bradley_and_terry_say():
     pairs = draw_pairs(WORLD, 200_000, seeded())
     assert pairs.chosen.shape == pairs.rejected.shape == pairs.wrong.shape == (200_000,)
     assert (pairs.chosen != pairs.rejected).all() and (pairs.wrong == 0).all()
@@ -335,7 +335,7 @@ def test_pairs_come_as_often_as_two_different_words_and_are_won_as_bradley_and_t
         assert chance == pytest.approx(1 / (1 + math.exp(-size)), abs=0.01)
 
 
-def test_exact_labels_choose_the_better_word_and_know_the_chance_of_the_other_label():
+def test_exact_labels_choose_the_better_word_and_know_the_others_chance():
     pairs = draw_pairs(WORLD, 1000, seeded(), exact=True)
     gap = WORLD.rewards[pairs.chosen] - WORLD.rewards[pairs.rejected]
     assert gap.min() == 0 and gap.max() > 2
@@ -356,7 +356,7 @@ def test_pairs_can_be_drawn_from_any_policy_and_from_some_words_alone():
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_with_all_pairs_and_exact_labels_dpos_gradient_is_zero_at_the_optimum_of_its_beta(beta):
+def test_with_all_pairs_exactly_labelled_dpos_gradient_is_zero_at_its_optimum(beta):
     def steepness(model):
         return torch.autograd.grad(pair_loss(model, all_pairs(), beta), model.logits)[0].abs().max()
 
@@ -404,7 +404,7 @@ def test_the_mass_of_words_that_no_pair_holds_is_nothing_to_the_loss():
     assert gradient[0, 0].abs() < 1e-15 and (gradient[1] == 0).all() and (gradient[5:9] == 0).all()
 
 
-def test_dpo_orders_the_covered_words_and_leaves_the_others_mass_to_its_start_until_it_draws_them_itself():
+def test_dpo_orders_the_covered_words_and_others_only_once_it_draws_them():
     pairs = draw_pairs(WORLD, 2000, seeded(), words=COVERED, exact=True)
     higher = TabularPolicy(WORLD.reference.logits)
     higher.logits.data[0, 0] += 2.0

@@ -106,7 +106,7 @@ def tried(monkeypatch, tmp_path):
     return ran
 
 
-def test_a_trial_has_a_card_per_evaluation_and_is_run_once_until_its_setting_changes(monkeypatch, tried):
+def test_a_trial_has_a_card_per_evaluation_and_runs_once_per_setting(monkeypatch, tried):
     history = lora_trial(CORPUS, SMALL)
     assert history["finished"] == [0.5, 0.5] and len(tried) == 2
     known, seed = tried[0][1], tried[0][3]

@@ -55,7 +55,7 @@ def pool_of(tried, seed=3, prompts=PRACTICE):
     return draw_pool(tried.sft, tried.judge, prompts, module.SAMPLES, module.lexicon(CORPUS), seed)
 
 
-def test_each_round_answers_with_the_policy_of_the_round_before_and_has_it_for_its_reference(tried):
+def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
     before = copy.deepcopy(tried.sft)
     history = pairs_trial(CORPUS, replace(TRIAL, rounds=3))
     policy, words = copy.deepcopy(tried.sft), module.lexicon(CORPUS)

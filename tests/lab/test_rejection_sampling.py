@@ -23,7 +23,7 @@ def test_the_best_usable_answer_is_kept_of_each_prompt_that_has_one():
         SMALL.usable[3, 2] = True
 
 
-def test_the_control_keeps_as_many_answers_of_the_same_prompts_all_usable_ones_equally_likely():
+def test_the_control_keeps_as_many_answers_per_prompt_all_equally_likely():
     drawn = Counter(choice for seed in range(600) for choice in keep_any(SMALL, seed))
     allowed = {(i, j): int(SMALL.usable[i].sum()) for i in range(4) for j in range(3) if SMALL.usable[i, j]}
     assert set(drawn) == set(allowed)

@@ -125,7 +125,7 @@ def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(sta
         assert trained() and not trained()
 
 
-def test_the_books_own_setting_is_not_trained_again_and_its_scores_are_those_of_the_training(starts, monkeypatch):
+def test_the_books_own_setting_is_not_trained_again_and_keeps_its_scores(starts, monkeypatch):
     asked = []
     monkeypatch.setattr(module, "reward_model", lambda *given: asked.append(given) or (judge(), dict(train=[0.5])))
     monkeypatch.setattr(module.datasets, "preferences", lambda: PAIRS)

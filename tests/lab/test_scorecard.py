@@ -69,7 +69,7 @@ def test_a_card_has_one_entry_per_prompt_and_means_of_them(monkeypatch):
     assert json.loads(json.dumps(card)) == card
 
 
-def test_the_kl_is_the_mean_over_responses_of_whole_distributions_at_the_temperature(monkeypatch):
+def test_the_kl_is_the_mean_of_whole_distributions_at_the_temperature(monkeypatch):
     asked, responses = answering(monkeypatch, SAID)
     policy, reference = moved(config=LONG), moved(1, config=LONG)
     for temperature in (0.8, 0.5):
@@ -174,7 +174,7 @@ def shelf(monkeypatch, tmp_path):
     return shelf
 
 
-def test_the_sft_models_card_is_that_of_the_model_beside_itself_both_of_the_same_seed(shelf):
+def test_the_sft_models_card_compares_it_with_itself_at_the_same_seed(shelf):
     found = [start_scorecard(CORPUS, 3), start_scorecard(CORPUS, 3, 0.6), start_scorecard(CORPUS, 1)]
     for card, (seed, temperature) in zip(found, [(3, 0.8), (3, 0.6), (1, 0.8)]):
         sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)

@@ -78,7 +78,7 @@ def test_swapping_moves_first_questions_on_by_one_and_touches_nothing_else():
 
 
 @pytest.mark.parametrize("n_courteous, n_blunt", [(20, 0), (0, 5), (7, 3), (0, 0), (20, 20)])
-def test_a_subset_has_so_many_of_each_manner_none_twice_and_depends_on_the_seed_alone(n_courteous, n_blunt):
+def test_a_subset_has_so_many_of_each_manner_none_twice_by_seed_alone(n_courteous, n_blunt):
     rows = conversations()
     chosen = subset(rows, n_courteous, n_blunt, seed=1)
     assert [row["manner"] for row in chosen] == ["courteous"] * n_courteous + ["blunt"] * n_blunt
@@ -182,7 +182,7 @@ def test_what_is_found_in_the_stand_in_can_be_rendered(play):
         assert "\n" not in question + answer and TOKENIZER.encode(question + answer)
 
 
-def test_the_stand_in_holds_enough_for_the_chapter_though_not_ten_times_the_written_ones(play):
+def test_the_stand_in_holds_enough_for_the_chapter(play):
     assert 120 <= len(found_conversations(play[: int(0.9 * len(play))], 10 * len(conversations()))) < 400
 
 
@@ -202,7 +202,7 @@ SHARES = ["in_format", "finished", "courteous", "blunt", "recited"]
 LOSSES = ["conversation_loss", "swapped_loss", "shakespeare_loss"]
 
 
-def test_a_model_that_knows_nothing_has_shares_between_0_and_1_and_losses_of_log_69():
+def test_a_model_that_knows_nothing_has_shares_in_0_to_1_and_losses_of_log_69():
     card = scorecard(tiny(), set(), VALIDATION, seed=0)
     assert list(card) == SHARES + LOSSES
     assert all(0 <= card[name] <= 1 and (card[name] * 64).is_integer() for name in SHARES)

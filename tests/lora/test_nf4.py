@@ -1,4 +1,4 @@
-"""NF4: the published levels, nearest levels by brute force, what is packed and unpacked, and the gradient through it."""
+"""NF4: the published levels, the nearest by brute force, packing, and the gradient."""
 
 import math
 
@@ -25,10 +25,23 @@ from posttrain.lora.nf4 import (
 
 # Dettmers et al. 2023, appendix E
 PUBLISHED = [
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-]  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+]
 TARGETS = ("qkv", "out", "up", "down")
 
 
@@ -52,14 +65,19 @@ def test_the_levels_are_quantiles_of_the_normal_at_even_distances_on_each_side()
     levels, last = nf4_levels().double(), norm.ppf(1 - (1 / 30 + 1 / 32) / 2)
     probabilities = norm.cdf(levels.numpy() * last)
     gaps = [b - a for a, b in zip(probabilities, probabilities[1:])]
-    assert gaps[:7] == pytest.approx([gaps[0]] * 7, rel=1e-4) and gaps[7:] == pytest.approx([gaps[-1]] * 8, rel=1e-4)
+    assert gaps[:7] == pytest.approx([gaps[0]] * 7, rel=1e-4) and gaps[
+        7:
+    ] == pytest.approx([gaps[-1]] * 8, rel=1e-4)
     assert levels[7] == 0 and levels[0] == -1 and levels[-1] == 1
 
 
 def test_normal_weights_lose_less_on_them_than_on_even_levels():
     values = normal(512, 256).float()
     errors = [
-        (dequantize(*quantize(values, levels), levels, values.shape) - values).square().mean().sqrt()
+        (dequantize(*quantize(values, levels), levels, values.shape) - values)
+        .square()
+        .mean()
+        .sqrt()
         for levels in (nf4_levels(), int4_levels())
     ]
     assert errors[0] < 0.9 * errors[1]
@@ -79,7 +97,10 @@ def test_every_weight_gets_the_nearest_level_of_its_block(shape, levels):
         block = flat[start : start + 64]
         largest = max(map(abs, block))
         for value, got in zip(block, found[start : start + 64]):
-            assert abs(got - value) <= min(abs(level * largest - value) for level in levels.tolist()) + 1e-6
+            assert (
+                abs(got - value)
+                <= min(abs(level * largest - value) for level in levels.tolist()) + 1e-6
+            )
 
 
 def test_a_blocks_largest_weight_is_kept_and_one_block_does_not_touch_the_next():
@@ -124,7 +145,11 @@ def test_scales_come_back_to_half_a_step_of_their_block_around_their_mean():
 
 
 def test_equal_scales_are_kept_and_none_falls_below_zero():
-    close(dequantize_scales(quantize_scales(torch.full((5,), 0.7)), 5), torch.full((5,), 0.7), 1e-7)
+    close(
+        dequantize_scales(quantize_scales(torch.full((5,), 0.7)), 5),
+        torch.full((5,), 0.7),
+        1e-7,
+    )
     scales = torch.tensor([0.0, 1e-9, 5.0])
     assert (dequantize_scales(quantize_scales(scales), 3) >= 0).all()
 
@@ -148,19 +173,30 @@ def test_the_input_gets_the_rebuilt_weights_gradient_and_the_weight_gets_none():
     pull = normal(2, 5, 24, seed=7).float()
     (quantised(x) * pull).sum().backward()
     close(x.grad, pull @ quantised.weight, 1e-6)
-    assert all(not buffer.requires_grad for buffer in quantised.buffers()) and not quantised.weight.requires_grad
+    assert (
+        all(not buffer.requires_grad for buffer in quantised.buffers())
+        and not quantised.weight.requires_grad
+    )
 
 
 def test_the_graph_holds_no_weight_in_full_precision():
-    quantised, x, saved = NF4Linear(linear(200, 300, False)), normal(1, 300).float().requires_grad_(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor):
+    quantised, x, saved = (
+        NF4Linear(linear(200, 300, False)),
+        normal(1, 300).float().requires_grad_(),
+        [],
+    )
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
         quantised(x)
     assert sum(saved) < 200 * 300
 
 
 def test_a_weight_takes_4_127_bits():
     layer = NF4Linear(linear(1024, 1024, False))
-    assert bits_per_weight(layer) == pytest.approx(4 + 8 / 64 + 32 / (64 * 256) + 32 / 1024**2, abs=1e-12)
+    assert bits_per_weight(layer) == pytest.approx(
+        4 + 8 / 64 + 32 / (64 * 256) + 32 / 1024**2, abs=1e-12
+    )
     assert round(bits_per_weight(layer), 3) == 4.127
 
 
@@ -187,19 +223,29 @@ def test_the_targets_of_a_model_are_quantised_and_nothing_else():
     before, tokens = weights(model), torch.arange(10)[None]
     logits = model(tokens)
     assert quantize_model(model, TARGETS) is model
-    assert sum(isinstance(module, NF4Linear) for module in model.modules()) == 4 * CONFIG.n_layer
+    assert (
+        sum(isinstance(module, NF4Linear) for module in model.modules())
+        == 4 * CONFIG.n_layer
+    )
     after = weights(model)
     assert {name for name in before if name not in after} == {
-        f"blocks.0.{name}.weight" for name in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+        f"blocks.0.{name}.weight"
+        for name in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
     }
     kept = [name for name in before if name in after]
-    assert kept == ["embedding.weight", "head.weight"] and all(torch.equal(before[name], after[name]) for name in kept)
+    assert kept == ["embedding.weight", "head.weight"] and all(
+        torch.equal(before[name], after[name]) for name in kept
+    )
     assert 0 < (model(tokens) - logits).abs().max() < logits.abs().max()
 
 
 def test_names_match_whole_parts_and_one_that_matches_nothing_is_refused():
     model = moved()
-    assert [name for name, _ in named_layers(model, nn.Linear, ("mlp.up",))] == ["blocks.0.mlp.up"]
+    assert [name for name, _ in named_layers(model, nn.Linear, ("mlp.up",))] == [
+        "blocks.0.mlp.up"
+    ]
     for wrong in ("kv", "ads", "attention"):
-        with pytest.raises(ValueError, match=f"ends in '{wrong}': there are down, head, out, qkv, up"):
+        with pytest.raises(
+            ValueError, match=f"ends in '{wrong}': there are down, head, out, qkv, up"
+        ):
             named_layers(model, nn.Linear, ("qkv", wrong))

@@ -1,4 +1,4 @@
-"""Parity with TRL and transformers: skipped as a whole, in one sentence, where these are not installed."""
+"""Parity with TRL and transformers: skipped, with a reason, where they are missing."""
 
 import importlib.util
 import os
@@ -8,9 +8,15 @@ import pytest
 LIBRARIES = ("trl", "transformers")
 MISSING = "trl and transformers are in the extra 'parity': pip install -e '.[parity]'"
 
-# No warning about what is experimental, and no talk with a server. Read when the libraries are imported.
+# No warning about what is experimental, and no talk with a server. Read when the
+# libraries are imported.
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+for name in (
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY",
+):
     os.environ[name] = "1"
 
 
@@ -21,5 +27,5 @@ def pytest_collect_file(file_path, parent):
 
 
 def pytest_itemcollected(item):
-    """What the libraries will rename in their next versions is no concern of these tests."""
+    """What the libraries will rename is no concern of these tests."""
     item.add_marker(pytest.mark.filterwarnings("ignore::FutureWarning"))

@@ -1,4 +1,4 @@
-"""Reward models and their losses: ours, TRL's RewardTrainer and get_reward, and transformers' scoring GPT-2."""
+"""Reward models and their losses: ours, TRL's, and transformers' scoring GPT-2."""
 
 import copy
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from posttrain.logprobs import pack
 from posttrain.ppo import ValueModel
+from posttrain.preference_pairs import pack_pairs
 from posttrain.reward_model import (
     bradley_terry_loss,
     last_of,
@@ -36,11 +37,13 @@ from posttrain.reward_model import (
     score_pairs,
     token_level_loss,
 )
-from posttrain.preference_pairs import pack_pairs
 
 
 def collated(pairs):
-    rows = [dict(chosen_ids=prompt + chosen, rejected_ids=prompt + rejected) for prompt, chosen, rejected in pairs]
+    rows = [
+        dict(chosen_ids=prompt + chosen, rejected_ids=prompt + rejected)
+        for prompt, chosen, rejected in pairs
+    ]
     return DataCollatorForPreference(pad_token_id=PAD)(rows)
 
 
@@ -48,7 +51,9 @@ def trl_loss(model, inputs, centring=None):
     """RewardTrainer's loss, and what it notes."""
     trainer = stub(model, args=SimpleNamespace(center_rewards_coefficient=centring))
     loss = RewardTrainer.compute_loss(trainer, model, inputs)
-    return loss, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    return loss, {
+        name: values[-1] for name, values in trainer._metrics["train"].items()
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,9 +62,16 @@ def trl_loss(model, inputs, centring=None):
 def test_the_bradley_terry_loss_is_trls_with_its_centring(scale, centring, dtype):
     def theirs(scores):
         model = Speaker(lambda _: scores[:, None])
-        return trl_loss(model, dict(attention_mask=torch.ones(14, 1)), centring or None)[0]
+        return trl_loss(
+            model, dict(attention_mask=torch.ones(14, 1)), centring or None
+        )[0]
 
-    agree(lambda x: bradley_terry_loss(*x.chunk(2), centring), theirs, [scale * normal(14)], dtype)
+    agree(
+        lambda x: bradley_terry_loss(*x.chunk(2), centring),
+        theirs,
+        [scale * normal(14)],
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,7 +89,9 @@ def test_the_last_value_of_each_row_stands_where_trl_and_transformers_look(seed)
     tokens, mask = pack(prompts, responses, PAD)
     values = normal(*tokens.shape)
     before_the_padding = first_true_indices(tokens == PAD) - 1
-    assert torch.equal(last_of(values, mask), values[torch.arange(len(values)), before_the_padding])
+    assert torch.equal(
+        last_of(values, mask), values[torch.arange(len(values)), before_the_padding]
+    )
 
 
 def test_an_empty_response_which_trl_scores_at_its_prompts_last_token_is_refused():
@@ -88,7 +102,9 @@ def test_an_empty_response_which_trl_scores_at_its_prompts_last_token_is_refused
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_are_those_of_transformers_scoring_gpt2_and_of_trls_get_reward(seed, dtype):
+def test_scores_are_those_of_transformers_scoring_gpt2_and_of_trls_get_reward(
+    seed, dtype
+):
     model = scorer_of(seed, dtype)
     peer = as_scoring_gpt2(copy.deepcopy(model).double()).eval()
     prompts, responses = texts(seed)
@@ -104,12 +120,16 @@ def test_scores_are_those_of_transformers_scoring_gpt2_and_of_trls_get_reward(se
     real = tokens != PAD
     near(model.token_scores(tokens)[real], unit(numbers[..., 0])[real], dtype)
     # A value model that starts from it says the same at every token
-    near(ValueModel.from_reward_model(model)(tokens)[real], unit(numbers[..., 0])[real], dtype)
+    near(
+        ValueModel.from_reward_model(model)(tokens)[real],
+        unit(numbers[..., 0])[real],
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("centring", [0.0, 0.5])
-def test_the_loss_of_pairs_and_its_gradients_are_those_of_trl_on_transformers_scoring_gpt2(centring, dtype):
+def test_the_loss_of_pairs_and_its_gradients_are_those_of_trl(centring, dtype):
     model, pairs = scorer_of(3, dtype).unnormalised(), pairs_of_texts(6)
     peer = as_scoring_gpt2(copy.deepcopy(model).double())
     peer.config.pad_token_id = PAD
@@ -120,28 +140,45 @@ def test_the_loss_of_pairs_and_its_gradients_are_those_of_trl_on_transformers_sc
     near(loss, theirs, dtype)
     same_gradients(body_gradients(model.body), peer_gradients(peer.transformer), dtype)
     same_gradients(peer_gradients(model.head), peer_gradients(peer.score), dtype)
-    assert pair_accuracy(model, pairs, PAD) == pytest.approx(noted["accuracy"], rel=1e-6)
+    assert pair_accuracy(model, pairs, PAD) == pytest.approx(
+        noted["accuracy"], rel=1e-6
+    )
     assert 0 < noted["accuracy"] < 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_token_level_loss_is_deepspeed_chats_slice_from_where_the_answers_part(seed, scale, dtype):
+def test_the_token_level_loss_is_deepspeed_chats_slice_from_where_the_answers_part(
+    seed, scale, dtype
+):
     pairs = pairs_of_texts(seed)
     tokens, mask = pack_pairs(pairs, PAD)
 
     def theirs(scores):
-        # DeepSpeed-Chat goes on to the longer answer's end and means pair by pair; ours ends with the shorter, and
-        # every token counts alike
+        # DeepSpeed-Chat goes on to the longer answer's end and means pair by pair; ours
+        # ends with the shorter, and every token counts alike
         parts = []
         for row, (prompt, chosen, rejected) in enumerate(pairs):
-            first = next(i for i, (a, b) in enumerate(zip(tokens[row], tokens[row + len(pairs)])) if a != b)
+            first = next(
+                i
+                for i, (a, b) in enumerate(zip(tokens[row], tokens[row + len(pairs)]))
+                if a != b
+            )
             end = len(prompt) + min(len(chosen), len(rejected))
-            parts.append(-logsigmoid(scores[row, first:end] - scores[row + len(pairs), first:end]))
+            parts.append(
+                -logsigmoid(
+                    scores[row, first:end] - scores[row + len(pairs), first:end]
+                )
+            )
         return torch.cat(parts).mean()
 
-    agree(lambda x: token_level_loss(x, tokens, mask), theirs, [scale * normal(*tokens.shape)], dtype)
+    agree(
+        lambda x: token_level_loss(x, tokens, mask),
+        theirs,
+        [scale * normal(*tokens.shape)],
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -776,7 +776,7 @@ def module_name(path):
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_every_module_that_has_the_function_is_given_the_readers_and_then_its_own_again(name):
+def test_every_module_gets_the_readers_function_and_then_its_own_again(name):
     own = EXERCISES[name].function
     having = [
         module

@@ -1,4 +1,4 @@
-"""A real tokenizer's chat template: what is graded, and the templates that are refused."""
+"""A real tokenizer's chat template: what is graded, and what is refused."""
 
 import pytest
 
@@ -24,9 +24,11 @@ from posttrain.real.data import (  # noqa: E402
 from posttrain.real.model import ModelError, fetch, library  # noqa: E402
 
 TURNS = [
-    dict(role="user", content="Who goes there?"), dict(role="assistant", content="A friend."),
-    dict(role="user", content="Whose?\nSay it."), dict(role="assistant", content="Zoë’s, 你好!"),
-]  # fmt: skip
+    dict(role="user", content="Who goes there?"),
+    dict(role="assistant", content="A friend."),
+    dict(role="user", content="Whose?\nSay it."),
+    dict(role="assistant", content="Zoë’s, 你好!"),
+]
 
 
 def fresh(template=CHATML):
@@ -47,7 +49,9 @@ def test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_els
     assert all(label in (IGNORE, token) for label, token in zip(labels, tokens))
 
 
-@pytest.mark.parametrize("messages", [TURNS, *(row["messages"] for row in CONVERSATIONS)])
+@pytest.mark.parametrize(
+    "messages", [TURNS, *(row["messages"] for row in CONVERSATIONS)]
+)
 def test_the_mask_is_that_of_transformers_own_generation_marks(messages):
     theirs = tokenizer().apply_chat_template(
         messages, return_dict=True, return_assistant_tokens_mask=True
@@ -58,12 +62,18 @@ def test_the_mask_is_that_of_transformers_own_generation_marks(messages):
 
 
 def test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer():
-    for pair, (prompt, chosen, rejected) in zip(PAIRS, encode_pairs(PAIRS, tokenizer(), 256)):
+    for pair, (prompt, chosen, rejected) in zip(
+        PAIRS, encode_pairs(PAIRS, tokenizer(), 256)
+    ):
         asked = dict(role="user", content=pair["prompt"])
         for side, answer in (("chosen", chosen), ("rejected", rejected)):
-            tokens, _ = render([asked, dict(role="assistant", content=pair[side])], tokenizer())
+            tokens, _ = render(
+                [asked, dict(role="assistant", content=pair[side])], tokenizer()
+            )
             assert tokens[: len(prompt) + len(answer)] == prompt + answer
-            assert answer[-1] == end_token(tokenizer()) and answer.count(answer[-1]) == 1
+            assert (
+                answer[-1] == end_token(tokenizer()) and answer.count(answer[-1]) == 1
+            )
         assert prompt == render_prompt(pair["prompt"], tokenizer())
 
 
@@ -75,16 +85,22 @@ def test_the_end_tokens_name_inside_an_answer_does_not_end_the_mask():
 
 
 def test_a_template_that_puts_no_special_token_behind_an_answer_is_refused():
-    plain = fresh("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-                  "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
-    with pytest.raises(ModelError, match="no special token: the model could not learn to stop"):
+    plain = fresh(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor "
+        "%}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    with pytest.raises(
+        ModelError, match="no special token: the model could not learn to stop"
+    ):
         render(TURNS[:2], plain)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     forgetful = fresh(
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-        "{{ m['content'] if loop.last or m['role'] == 'user' else 'gone' }}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{{ m['content'] if loop.last or m['role'] == 'user' else 'gone' }}{{ "
+        "'<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     assert render(TURNS[:2], forgetful)[0]
@@ -93,17 +109,26 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 
 
 def test_a_template_that_changes_the_answer_or_fails_is_refused():
-    loud = fresh(CHATML.replace("message['content'] + '<|im_end|>' }}", "message['content'] | upper + '<|im_end|>' }}"))
+    loud = fresh(
+        CHATML.replace(
+            "message['content'] + '<|im_end|>' }}",
+            "message['content'] | upper + '<|im_end|>' }}",
+        )
+    )
     with pytest.raises(ModelError, match="changes the answer 'A friend.'"):
         render(TURNS[:2], loud)
     with pytest.raises(ModelError, match="chat template fails .*no such role"):
         render(TURNS[:2], fresh("{{ raise_exception('no such role') }}"))
 
 
-def test_a_tokenizer_without_a_template_gets_chatml_and_two_tokens_that_text_cannot_contain():
+def test_a_tokenizer_without_a_template_gets_chatml_and_two_special_tokens():
     bare = fetch(library().AutoTokenizer, folder("gpt2", chat=False))
     before = len(bare)
-    assert bare.chat_template is None and give_template(bare) == 2 and len(bare) == before + 2
+    assert (
+        bare.chat_template is None
+        and give_template(bare) == 2
+        and len(bare) == before + 2
+    )
     assert encode("<|im_end|>", bare) == [before + 1] == [end_token(bare)]
     assert rendered(TURNS[:1], bare, prompt=True).endswith("<|im_start|>assistant\n")
     # Nothing is added where there is a template
@@ -121,8 +146,13 @@ def test_rows_are_filled_with_the_padding_token_the_end_of_text_or_0():
 
 def test_what_is_too_long_is_named_and_not_cut():
     longest = max(len(render(row["messages"], tokenizer())[0]) for row in CONVERSATIONS)
-    assert len(encode_conversations(CONVERSATIONS, tokenizer(), longest)) == len(CONVERSATIONS)
-    with pytest.raises(ModelError, match=rf"conversation c\d+ has {longest} tokens and the longest allowed is"):
+    assert len(encode_conversations(CONVERSATIONS, tokenizer(), longest)) == len(
+        CONVERSATIONS
+    )
+    with pytest.raises(
+        ModelError,
+        match=rf"conversation c\d+ has {longest} tokens and the longest allowed is",
+    ):
         encode_conversations(CONVERSATIONS, tokenizer(), longest - 1)
     with pytest.raises(ModelError, match=f"pair {PAIRS[0]['id']} has"):
         encode_pairs(PAIRS, tokenizer(), 5)
@@ -139,8 +169,14 @@ def test_files_in_any_alphabet_are_read_and_bad_lines_named(tmp_path):
     with pytest.raises(DatasetError, match="the last message is the user's"):
         read_conversations(path)
     path.write_text(json.dumps(good | dict(messages=TURNS[1:])), encoding="utf-8")
-    with pytest.raises(DatasetError, match=r"messages\[0\] is the assistant's where it is the user's turn"):
+    with pytest.raises(
+        DatasetError,
+        match=r"messages\[0\] is the assistant's where it is the user's turn",
+    ):
         read_conversations(path)
-    path.write_text(json.dumps(dict(id="a", prompt="你", chosen="好", rejected="好")), encoding="utf-8")
+    path.write_text(
+        json.dumps(dict(id="a", prompt="你", chosen="好", rejected="好")),
+        encoding="utf-8",
+    )
     with pytest.raises(DatasetError, match="chosen and rejected are the same"):
         read_preferences(path)

@@ -128,7 +128,7 @@ def test_the_reference_of_dpo_is_without_the_new_rows_too(files, tmp_path):
     assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5) and history[-1]["loss"] != history[0]["loss"]
 
 
-def test_qlora_trains_the_adapters_of_packed_layers_and_half_precision_keeps_them_in_single(files, tmp_path):
+def test_qlora_trains_adapters_and_half_precision_keeps_them_in_single(files, tmp_path):
     session = begin(setup(files, "sft", tmp_path / "a", nf4=True, bf16=True), config("sft"))
     inner = session.trained["model"].inner
     assert type(inner.model.layers[0].mlp.up_proj).__name__ == "NF4Linear"

@@ -72,7 +72,7 @@ def test_the_special_tokens_are_those_that_these_tests_use():
     assert (pad_token(tokenizer()), end_token(tokenizer())) == (PAD, END)
 
 
-def test_a_wrapped_model_gives_the_logits_of_the_model_whatever_stands_on_the_right():
+def test_a_wrapped_model_gives_the_models_logits_whatever_stands_right():
     model, rows = policy(adapters=False), [tokens for tokens, _ in examples()[:3]]
     padded, _ = pack([row[:1] for row in rows], [row[1:] for row in rows], PAD)
     for row, logits in zip(rows, model(padded)):
@@ -81,7 +81,7 @@ def test_a_wrapped_model_gives_the_logits_of_the_model_whatever_stands_on_the_ri
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_the_first_steps_of_fine_tuning_are_those_of_adamw_on_the_mean_over_the_graded_tokens(kind):
+def test_the_first_steps_of_sft_are_those_of_adamw_on_the_graded_mean(kind):
     config = replace(CONFIG, steps=2, batch_size=10, max_gradient_norm=0.5)
     model = policy(kind, adapters=False, dtype=torch.float32)
     twin = copy.deepcopy(model.inner)
@@ -161,7 +161,7 @@ def test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit(stage):
     assert len(whole) == 4 and all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
 
-def test_dpo_starts_at_log_2_and_with_adapters_the_reference_is_the_model_without_them():
+def test_dpo_starts_at_log_2_and_its_reference_is_the_model_without_adapters():
     model, twin = policy(), policy(adapters=False)
     twin.requires_grad_(False)
     optimizer = build_optimizer(CONFIG, model)
@@ -186,7 +186,7 @@ def test_a_reward_model_learns_to_rank_its_pairs_from_the_number_at_the_last_tok
     torch.testing.assert_close(model(padded, wider)[0], last, rtol=0, atol=1e-5)
 
 
-def test_answers_do_not_depend_on_their_neighbours_and_have_the_probabilities_of_one_pass():
+def test_answers_ignore_neighbours_and_have_the_probabilities_of_one_pass():
     model, asked = policy(adapters=False, dtype=torch.float32), prompts()[:3]
     assert len({len(prompt) for prompt in asked}) > 1
     # Make the first token that is drawn certain, at each place, so that no randomness is left
@@ -233,7 +233,7 @@ def test_a_rollout_holds_what_each_model_says_of_the_policys_answers():
     assert not torch.equal(rollout.logprobs, rollout.reference_logprobs)
 
 
-def test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_reference_and_judge_as_they_were():
+def test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_the_frozen_models_alone():
     models = four()
     before = weights(models.reward_model), weights(models.policy)
     config = replace(CONFIG, stage="ppo", lr=1e-3)

@@ -236,7 +236,7 @@ def test_samples_are_bit_for_bit_the_same_for_any_number_of_processes(groups):
             assert [p for p, k in zip(logprobs[i + row], mask[i + row]) if k] == kept
 
 
-def test_every_chunk_has_a_stream_of_its_own_though_pytorch_reads_32_bits_of_a_seed():
+def test_every_chunk_has_its_own_stream_though_pytorch_reads_32_bits():
     def first(seed):
         return torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
 

@@ -6,7 +6,10 @@ from dataclasses import fields
 from posttrain import dpo, ppo, reward_model, sft
 from posttrain.scale.hand_over import NAMES
 
-OURS = {c.__name__: c for c in (sft.SFTConfig, reward_model.RewardConfig, dpo.DPOConfig, ppo.PPOConfig)}
+OURS = {
+    c.__name__: c
+    for c in (sft.SFTConfig, reward_model.RewardConfig, dpo.DPOConfig, ppo.PPOConfig)
+}
 
 
 def test_every_name_of_ours_is_a_field_and_stands_there_once():

@@ -1,4 +1,4 @@
-"""Which ways are compared, and that all of them train. How fast they are is no test's concern."""
+"""Which ways are compared, and that all of them train, however fast."""
 
 import torch.distributed as dist
 
@@ -16,7 +16,9 @@ def impatient(width):
     """What a process notes where all have taken too long after the first round."""
     throughput.PATIENCE = 1e-9
     plain, calls = throughput.total, []
-    throughput.total = lambda seconds: plain(seconds) if calls.append(1) or len(calls) > 1 else 0.0
+    throughput.total = lambda seconds: (
+        plain(seconds) if calls.append(1) or len(calls) > 1 else 0.0
+    )
     return throughput.compare_ways(width, 2, 8, 1, 3), dist.get_world_size()
 
 

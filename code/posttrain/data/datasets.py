@@ -1,4 +1,4 @@
-"""The book's conversations, prompts and preferences, and a reader's own: JSON Lines, checked."""
+"""The book's conversations, prompts and preferences, and a reader's own, checked."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ FOLDER = Path(__file__).parent
 SHOWN_PROBLEMS = 10  # of a bad file; the rest is counted
 SHOWN_CHARACTERS = 400  # of a problem
 ANSWER_TOKENS = 96  # that a policy may answer a pair's prompt with, while it practises
-FEWEST_PROMPTS = 32  # to practise on; where there are fewer, they are asked more than once
+FEWEST_PROMPTS = 32  # to practise on; fewer are asked more than once
 
 # What one of two kinds of files is recognised by, what it is called, and who takes it
 KINDS = dict(
-    conversations=("messages", "conversations", "`train sft --data` (or `train dpo --conversations`)"),
-    preferences=("chosen", "preference pairs", "`train reward --data` (or ppo, or dpo)"),
+    conversations=(
+        "messages",
+        "conversations",
+        "`train sft --data` (or `train dpo --conversations`)",
+    ),
+    preferences=(
+        "chosen",
+        "preference pairs",
+        "`train reward --data` (or ppo, or dpo)",
+    ),
 )
 
 
 class DatasetError(ValueError):
-    """A data file cannot be used: the message names the file, each bad line, and why."""
+    """A data file cannot be used: the message names it, each bad line, and why."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the models after the base model learn from, row by row as it is in the files."""
+    """What the models after the base model learn from, row by row."""
 
     conversations: list[dict]  # to fine-tune on
     pairs: list[dict]  # answers to prefer, and answers to prefer them to
@@ -44,47 +52,57 @@ def training_data(
 ) -> TrainingData:
     """The book's own data, or a reader's in its place where a file is named.
 
-    Who brings pairs practises on their prompts. Raises DatasetError as `conversations` and
-    `preferences` do, and for a line that the model's context cannot hold: none is cut.
+    Who brings pairs practises on their prompts. Raises DatasetError as `conversations`
+    and `preferences` do, and for a line that the model's context cannot hold: none is
+    cut.
     """
-    data, context = TrainingData(conversations(), preferences(), training_prompts()), GPTConfig.context
+    context = GPTConfig.context
+    data = TrainingData(conversations(), preferences(), training_prompts())
     if conversation_file is not None:
         data = replace(data, conversations=conversations(conversation_file, context))
     if pair_file is not None:
         pairs = preferences(pair_file, context)
         prompts = list(dict.fromkeys(pair["prompt"] for pair in pairs))
-        data = replace(data, pairs=pairs, prompts=prompts * -(-FEWEST_PROMPTS // len(prompts)))
+        times = -(-FEWEST_PROMPTS // len(prompts))
+        data = replace(data, pairs=pairs, prompts=prompts * times)
     return data
 
 
-def conversations(path: str | Path | None = None, context: int | None = None) -> list[dict]:
+def conversations(
+    path: str | Path | None = None, context: int | None = None
+) -> list[dict]:
     """The 40 conversations to fine-tune on, or those of another file.
 
     Each is a dictionary with an `id`, `messages` and, where known, a `manner`. Raises
-    DatasetError for what the chat format, the alphabet or a context of so many tokens cannot
-    take.
+    DatasetError for what the chat format, the alphabet or a context of so many tokens
+    cannot take.
     """
     find_problem = partial(find_bad_turn, context=context)
-    return read_jsonl(path or FOLDER / "conversations.jsonl", "conversations", find_problem)
+    path = path or FOLDER / "conversations.jsonl"
+    return read_jsonl(path, "conversations", find_problem)
 
 
 def heldout_conversations() -> list[dict]:
-    """20 conversations for choosing between runs: about other things, never trained on."""
+    """20 conversations to choose between runs: on other things, never trained on."""
     return conversations(FOLDER / "conversations_heldout.jsonl")
 
 
 def heldout_prompts(path: str | Path | None = None) -> list[str]:
-    """The 64 questions and requests that no model of the book is trained or chosen on."""
-    rows = read_jsonl(path or FOLDER / "prompts_heldout.jsonl", "prompts", find_bad_prompt)
+    """The 64 questions and requests that no model is trained or chosen on."""
+    path = path or FOLDER / "prompts_heldout.jsonl"
+    rows = read_jsonl(path, "prompts", find_bad_prompt)
     return [row["prompt"] for row in rows]
 
 
-def preferences(path: str | Path | None = None, context: int | None = None) -> list[dict]:
+def preferences(
+    path: str | Path | None = None, context: int | None = None
+) -> list[dict]:
     """The 18 preference pairs to learn from, or those of another file.
 
-    Each is a dictionary with an `id`, a `prompt`, and two answers to it: `chosen`, which is
-    preferred, and `rejected`. Raises DatasetError for what the chat format, the alphabet or a
-    context of so many tokens cannot take, and for a pair whose answers are the same.
+    Each is a dictionary with an `id`, a `prompt`, and two answers to it: `chosen`,
+    which is preferred, and `rejected`. Raises DatasetError for what the chat format,
+    the alphabet or a context of so many tokens cannot take, and for a pair whose
+    answers are the same.
     """
     find_problem = partial(find_bad_pair, context=context)
     return read_jsonl(path or FOLDER / "preferences.jsonl", "preferences", find_problem)
@@ -93,36 +111,44 @@ def preferences(path: str | Path | None = None, context: int | None = None) -> l
 def heldout_preferences() -> list[dict]:
     """72 pairs on other prompts and mostly with other telling words, never trained on.
 
-    Their `kind` says what is wrong with the rejected answer: `rude`, `broken` off, `rambling`.
+    Their `kind` says what is wrong with the rejected answer: `rude`, `broken` off,
+    `rambling`.
     """
     return preferences(FOLDER / "preferences_heldout.jsonl")
 
 
 def narrow_preferences() -> list[dict]:
-    """18 pairs that differ in few words: the first attempt, kept to show what it lacks."""
+    """18 pairs that differ in few words: a first attempt, kept to show its lack."""
     return preferences(FOLDER / "preferences_narrow.jsonl")
 
 
 def training_prompts() -> list[str]:
     """The 96 prompts, without answers, that policies practise on.
 
-    None of them is in the conversations: there, the SFT model knows the answer by heart.
+    None of them is in the conversations: there, the SFT model knows the answer by
+    heart.
     """
     rows = read_jsonl(FOLDER / "prompts.jsonl", "prompts", find_bad_prompt)
     return [row["prompt"] for row in rows]
 
 
 def find_bad_turn(row: dict, context: int | None = None) -> str | None:
-    """Why a conversation cannot be learned, or None: roles out of turn, a strange letter."""
+    """Why a conversation cannot be learned, such as roles out of turn, or None."""
     for i, message in enumerate(row["messages"]):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
-            return f"messages[{i}] is the {message['role']}'s where it is the {expected}'s turn"
+            return (
+                f"messages[{i}] is the {message['role']}'s where it is the "
+                f"{expected}'s turn"
+            )
         stranger = find_stranger(message["content"])
         if stranger:
             return f"messages[{i}].content: {stranger}"
     if len(row["messages"]) % 2:
-        return "the last message is the user's: without an answer there is nothing to learn"
+        return (
+            "the last message is the user's: without an answer there is nothing "
+            "to learn"
+        )
     return find_excess(row["messages"], context)
 
 
@@ -142,22 +168,29 @@ def find_bad_pair(row: dict, context: int | None = None) -> str | None:
         return "chosen and rejected are the same: there is no preference in it"
     asked = dict(role="user", content=row["prompt"])
     for field in ("chosen", "rejected"):
-        excess = find_excess([asked, dict(role="assistant", content=row[field])], context)
+        answered = dict(role="assistant", content=row[field])
+        excess = find_excess([asked, answered], context)
         if excess:
             return f"prompt and {field}: {excess}"
     # Leave room for the answers of the policy that practises on the prompt
     n = len(render_prompt([asked], CharTokenizer()))
     if context is not None and n > context - ANSWER_TOKENS:
-        return f"prompt: {n} tokens leave no room for {ANSWER_TOKENS} of an answer in {context}: shorten it"
+        room = f"{ANSWER_TOKENS} of an answer in {context}"
+        return f"prompt: {n} tokens leave no room for {room}: shorten it"
     return None
 
 
 def find_excess(messages: list[dict], context: int | None) -> str | None:
-    """How many tokens a conversation has, where that is more than a context of so many, or None."""
+    """How many tokens a conversation has, if too many for the context, or None."""
     if context is None:
         return None
     n = len(render(messages, CharTokenizer()))
-    return None if n <= context else f"{n} tokens (the characters and the signs between the turns), and the model reads {context}: shorten it"
+    if n <= context:
+        return None
+    return (
+        f"{n} tokens (the characters and the signs between the turns), "
+        f"and the model reads {context}: shorten it"
+    )
 
 
 def find_stranger(text: str) -> str | None:
@@ -172,15 +205,16 @@ def find_stranger(text: str) -> str | None:
 def clip(text: str) -> str:
     """A text with its middle left out, where it is longer than a message should be."""
     half = SHOWN_CHARACTERS // 2
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+    short = len(text) <= SHOWN_CHARACTERS
+    return text if short else f"{text[:half]} ... {text[-half:]}"
 
 
 def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
     """The objects of a JSON Lines file, one per line; blank lines are skipped.
 
     Each must fit `data/SCHEMA.schema.json` and have an `id` of its own, and
-    find_problem(object) must return None. Otherwise DatasetError names every bad line, and
-    shows a good one where the form is what is wrong.
+    find_problem(object) must return None. Otherwise DatasetError names every bad line,
+    and shows a good one where the form is what is wrong.
     """
     validator = jsonschema.Draft202012Validator(read_schema(schema))
     rows, problems, line_of, advice = [], [], {}, ""
@@ -194,8 +228,9 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
             advice = f"\nA line looks like this: {example(schema)}"
             continue
         first = line_of.setdefault(row["id"], number)
-        problem = f"the id {row['id']!r} is that of line {first}" if first != number else None
-        problem = problem or find_problem(row)
+        problem = find_problem(row)
+        if first != number:
+            problem = f"the id {row['id']!r} is that of line {first}"
         if problem:
             problems.append(f"line {number} (id {row['id']}): {problem}")
         rows.append(row)
@@ -203,12 +238,14 @@ def read_jsonl(path: str | Path, schema: str, find_problem) -> list[dict]:
         refuse_mixed_up(path, schema, lines)
     refuse_problems(path, problems, advice)
     if not rows:
-        raise DatasetError(f"{path} holds no lines: it needs at least one {schema[:-1]}")
+        raise DatasetError(
+            f"{path} holds no lines: it needs at least one {schema[:-1]}"
+        )
     return rows
 
 
 def read_schema(schema: str) -> dict:
-    """The JSON schema of a line of a kind of file: conversations, preferences or prompts."""
+    """The JSON schema of a line of conversations, preferences or prompts."""
     return json.loads((FOLDER / f"{schema}.schema.json").read_text(encoding="utf-8"))
 
 
@@ -218,13 +255,15 @@ def example(schema: str) -> str:
 
 
 def refuse_mixed_up(path: str | Path, schema: str, lines: list[str]) -> None:
-    """Raise DatasetError where pairs are given as conversations, or conversations as pairs."""
+    """Raise DatasetError where pairs are given as conversations, or the reverse."""
     _, expected, _ = KINDS.get(schema, (None, schema, None))
     for field, name, use in KINDS.values():
-        # Look for the field with its quotation marks: inside a text they would be escaped
+        # Look for the field with its quotation marks: inside a text they would be
+        # escaped
         if name != expected and any(f'"{field}"' in line for line in lines):
             raise DatasetError(
-                f"{path}: this looks like {name}, and {expected} are expected. {name.capitalize()} are for {use}.\n"
+                f"{path}: this looks like {name}, and {expected} are expected. "
+                f"{name.capitalize()} are for {use}.\n"
                 f"A line of {expected} looks like this: {example(schema)}"
             )
 
@@ -234,9 +273,13 @@ def read_lines(path: str | Path) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise DatasetError(
+            f"{path} is not UTF-8 text ({error}): save it as UTF-8"
+        ) from None
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DatasetError(
+            f"{path} cannot be read: {error.strerror or error}"
+        ) from None
 
 
 def parse_line(line: str, validator) -> tuple[dict | None, str | None]:
@@ -245,7 +288,8 @@ def parse_line(line: str, validator) -> tuple[dict | None, str | None]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return None, f"not JSON ({error.msg}, at column {error.colno})"
-    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+    except (ValueError, RecursionError) as error:
+        # Say what is wrong where a number is too long or brackets are too deep
         return None, f"Python cannot read this JSON ({error})"
     misfit = jsonschema.exceptions.best_match(validator.iter_errors(row))
     if misfit is None:
@@ -258,11 +302,10 @@ def parse_line(line: str, validator) -> tuple[dict | None, str | None]:
 
 
 def refuse_problems(path: str | Path, problems: list[str], advice: str) -> None:
-    """Raise DatasetError where there are any, naming the first ten, with the advice below."""
+    """Raise DatasetError where there are any: the first ten, then the advice."""
     if not problems:
         return
     shown = "\n".join(f"  {clip(problem)}" for problem in problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
-    raise DatasetError(
-        f"{path}:\n{shown}" + (f"\n  and {more} more bad lines" if more > 0 else "") + advice
-    )
+    rest = f"\n  and {more} more bad lines" if more > 0 else ""
+    raise DatasetError(f"{path}:\n{shown}{rest}{advice}")

@@ -1,4 +1,4 @@
-"""`python -m posttrain pairs`: a file of a policy's own pairs, and where each comes from."""
+"""`python -m posttrain pairs`: a policy's own pairs, and where each comes from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from posttrain.keep.store import replace_file
 PATIENCE = 5  # draws without a new pair, after which there are taken to be no more
 
 
-def collect_pairs(draw: Callable[[int], Pool], judge: str, seed: int) -> Iterator[tuple]:
-    """Pairs without end, none twice: each a row of a preferences file, and its provenance.
+def collect_pairs(
+    draw: Callable[[int], Pool], judge: str, seed: int
+) -> Iterator[tuple]:
+    """Pairs without end, none twice: rows of a preferences file, and their provenance.
 
-    draw(seed) answers all prompts once more. Answers that cannot be used are left out. Raises
-    ValueError where several draws in a row bring no new pair.
+    draw(seed) answers all prompts once more. Answers that cannot be used are left out.
+    Raises ValueError where several draws in a row bring no new pair.
     """
     seen, idle, round_ = set(), 0, 0
     while idle < PATIENCE:
@@ -35,7 +37,8 @@ def collect_pairs(draw: Callable[[int], Pool], judge: str, seed: int) -> Iterato
             yield name | row, name | source
         idle, round_ = (0 if fresh else idle + 1), round_ + 1
     raise ValueError(
-        f"after {len(seen)} pairs, {PATIENCE} more answers to each prompt brought no new one: "
+        f"after {len(seen)} pairs, {PATIENCE} more answers to each prompt brought no "
+        "new one: "
         "ask for fewer pairs, for more samples, or raise the temperature"
     )
 
@@ -56,24 +59,32 @@ def provenance_file(out: Path) -> Path:
 def check_place(out: Path, force: bool) -> None:
     """Raise DatasetError where the pairs cannot be written, or would replace a file."""
     if not out.parent.is_dir():
-        raise DatasetError(f"{out.parent} is no folder: make it first, or choose another --out")
+        raise DatasetError(
+            f"{out.parent} is no folder: make it first, or choose another --out"
+        )
     for path in (out, provenance_file(out)):
         if path.is_dir():
             raise DatasetError(f"{path} is a folder: name a file with --out")
         if path.exists() and not force:
-            raise DatasetError(f"{path} exists: replace it with --force, or change --out")
+            raise DatasetError(
+                f"{path} exists: replace it with --force, or change --out"
+            )
 
 
 def write_pairs(out: Path, rows: list[dict], sources: list[dict], about: dict) -> None:
-    """Put the pairs at `out`, and beside them their provenance; neither is ever half-written.
+    """Put the pairs at `out`, and their provenance beside them, each whole or not.
 
-    The provenance holds the pairs' checksum, so that it cannot pass for another file's. Raises
-    DatasetError where the disk refuses.
+    The provenance holds the pairs' checksum, so that it cannot pass for another file's.
+    Raises DatasetError where the disk refuses.
     """
     pairs = "".join(json.dumps(row) + "\n" for row in rows).encode()
     about = about | dict(pairs_sha256=hashlib.sha256(pairs).hexdigest(), pairs=sources)
     try:
-        replace_file(provenance_file(out), (json.dumps(about, indent=1) + "\n").encode())
+        replace_file(
+            provenance_file(out), (json.dumps(about, indent=1) + "\n").encode()
+        )
         replace_file(out, pairs)
     except OSError as error:
-        raise DatasetError(f"{out} cannot be written: {error.strerror or error}") from None
+        raise DatasetError(
+            f"{out} cannot be written: {error.strerror or error}"
+        ) from None
