@@ -106,7 +106,9 @@ def reward_stage(
         body = language_model(start)
         model, history = train_reward_model(body, data.pairs, config, progress)
         answers = sample_answers(body, data.prompts, config.seed)
-        normalise(model, *pack(*answers, CharTokenizer().pad))
+        with torch.no_grad():
+            scores = model(*pack(*answers, CharTokenizer().pad))  # (N,)
+        normalise(scores, model)
         return model.state_dict(), history
 
     return obtain("reward", config, train, after=[start], reads=[data.pairs, data.prompts])
