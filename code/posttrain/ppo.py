@@ -173,11 +173,11 @@ def collect_rollout(
     logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
     logprobs[actions] = samples.logprobs[samples.mask]  # (B, A)
     ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
-    return judge(models, tokens, mask, logprobs, ended, config)
+    return ask_models(models, tokens, mask, logprobs, ended, config)
 
 
 @torch.no_grad()
-def judge(
+def ask_models(
     models: Models, tokens: Tensor, mask: Tensor, logprobs: Tensor, ended: Tensor,
     config: PPOConfig, size: int = 0,
 ) -> Rollout:
