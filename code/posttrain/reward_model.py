@@ -210,12 +210,20 @@ def train_reward_model(
     return model, dict(train=losses, train_accuracy=accuracy, seconds=seconds)
 
 
-def normalise(scores: Tensor, *models: nn.Module) -> None:
-    """Set the models' zero and unit so that these scores would have mean 0 and deviation 1.
+@torch.no_grad()
+def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
+    """Set the scores' zero and unit so that these responses have mean 0 and deviation 1.
 
-    scores (B,): a model's, of answers of the policy that PPO will start from (Ziegler et al.
-    2019, section 2.1). Raises ValueError where all are the same, and for one that is not a
-    number.
+    tokens and mask (B, T) as from `pack`: answers of the policy that PPO will start from
+    (Ziegler et al. 2019, section 2.1). Raises as `set_unit` does.
+    """
+    set_unit(model(tokens, mask), model)
+
+
+def set_unit(scores: Tensor, *models: nn.Module) -> None:
+    """Move the models' zero and unit by what brings these scores to mean 0 and deviation 1.
+
+    scores (B,). Raises ValueError where all are the same, and for one that is not a number.
     """
     if not torch.isfinite(scores).all():
         raise ValueError("a response's score is NaN or infinite: there is no unit to set")

@@ -106,9 +106,7 @@ def reward_stage(
         body = language_model(start)
         model, history = train_reward_model(body, data.pairs, config, progress)
         answers = sample_answers(body, data.prompts, config.seed)
-        with torch.no_grad():
-            scores = model(*pack(*answers, CharTokenizer().pad))  # (N,)
-        normalise(scores, model)
+        normalise(model, *pack(*answers, CharTokenizer().pad))
         return model.state_dict(), history
 
     return obtain("reward", config, train, after=[start], reads=[data.pairs, data.prompts])

@@ -16,7 +16,7 @@ from posttrain.optim import Descent, adamw, linear_fall
 from posttrain.ppo import Models, PPOConfig, Rollout, ask_models, ppo_rounds
 from posttrain.preference_pairs import Pair
 from posttrain.real.model import LanguageModel, ScoringModel
-from posttrain.reward_model import RewardConfig, normalise, reward_batches
+from posttrain.reward_model import RewardConfig, reward_batches, set_unit
 from posttrain.sampling import draw, left_pad
 from posttrain.settings import above_zero, at_least, one_of
 from posttrain.sft import SFTConfig, sft_batches
@@ -170,7 +170,7 @@ def reseed(generator: torch.Generator, config: RealConfig, step: int) -> torch.G
 def normalise_scores(
     models: Models, prompts: list[list[int]], config: RealConfig, pad: int, stop: int
 ) -> None:
-    """`normalise` reward and value model by the untrained policy's answers to some prompts."""
+    """Set reward and value model's unit by the untrained policy's answers to some prompts."""
     asked, device, scores = prompts[: 4 * config.batch_size], models.policy.device, []
     generator = reseed(torch.Generator(device), config, -1)
     for batch, _ in turns(asked, config.batch_size):
@@ -178,7 +178,7 @@ def normalise_scores(
         for some, _ in turns(list(zip(batch, answers)), config.micro_batch_size):
             tokens, mask = (rows.to(device) for rows in pack(*map(list, zip(*some)), pad))
             scores.append(models.reward_model(tokens, mask))
-    normalise(torch.cat(scores), models.reward_model, models.value_model.model)
+    set_unit(torch.cat(scores), models.reward_model, models.value_model.model)
 
 
 def ppo_steps(
