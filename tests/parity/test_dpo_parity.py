@@ -280,7 +280,7 @@ def test_the_chosen_answers_surprise_of_one_pair_is_trls_sft_loss(seed, dtype):
 def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl_on_transformers_gpt2(seed, dtype):
     policy, reference, pairs = policy_of(seed, dtype), policy_of(seed + 1, dtype), pairs_of_texts(seed)
     peers = [as_gpt2(copy.deepcopy(model).double()) for model in (policy, reference)]
-    loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), DPOConfig(beta=0.05))
+    loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), DPOConfig(beta=0.05), PAD)
     loss.backward()
     with in_float64():
         theirs, noted = trl_dpo(*peers, collated(pairs), beta=0.05)
@@ -304,7 +304,7 @@ def test_ktos_loss_baseline_and_gradients_are_trls_on_transformers_gpt2(swapped,
     rows += [dict(prompt_ids=p, completion_ids=r, label=False) for p, _, r in back]
     others = [before for _, before, _ in back[-1:] + back[:-1]]
     inputs = collate([row | dict(KL_completion_ids=other) for row, other in zip(rows, others)]) | collate(rows)
-    loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), config)
+    loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), config, PAD)
     loss.backward()
     trainer = stub(
         peers[0], ref_model=peers[1], calculate_KL=True, precompute_ref_logps=False, use_liger_kernel=False,

@@ -466,7 +466,8 @@ def test_twenty_updates_are_those_of_trls_lines_on_transformers_gpt2s_with_adam_
         return noted[-1]
 
     monkeypatch.setattr(ppo, "minibatch_losses", noting)
-    ppo.update(models, rollout, advantages, returns, ppo.build_optimizer(models, config), config, 0.4, seeded(8))
+    descent = Descent([ppo.build_optimizer(models, config)], lambda step: 1.0)
+    ppo.update(models, rollout, advantages, returns, descent, 0, config, 0.4, seeded(8))
     groups = [dict(params=list(peer.parameters()), lr=lr) for peer, lr in zip(peers, (3e-3, 1e-3))]
     optimizer, generator = torch.optim.Adam(groups, eps=1e-5), seeded(8)
     both, responses, theirs = ppo_trainer.PolicyAndValueWrapper(*peers), responses_of(rollout), []

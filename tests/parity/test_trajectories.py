@@ -99,7 +99,7 @@ def test_twenty_steps_of_sft_are_those_of_trls_sfttrainer_with_gradients_accumul
     examples = sft.encode_conversations(datasets.conversations(), TOKENIZER, SHAPE.context)
     config = sft.SFTConfig(steps=STEPS, batch_size=4, micro_batch_size=2, replay=0)
     with mock.patch.object(sft, "build_optimizers", our_adamw):
-        ours = [loss.item() for loss in sft.sft_steps(model, examples, torch.zeros(0), config, PAD)]
+        ours = [noted["loss"] for noted in sft.sft_steps(model, examples, torch.zeros(0), config, PAD)]
     rows = [dict(zip(("input_ids", "labels"), examples[i])) for i in in_order(len(examples), 4)]
     with precision(dtype):
         trainer = SFTTrainer(
@@ -116,7 +116,7 @@ def test_twenty_steps_of_reward_modelling_are_those_of_trls_rewardtrainer(dtype,
     pairs = reward_model.encode_pairs(datasets.preferences(), TOKENIZER, SHAPE.context)
     # The comparison token by token is not in TRL
     config = reward_model.RewardConfig(steps=STEPS, batch_size=6, lr=RATE, token_weight=0.0, centring=0.05)
-    ours = [loss.item() for loss in reward_model.reward_steps(model, pairs, config, PAD)]
+    ours = [noted["loss"] for noted in reward_model.reward_steps(model, pairs, config, PAD)]
     rows = [
         dict(chosen_ids=prompt + chosen, rejected_ids=prompt + rejected)
         for prompt, chosen, rejected in (pairs[i] for i in in_order(len(pairs), 6))

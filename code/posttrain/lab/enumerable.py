@@ -172,17 +172,12 @@ def sample_words(policy: nn.Module, n: int, generator: torch.Generator) -> Tenso
 
 
 @torch.no_grad()
-def roll_out(models: Models, tokens: Tensor, config: PPOConfig) -> Rollout:
+def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
     """What policy, reference, value model and the known reward say of words (B, 4)."""
-    mask = tokens != START  # (B, 4)
+    table, mask = world.rewards.view([V] * LENGTH), tokens != START  # (B, 4)
+    models = replace(models, reward_model=lambda words, _: table[words[:, 1:].unbind(-1)])
     logprobs = token_logprobs(models.policy(tokens), tokens)  # (B, A)
-    return ppo.ask_models(models, tokens, mask, logprobs, mask.any(-1), config)
-
-
-def known_reward(world: World) -> Callable[[Tensor, Tensor], Tensor]:
-    """The world's rewards as a reward model: words (B, 4) and their mask to scores (B,)."""
-    table = world.rewards.view([V] * LENGTH)
-    return lambda tokens, mask: table[tokens[:, 1:].unbind(-1)]
+    return ppo.ask_models(models, tokens, mask, logprobs, mask.any(-1), SMALL_PPO)
 
 
 def ppo_run(
@@ -200,11 +195,11 @@ def ppo_run(
     generator = torch.Generator().manual_seed(config.seed)
     policy = copy.deepcopy(start or world.reference)
     value_model = TabularValue() if config.estimator == "gae" else None
-    models = Models(policy, value_model, world.reference, known_reward(world))
+    models = Models(policy, value_model, world.reference, None)
     descent = Descent([ppo.build_optimizer(models, config)], linear_fall(config.iterations))
     n = config.batch_size
     rollouts = (
-        roll_out(models, sample_words(policy, n, generator), config)
+        roll_out(models, world, sample_words(policy, n, generator))
         for _ in range(config.iterations)
     )
     history = [dict(words=0) | measure(world, policy, beta)]
