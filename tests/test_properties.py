@@ -76,7 +76,7 @@ from posttrain.sft import (
     encode_conversations,
     sft_loss,
 )
-from posttrain.batches import epochs
+from posttrain.batches import add_gradients, epochs
 from posttrain.tokenizer import SPECIAL_TOKENS, SUBSTITUTES, UnknownCharacterError
 
 

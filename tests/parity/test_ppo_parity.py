@@ -40,6 +40,7 @@ from trl.trainer.utils import entropy_from_logits, nanstd, selective_log_softmax
 
 from posttrain import ppo
 from posttrain.logprobs import kl_estimate, pack, token_logprobs
+from posttrain.optim import Descent
 from posttrain.ppo import (
     Models,
     PPOConfig,
