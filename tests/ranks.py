@@ -9,9 +9,10 @@ import torch.distributed as dist
 from tiny import CONFIG, PAD, moved, seeded, weights
 
 from posttrain.scale import distributed, ring
+from posttrain.batches import add_gradients
 from posttrain.chat import IGNORE
-
-CPU = torch.device("cpu")
+from posttrain.lab.patches import mean_of_means
+from posttrain.sft import conversation_parts
 
 
 def ring_sums(sizes):
@@ -66,16 +67,17 @@ def dpo_runs(pairs, talks, configs, settings):
     return found
 
 
-def gradients(examples, size, engine, whole_batch=True):
+def wrong_gradients(examples, size, engine):
+    """`gradients` where each process divides by its own graded tokens."""
+    with mean_of_means():
+        return gradients(examples, size, engine)
+
+
+def gradients(examples, size, engine):
     """The gradient of one batch's SFT loss, as this process has it after the backward passes."""
-    model = moved()
+    model, crew = moved(), distributed.Together(engine)
     shared = distributed.share_model(model, engine)
-    parts = distributed.conversation_parts("sft", 1.0, examples, size, PAD, CPU, whole_batch)
-    for part in parts:
-        with distributed.synchronised(shared, part is parts[-1]):
-            (dist.get_world_size() * part.loss(shared)).backward()
-    if engine == "ring":
-        ring.average_gradients(model.parameters())
+    add_gradients(shared, conversation_parts(examples, size, PAD, crew), crew)
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     if engine == "fsdp":
         found = {name: slices.full_tensor() for name, slices in found.items()}

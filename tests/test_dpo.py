@@ -29,7 +29,7 @@ from posttrain import dpo as module
 from posttrain.chat import IGNORE
 from posttrain.dpo import (
     DPOConfig,
-    check_config,
+    dpo_batches,
     dpo_loss,
     dpo_steps,
     implicit_rewards,
@@ -39,7 +39,7 @@ from posttrain.dpo import (
     pair_report,
     preference_loss,
 )
-from posttrain.stages import dpo_inputs, dpo_model, train_dpo
+from posttrain.stages import dpo_model, train_dpo
 from posttrain.logprobs import pack
 from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.preference_pairs import encode_pairs
@@ -343,18 +343,15 @@ def test_losses_without_a_reference_do_not_see_it(loss):
         (dict(batch_size=0), "batch_size is 0: use at least 1"),
         (dict(loss="kto", batch_size=1), "batch_size is 1: use at least 2"),
         (dict(replay=-1), "replay is -1: use at least 0"),
+        (dict(micro_batch_size=-1), "micro_batch_size is -1: use at least 0"),
+        (dict(loss="kto", micro_batch_size=1), "KTO's baseline needs the whole batch in one pass"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
-    config = replace(TINY, **changes)
     with pytest.raises(ValueError, match=f"^{message}"):
-        check_config(config)
-    policy, reference = two_models(torch.float32)
-    with pytest.raises(ValueError, match=f"^{message}"):
-        next(dpo_steps(policy, reference, PAIRS, config))
-    check_config(TINY)
+        replace(TINY, **changes)
     for loss in LOSSES:
-        check_config(DPOConfig(loss=loss, label_smoothing=0.49 if loss == "dpo" else 0.0, steps=1, batch_size=2 if loss == "kto" else 1, replay=0))
+        assert DPOConfig(loss=loss, label_smoothing=0.49 if loss == "dpo" else 0.0, steps=1, batch_size=2 if loss == "kto" else 1, replay=0)
 
 
 # The loop
@@ -403,7 +400,7 @@ def test_the_gradient_of_the_weights_is_the_closed_form():
 def test_the_loss_of_pairs_is_each_answers_own_and_only_kto_asks_again(changes):
     config, (policy, reference) = DPOConfig(**changes), two_models()
     known = pair_logprobs(reference, PAIRS, PAD)
-    loss, logprobs = pair_loss(policy, reference if config.loss == "kto" else None, PAIRS, known, config)
+    loss, logprobs = pair_loss(policy, reference if config.loss == "kto" else None, PAIRS, known, config, PAD)
     lengths = torch.tensor([[len(each[side]) for each in PAIRS] for side in (1, 2)])
     expected, baseline = walked_pairs(policy, PAIRS), mismatched_kl(policy, reference, PAIRS, PAD).item()
     close(logprobs, expected, 1e-10)
@@ -431,7 +428,9 @@ def trained_by_hand(config, conversations=()):
         loss = preference_loss(logprobs, online, lengths, config, baseline)
         seen.append(dict(loss=loss.item()) | pair_report(logprobs, online, config.beta))
         if conversations:
-            loss = loss + config.replay_weight * rehearsed(policy, [conversations[i] for i in next(replayed)])
+            replay = rehearsed(policy, [conversations[i] for i in next(replayed)])
+            seen[-1]["replay"] = replay.item()
+            loss = loss + config.replay_weight * replay
         policy.zero_grad()
         loss.backward()
         for optimizer in optimizers:
@@ -475,8 +474,8 @@ def test_without_replay_conversations_change_nothing():
 
 
 def test_every_conversation_is_rehearsed_once_before_any_is_again(monkeypatch):
-    seen, collate = [], module.collate
-    monkeypatch.setattr(module, "collate", lambda examples, pad: seen.append(examples) or collate(examples, pad))
+    seen, parts = [], module.conversation_parts
+    monkeypatch.setattr(module, "conversation_parts", lambda examples, *rest: seen.append(examples) or parts(examples, *rest))
     policy, reference = two_models(torch.float32)
     list(dpo_steps(policy, reference, PAIRS, replace(TINY, steps=6, replay=2), CONVERSATIONS))
     assert [len(batch) for batch in seen] == [2] * 6
@@ -486,26 +485,26 @@ def test_every_conversation_is_rehearsed_once_before_any_is_again(monkeypatch):
 def followed(pairs=PAIRS, **changes):
     """Run the loop: what it yielded, each step's rates, each batch, the optimisers and the policy."""
     optimizers, rates, batches = [], [], []
-    build, pack_pairs = module.build_optimizers, module.pack_pairs
+    build, part = module.build_optimizers, module.pair_part
 
     def note_optimizers(*args):
         optimizers.append(build(*args))
         return optimizers[-1]
 
-    def note_batch(some, pad):
+    def note_batch(some, *rest):
         batches.append(some)
-        return pack_pairs(some, pad)
+        return part(some, *rest)
 
     policy, reference = two_models(torch.float32)
     noted = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "build_optimizers", note_optimizers)
-        patch.setattr(module, "pack_pairs", note_batch)
+        patch.setattr(module, "pair_part", note_batch)
         for each in dpo_steps(policy, reference, pairs, replace(TINY, **changes)):
             noted.append(each)
             rates.append([group["lr"] for optimizer in optimizers[0] for group in optimizer.param_groups])
-    assert batches[0] == pairs and len(optimizers) == 1  # the reference is asked first
-    return types.SimpleNamespace(noted=noted, rates=rates, batches=batches[1:], optimizers=optimizers[0], policy=policy)
+    assert len(optimizers) == 1
+    return types.SimpleNamespace(noted=noted, rates=rates, batches=batches, optimizers=optimizers[0], policy=policy)
 
 
 def test_the_rates_fall_in_a_straight_line_to_zero():
@@ -547,10 +546,12 @@ def test_only_the_policy_changes_and_the_reference_is_asked_once(loss, conversat
     assert same(before, reference) and all(p.grad is None for p in reference.parameters())
     after = policy.state_dict()
     assert all(not torch.equal(start[name], after[name]) for name, _ in policy.named_parameters())
-    # The reference reads all pairs at the start; the policy both sides of a batch in one pass; KTO's baseline asks both
+    # The reference reads a pair when it comes for the first time, as the fifth does in the third batch; the policy both
+    # sides of a batch in one pass; KTO's baseline asks both
     kto = [(policy, 2), (reference, 2)] if loss == "kto" else []
     replay = [(policy, 3)] if conversations else []
-    assert passes == [(reference, 10), *[(policy, 4), *kto, *replay] * 3]
+    steps = [[(reference, rows), (policy, 4), *kto, *replay] for rows in (4, 4, 2)]
+    assert passes == sum(steps, [])
     for hook in hooks:
         hook.remove()
 
@@ -566,6 +567,40 @@ def test_what_is_yielded_was_so_before_the_step_and_is_plain_numbers():
     after = pair_report(pair_logprobs(policy, PAIRS, PAD), known, 0.1)
     second = next(steps)
     assert after == pytest.approx({n: second[n] for n in after}, abs=1e-10) and after["margin"] > before["margin"] + 0.01
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_parts_of_a_batch_add_up_to_the_batch_in_what_is_learnt_and_noted(loss, size):
+    runs = []
+    for micro in (0, size):
+        policy, reference = two_models()
+        config = replace(TINY, loss=loss, batch_size=5, micro_batch_size=micro, nll_weight=0.1)
+        runs.append((list(dpo_steps(policy, reference, PAIRS, config, CONVERSATIONS)), weights(policy)))
+    for noted, wanted in zip(runs[0][0], runs[1][0]):
+        assert noted == pytest.approx(wanted, abs=1e-8)
+    for name, weight in runs[0][1].items():
+        close(weight, runs[1][1][name], 1e-8)
+
+
+def test_a_pass_reads_no_more_pairs_than_a_part_and_the_reference_as_many_at_once():
+    (policy, reference), passes = two_models(torch.float32), []
+    for model, name in ((policy, "policy"), (reference, "reference")):
+        model.register_forward_pre_hook(lambda _, inputs, name=name: passes.append((name, len(inputs[0]))))
+    list(dpo_steps(policy, reference, PAIRS, replace(TINY, steps=2, batch_size=5, micro_batch_size=2, replay=0)))
+    assert passes == [("reference", 4), ("reference", 4), ("reference", 2), *[("policy", 4), ("policy", 4), ("policy", 2)] * 2]
+
+
+def test_what_the_reference_said_once_is_what_it_would_say_of_all_pairs_at_once():
+    asked, (_, reference) = [], two_models()
+    part = module.pair_part
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "pair_part", lambda some, share, reference, said, *rest: asked.append((some, said)) or part(some, share, reference, said, *rest))
+        list(dpo_batches(reference, PAIRS, replace(TINY, steps=6), PAD))
+    known = pair_logprobs(reference, PAIRS, PAD)
+    for some, said in asked:
+        close(said, known[:, [PAIRS.index(each) for each in some]], 1e-10)
+    assert len(asked) == 6
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -693,7 +728,7 @@ def test_a_stored_run_starts_at_its_reference_and_without_progress_is_the_same(s
 
 
 def test_there_is_no_reward_model_in_it():
-    assert not hasattr(module, "reward_model") and "reward" not in dpo_inputs(CORPUS, TINY)
+    assert not hasattr(module, "reward_model")
 
 
 def test_another_config_corpus_pair_or_conversation_is_another_run(shelf, monkeypatch):

@@ -153,18 +153,18 @@ def test_nothing_is_dropped_out():
 def spied(monkeypatch, **changes):
     """Run the loop: the rate of each step, and the pairs of each batch."""
     rates, batches, optimizers = [], [], []
-    adamw, pack_pairs_ = module.adamw, module.pack_pairs
+    adamw, part = module.adamw, module.comparison_part
 
     def note_optimizer(*args, **kwargs):
         optimizers.append(adamw(*args, **kwargs))
         return optimizers[-1]
 
-    def note_batch(some, pad):
+    def note_batch(some, *rest):
         batches.append(some)
-        return pack_pairs_(some, pad)
+        return part(some, *rest)
 
     monkeypatch.setattr(module, "adamw", note_optimizer)
-    monkeypatch.setattr(module, "pack_pairs", note_batch)
+    monkeypatch.setattr(module, "comparison_part", note_batch)
     model, pairs = judge(), encode_pairs(PAIRS, TOKENIZER, 64)
     for _ in reward_steps(model, pairs, RewardConfig(**changes), PAD):
         rates.append(optimizers[0].param_groups[0]["lr"])
@@ -184,6 +184,8 @@ def test_every_pair_is_seen_once_before_any_is_seen_again(monkeypatch):
         assert sorted(one + other) == sorted(pairs)
     _, batches, _ = spied(monkeypatch, steps=2, batch_size=50)
     assert [len(batch) for batch in batches] == [4, 4]
+    _, batches, _ = spied(monkeypatch, steps=1, micro_batch_size=3)
+    assert [len(batch) for batch in batches] == [3, 1]
 
 
 @pytest.mark.parametrize(("weight", "centring"), [(0.0, 0.0), (4.0, 0.0), (0.0, 0.5), (2.0, 0.5)])
@@ -200,15 +202,30 @@ def test_a_steps_loss_and_update_are_those_of_the_whole_batch_written_out(weight
     expected = torch.stack(last).mean() + weight * torch.stack(along).mean()
     expected.backward()
     config = RewardConfig(steps=1, batch_size=4, lr=0.01, token_weight=weight, centring=centring)
-    (loss,) = reward_steps(model, pairs, config, PAD)
-    assert not loss.requires_grad
-    close(loss, expected.detach(), atol=1e-9)
+    (noted,) = reward_steps(model, pairs, config, PAD)
+    assert noted["loss"] == pytest.approx(expected.item(), abs=1e-9)
     # Adam's first step is the sign of the gradient, times the rate
     for (name, trained), reference in zip(model.named_parameters(), by_hand.parameters()):
         sure = reference.grad.abs() > 1e-6
         moved_by = (trained - reference).detach()[sure]
         torch.testing.assert_close(moved_by, -0.01 * reference.grad[sure].sign(), rtol=0.02, atol=0, msg=name)
     assert model.shift == 0.25 and model.scale == 1.5
+
+
+def last_index(mask):
+    """The column of each row's last True: (B, 1)."""
+    return torch.tensor([[max(i for i, kept in enumerate(row) if kept)] for row in mask.tolist()])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_a_batch_add_up_to_the_batch(size):
+    runs, pairs = [], encode_pairs(PAIRS, TOKENIZER, 64)
+    for micro in (4, size):
+        model, config = judge(), RewardConfig(steps=3, batch_size=4, micro_batch_size=micro, lr=0.01, centring=0.5)
+        runs.append(([noted["loss"] for noted in reward_steps(model, pairs, config, PAD)], weights(model)))
+    assert runs[0][0] == pytest.approx(runs[1][0], abs=1e-10)
+    for name, weight in runs[0][1].items():
+        close(weight, runs[1][1][name], 1e-9)
 
 
 def test_every_step_is_one_of_adamws_down_the_gradient_of_its_own_batch_alone():
@@ -224,7 +241,9 @@ def test_every_step_is_one_of_adamws_down_the_gradient_of_its_own_batch_alone():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        close(found, loss, 1e-9)
+        assert found["loss"] == pytest.approx(loss.item(), abs=1e-9)
+        right = (scores[:2].gather(1, last_index(mask[:2])) > scores[2:].gather(1, last_index(mask[2:])))
+        assert found["accuracy"] == right.double().mean()
         for (name, one), other in zip(model.named_parameters(), twin.parameters()):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-9, msg=name)
 
@@ -232,7 +251,7 @@ def test_every_step_is_one_of_adamws_down_the_gradient_of_its_own_batch_alone():
 def test_the_first_loss_of_a_new_model_is_near_ln_2_per_comparison():
     model, pairs = RewardModel(moved(), seeded()), encode_pairs(PAIRS, TOKENIZER, 64)
     first = next(reward_steps(model, pairs, RewardConfig(token_weight=4.0), PAD))
-    assert first.item() == pytest.approx(5 * math.log(2), abs=0.05)
+    assert first["loss"] == pytest.approx(5 * math.log(2), abs=0.05)
 
 
 def test_training_learns_the_pairs_and_leaves_the_language_model_alone():
@@ -361,6 +380,16 @@ def test_the_same_score_for_all_has_no_unit():
     with pytest.raises(ValueError, match="same score"):
         normalise(model, *pack([[65, 66]] * 3, [[4, 67]] * 3, PAD))
     assert model.shift == 0.25 and model.scale == 1.5
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(steps=0), "steps is 0: use at least 1"), (dict(batch_size=0), "batch_size is 0"),
+    (dict(micro_batch_size=0), "micro_batch_size is 0"), (dict(lr=float("nan")), "lr is nan"),
+    (dict(centring=-1.0), "centring is -1.0: use at least 0"),
+])  # fmt: skip
+def test_settings_that_cannot_work_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(**changes)
 
 
 def test_one_response_alone_has_no_unit_and_no_warning_says_so():

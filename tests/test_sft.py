@@ -17,8 +17,8 @@ from posttrain.gpt import GPT, GPTConfig
 from posttrain.pretrain import PretrainConfig, build_optimizers, next_token_loss, random_batch
 from posttrain.sft import (
     SFTConfig,
-    accumulate_gradients,
     conversation_loss,
+    conversation_parts,
     count_graded,
     encode_conversations,
     plain_sft,
@@ -26,7 +26,7 @@ from posttrain.sft import (
     sft_loss,
     sft_steps,
 )
-from posttrain.batches import epochs
+from posttrain.batches import add_gradients, epochs, turns
 from posttrain.stages import sft_model
 from posttrain.tokenizer import CharTokenizer
 
@@ -124,6 +124,11 @@ def test_gradient_at_graded_logits_is_softmax_minus_onehot_over_n_else_0(batch):
     assert len(idle) > 50 and all((logits.grad[b, t] == 0).all() for b, t in idle)
 
 
+def accumulate(model, examples, size):
+    """The SFT loss of examples, `size` at a time; its gradients are added to the model's."""
+    return add_gradients(model, conversation_parts(examples, size, TOKENIZER.pad))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 99])
 def test_gradients_added_up_in_parts_are_those_of_one_pass_over_all(size):
     model, (tokens, labels) = chat_model(), collate(EXAMPLES, TOKENIZER.pad)
@@ -131,8 +136,9 @@ def test_gradients_added_up_in_parts_are_those_of_one_pass_over_all(size):
     logprobs = model(tokens).log_softmax(-1)
     expected = -sum(logprobs[b, t, target] for b, t, target in graded) / len(graded)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
-    loss = accumulate_gradients(model, tokens, labels, size)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6) and not loss.requires_grad
+    loss, noted = accumulate(model, EXAMPLES, size)
+    assert loss == pytest.approx(expected.item(), rel=1e-6) and noted["graded"] == len(graded)
+    assert noted["loss"] == pytest.approx(loss)
     for parameter, gradient in zip(model.parameters(), gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
     # The mean of the rows' means is something else
@@ -141,19 +147,18 @@ def test_gradients_added_up_in_parts_are_those_of_one_pass_over_all(size):
 
 
 def test_gradients_are_added_to_those_already_there():
-    model, (tokens, labels) = chat_model(), collate(EXAMPLES, TOKENIZER.pad)
-    accumulate_gradients(model, tokens, labels, 2)
+    model = chat_model()
+    accumulate(model, EXAMPLES, 2)
     once = [parameter.grad.clone() for parameter in model.parameters()]
-    accumulate_gradients(model, tokens, labels, 2)
+    accumulate(model, EXAMPLES, 2)
     for parameter, gradient in zip(model.parameters(), once):
         torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=0, atol=1e-12)
 
 
 def test_a_part_without_graded_tokens_adds_nothing():
     model, silent = chat_model(), ([TOKENIZER.user, 1, 2], [IGNORE] * 3)
-    tokens, labels = collate([*EXAMPLES, silent], TOKENIZER.pad)
-    loss = accumulate_gradients(model, tokens, labels, 1)
-    assert loss.item() == pytest.approx(conversation_loss(model, EXAMPLES, TOKENIZER.pad), rel=1e-6)
+    loss, _ = accumulate(model, [*EXAMPLES, silent], 1)
+    assert loss == pytest.approx(conversation_loss(model, EXAMPLES, TOKENIZER.pad), rel=1e-6)
 
 
 @pytest.mark.parametrize("first_label", [IGNORE, 5], ids=["no label", "a label with nothing before it"])
@@ -164,7 +169,7 @@ def test_a_batch_without_graded_tokens_is_refused_and_never_nan(first_label):
     assert count_graded(labels) == 0
     for attempt in (
         lambda: sft_loss(model(tokens), labels),
-        lambda: accumulate_gradients(model, tokens, labels, 1),
+        lambda: accumulate(model, list(zip(tokens.tolist(), labels.tolist())), 1),
         lambda: conversation_loss(model, [(tokens[0].tolist(), labels[0].tolist())], TOKENIZER.pad),
     ):
         with pytest.raises(ValueError, match="no token of this batch is graded.*an assistant's turn"):
@@ -227,14 +232,15 @@ def watch(monkeypatch, config, mask=True):
     """Run sft_steps; return what each step's optimisers were given, and its loss.
 
     Per step: a copy of the model before it, its gradients by name, every group's rate, the
-    collated conversations and the excerpts of text that were drawn.
+    examples and the excerpts of text that were drawn.
     """
     drawn, steps, model = dict(conversations=[], excerpts=[]), [], chat_model()
 
     def record(name, function):
         def recorded(*arguments):
-            drawn[name].append(function(*arguments))
-            return drawn[name][-1]
+            found = function(*arguments)
+            drawn[name].append(arguments[0] if name == "conversations" else found)
+            return found
 
         return recorded
 
@@ -248,10 +254,10 @@ def watch(monkeypatch, config, mask=True):
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         steps.append(types.SimpleNamespace(
             before=copy.deepcopy(model), gradients=gradients, rates=rates,
-            conversations=drawn["conversations"][-1], excerpt=(drawn["excerpts"] or [None])[-1],
+            conversations=collate(drawn["conversations"][-1], TOKENIZER.pad), excerpt=(drawn["excerpts"] or [None])[-1],
         ))  # fmt: skip
 
-    monkeypatch.setattr(module, "collate", record("conversations", collate))
+    monkeypatch.setattr(module, "conversation_parts", record("conversations", conversation_parts))
     monkeypatch.setattr(module, "random_batch", record("excerpts", random_batch))
     monkeypatch.setattr(module, "build_optimizers", watched)
     examples = encode_conversations(CONVERSATIONS, TOKENIZER, 64, mask)
@@ -271,13 +277,47 @@ def test_every_step_follows_the_gradient_of_sft_loss_plus_weighted_replay(
     for step, loss in zip(steps, losses):
         tokens, labels = step.conversations
         graded = sft_loss(step.before(tokens), labels)
-        assert loss.item() == pytest.approx(graded.item(), rel=1e-6) and not loss.requires_grad
+        assert loss["loss"] == pytest.approx(graded.item(), rel=1e-6)
+        assert loss["graded"] == count_graded(labels) and ("replay" in loss) == bool(replay)
         if replay:
             assert step.excerpt[0].shape == (replay, 16)
-            graded = graded + weight * next_token_loss(step.before, *step.excerpt)
+            rehearsed = next_token_loss(step.before, *step.excerpt)
+            assert loss["replay"] == pytest.approx(rehearsed.item(), rel=1e-6)
+            graded = graded + weight * rehearsed
         expected = torch.autograd.grad(graded, list(step.before.parameters()))
         for gradient, other in zip(step.gradients.values(), expected):
             torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
+def test_turns_deal_every_row_to_one_process_once_and_all_take_as_many(n, size, processes):
+    crews = [types.SimpleNamespace(rank=rank, size=processes) for rank in range(processes)]
+    dealt = [turns(list(range(n)), size, crew) for crew in crews]
+    assert len({len(own) for own in dealt}) == 1 and all(1 <= len(some) <= size for own in dealt for some, _ in own)
+    kept = [row for own in dealt for some, share in own if share for row in some]
+    assert sorted(kept) == list(range(n))
+    assert sum(share for own in dealt for _, share in own) == pytest.approx(1)
+    assert all(some == [0] for own in dealt for some, share in own if not share)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(steps=0), "steps is 0: use at least 1"), (dict(micro_batch_size=0), "micro_batch_size is 0"),
+    (dict(replay=-1), "replay is -1: use at least 0"), (dict(muon_lr=float("nan")), "muon_lr is nan"),
+])  # fmt: skip
+def test_settings_that_cannot_work_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SFTConfig(**changes)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights():
+    model = chat_model()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        before["head.weight"][0] = model.head.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="the loss of step 0 is nan: lower the rate"):
+        next(sft_steps(model, EXAMPLES, text(), TINY, TOKENIZER.pad))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_every_step_changes_the_weights_and_sees_a_batch_of_conversations(monkeypatch):
@@ -322,7 +362,7 @@ def test_batches_of_sft_hold_the_padding_token_and_no_label_after_the_end(monkey
         return batches[-1]
 
     monkeypatch.setattr(module, "collate", recorded)
-    sft(base(), CONVERSATIONS, text(), TINY)
+    sft(base(), CONVERSATIONS, text(), replace(TINY, micro_batch_size=2))
     assert len(batches) == TINY.steps
     rows = [pair for tokens, labels in batches for pair in zip(tokens.tolist(), labels.tolist())]
     assert any(row.count(TOKENIZER.pad) for row, _ in rows)
@@ -424,7 +464,7 @@ def test_history_has_its_lists_and_train_is_the_mean_since_the_entry_before(step
     again = grow_vocabulary(base(), 69)
     losses, weights = [], []
     for loss in sft_steps(again, EXAMPLES, text(), config, TOKENIZER.pad):
-        losses.append(loss.item())
+        losses.append(loss["loss"])
         weights.append(flat(again))
     for start, end, train, there in zip([0, *expected], expected, history["train"], seen):
         assert train == pytest.approx(sum(losses[start:end]) / (end - start), rel=1e-5)

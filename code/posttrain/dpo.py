@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posttrain.batches import epochs
-from posttrain.chat import collate
+from posttrain.batches import ALONE, Alone, Part, device_of, epochs, follow, turns
 from posttrain.gpt import GPT
 from posttrain.logprobs import get_response_log_probs, pack
-from posttrain.optim import set_rates
+from posttrain.optim import Descent, linear_fall
 from posttrain.preference_losses import ipo_loss, kto_loss, orpo_loss, simpo_loss
 from posttrain.preference_pairs import Pair, pack_pairs
 from posttrain.pretrain import PretrainConfig, build_optimizers
-from posttrain.sft import sft_loss
+from posttrain.settings import above_zero, at_least, one_of
+from posttrain.sft import conversation_parts, rehearsed
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -27,6 +27,7 @@ class DPOConfig:
 
     steps: int = 40  # optimiser steps
     batch_size: int = 6  # pairs per step
+    micro_batch_size: int = 0  # pairs per forward pass; their gradients add up; 0 for all
     muon_lr: float = 5e-3  # both rates as in fine-tuning, falling in a straight line to 0
     adamw_lr: float = 3e-3
     loss: str = "dpo"  # or "ipo", "simpo", "kto", "orpo"
@@ -38,6 +39,26 @@ class DPOConfig:
     replay: int = 3  # conversations of the fine-tuning beside each batch; 0 for none
     replay_weight: float = 0.3  # of their loss beside the pairs'
     seed: int = 0
+
+    def __post_init__(self):
+        one_of(self, loss=("dpo", "ipo", "simpo", "kto", "orpo"))
+        above_zero(self, "beta")
+        # KTO needs another pair's answer
+        at_least(self, steps=1, batch_size=2 if self.loss == "kto" else 1, micro_batch_size=0)
+        at_least(self, muon_lr=0, adamw_lr=0, replay=0, replay_weight=0)
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}: from 0 to below 0.5, where a "
+                "label would say nothing"
+            )
+        if self.label_smoothing and self.loss != "dpo":
+            raise ValueError(
+                f"label_smoothing goes with the loss 'dpo', not with {self.loss!r}"
+            )
+        if self.loss == "kto" and 0 < self.micro_batch_size < self.batch_size:
+            raise ValueError(
+                "KTO's baseline needs the whole batch in one pass: set micro_batch_size to 0"
+            )
 
 
 def dpo_loss(
@@ -74,7 +95,8 @@ def pair_logprobs(
     model: nn.Module, pairs: list[Pair], pad: int, temperature: float = 1.0
 ) -> Tensor:
     """Log-probability of each pair's chosen and rejected answer: (2, N), sums, in nats."""
-    return get_response_log_probs(model, *pack_pairs(pairs, pad), temperature).view(2, -1)
+    tokens, mask = (rows.to(device_of(model)) for rows in pack_pairs(pairs, pad))  # (2N, T)
+    return get_response_log_probs(model, tokens, mask, temperature).view(2, -1)
 
 
 @torch.no_grad()
@@ -88,7 +110,8 @@ def mismatched_kl(
     """
     answers = [chosen for _, chosen, _ in pairs]
     tokens, mask = pack([prompt for prompt, _, _ in pairs], answers[1:] + answers[:1], pad)
-    tokens, mask = (rows[:, : policy.config.context] for rows in (tokens, mask))
+    context, device = policy.config.context, device_of(policy)
+    tokens, mask = (rows[:, :context].to(device) for rows in (tokens, mask))
     one, other = (get_response_log_probs(model, tokens, mask) for model in (policy, reference))
     return (one - other).mean()
 
@@ -116,24 +139,72 @@ def preference_loss(
     return loss - config.nll_weight * means[0].mean()
 
 
-def check_config(config: DPOConfig) -> None:
-    """Raise ValueError for a setting that cannot work, naming it and the way out."""
-    losses = ("dpo", "ipo", "simpo", "kto", "orpo")
-    if config.loss not in losses:
-        raise ValueError(f"loss is {config.loss!r}: use one of {losses}")
-    if config.beta <= 0:
-        raise ValueError(f"beta is {config.beta}: use a number above 0")
-    if not 0 <= config.label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing is {config.label_smoothing}: from 0 to below 0.5, where a label "
-            "would say nothing"
+def pair_loss(
+    policy: nn.Module, reference: nn.Module, pairs: list[Pair], reference_logprobs: Tensor,
+    config: DPOConfig, pad: int, temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The configured loss of some pairs, and the policy's log-probabilities of them (2, B).
+
+    reference_logprobs: (2, B), the reference's. The reference itself answers only to KTO.
+    """
+    # Read chosen and rejected answers in one pass
+    tokens, mask = (rows.to(device_of(policy)) for rows in pack_pairs(pairs, pad))  # (2B, T)
+    logprobs = get_response_log_probs(policy, tokens, mask, temperature).view(2, -1)  # (2, B)
+    baseline = None
+    if config.loss == "kto":
+        baseline = mismatched_kl(policy, reference, pairs, pad)
+    lengths = mask.sum(-1).view(2, -1)  # (2, B)
+    return preference_loss(logprobs, reference_logprobs, lengths, config, baseline), logprobs
+
+
+def pair_part(
+    pairs: list[Pair], share: float, reference: nn.Module, reference_logprobs: Tensor,
+    config: DPOConfig, pad: int, temperature: float = 1.0,
+) -> Part:
+    """The preference loss of a batch's part, and what `pair_report` says of its pairs."""
+
+    def part(policy: nn.Module) -> tuple[Tensor, dict[str, float]]:
+        loss, logprobs = pair_loss(
+            policy, reference, pairs, reference_logprobs, config, pad, temperature
         )
-    if config.label_smoothing and config.loss != "dpo":
-        raise ValueError(f"label_smoothing goes with the loss 'dpo', not with {config.loss!r}")
-    smallest = 2 if config.loss == "kto" else 1  # KTO needs another pair's answer
-    for name, least in dict(steps=1, batch_size=smallest, replay=0).items():
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} is {getattr(config, name)}: use at least {least}")
+        noted = dict(loss=loss.item()) | pair_report(logprobs, reference_logprobs, config.beta)
+        return share * loss, {name: share * value for name, value in noted.items()}
+
+    return part
+
+
+def ask_once(
+    reference: nn.Module, pairs: list[Pair], rows: list[int], known: dict[int, Tensor], pad: int
+) -> Tensor:
+    """The reference's log-probabilities (2, B) of some of the pairs; it never changes.
+
+    What is not known yet is asked for in one pass, and kept in `known`.
+    """
+    new = [i for i in dict.fromkeys(rows) if i not in known]
+    if new:
+        known.update(zip(new, pair_logprobs(reference, [pairs[i] for i in new], pad).T))
+    return torch.stack([known[i] for i in rows], dim=1)  # (2, B)
+
+
+def dpo_batches(
+    reference: nn.Module, pairs: list[Pair], config: DPOConfig, pad: int,
+    conversations: Sequence[tuple[list[int], list[int]]] = (), crew: Alone = ALONE,
+) -> Iterator[list[Part]]:
+    """Each step's pairs, in parts, and conversations of the fine-tuning to replay."""
+    generator, known = torch.Generator().manual_seed(config.seed), {}
+    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
+    replayed = epochs(len(conversations), config.replay, generator)
+    for _ in range(config.steps):
+        batch, parts = next(batches), []
+        for rows, share in turns(batch, config.micro_batch_size or len(batch), crew):
+            asked = ask_once(reference, pairs, rows, known, pad)  # (2, B)
+            some = [pairs[i] for i in rows]
+            parts.append(pair_part(some, share, reference, asked, config, pad))
+        if config.replay and conversations:
+            some = [conversations[i] for i in next(replayed)]
+            talks = conversation_parts(some, config.replay, pad, crew)
+            parts += [rehearsed(part, config.replay_weight) for part in talks]
+        yield parts
 
 
 def dpo_steps(
@@ -144,58 +215,14 @@ def dpo_steps(
 
     conversations: (tokens, labels) of the fine-tuning, to replay. Yields `loss`, the pairs'
     alone; means over the batch of the implicit rewards `chosen_reward`, `rejected_reward`
-    and their gap `margin`; `accuracy`, the share of pairs whose gap is above 0; and
-    `chosen_logprob`, `rejected_logprob`, nats per response. Raises ValueError for a setting
-    that cannot work, and where the loss is no longer a number.
+    and their gap `margin`; `accuracy`, the share of pairs whose gap is above 0;
+    `chosen_logprob`, `rejected_logprob`, nats per response; and with conversations their loss,
+    `replay`. Raises ValueError where the loss is no longer a number.
     """
-    check_config(config)
-    # Flush denormals, as in pre-training
-    torch.set_flush_denormal(True)
-    pad, generator = CharTokenizer().pad, torch.Generator().manual_seed(config.seed)
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
-    optimizers = build_optimizers(policy, rates)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in groups]
-    # Ask the reference once: it never changes
-    known = pair_logprobs(reference, pairs, pad)  # (2, N)
-    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
-    replayed = epochs(len(conversations), config.replay, generator)
-    for step in range(config.steps):
-        set_rates(groups, peaks, 1 - step / config.steps)
-        # Compare the chosen answers with the rejected ones
-        rows = next(batches)
-        batch, asked = [pairs[i] for i in rows], known[:, rows]  # (2, B)
-        loss, logprobs = pair_loss(policy, reference, batch, asked, config)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss of step {step} is {loss.item()}: lower the rate")
-        # Rehearse some conversations of the fine-tuning
-        total = loss
-        if config.replay and conversations:
-            tokens, labels = collate([conversations[i] for i in next(replayed)], pad)
-            total = loss + config.replay_weight * sft_loss(policy(tokens), labels)
-        total.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        yield dict(loss=loss.item()) | pair_report(logprobs, asked, config.beta)
-
-
-def pair_loss(
-    policy: GPT, reference: GPT, pairs: list[Pair], reference_logprobs: Tensor,
-    config: DPOConfig,
-) -> tuple[Tensor, Tensor]:
-    """The configured loss of some pairs, and the policy's log-probabilities of them (2, B).
-
-    reference_logprobs: (2, B), the reference's. The reference itself answers only to KTO.
-    """
-    pad, baseline = CharTokenizer().pad, None
-    # Read chosen and rejected answers in one pass
-    tokens, mask = pack_pairs(pairs, pad)  # (2B, T)
-    logprobs = get_response_log_probs(policy, tokens, mask).view(2, -1)  # (2, B)
-    if config.loss == "kto":
-        baseline = mismatched_kl(policy, reference, pairs, pad)
-    lengths = mask.sum(-1).view(2, -1)  # (2, B)
-    return preference_loss(logprobs, reference_logprobs, lengths, config, baseline), logprobs
+    descent = Descent(build_optimizers(policy, rates), linear_fall(config.steps))
+    batches = dpo_batches(reference, pairs, config, CharTokenizer().pad, conversations)
+    return follow(policy, batches, descent)
 
 
 def pair_report(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> dict[str, float]:

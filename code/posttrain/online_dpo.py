@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.batches import epochs
+from posttrain.batches import epochs, take_step
 from posttrain.chat import render_question
-from posttrain.dpo import dpo_loss, pair_logprobs, pair_report
+from posttrain.dpo import DPOConfig, dpo_loss, pair_logprobs, pair_part, pair_report
 from posttrain.gpt import GPT
-from posttrain.logprobs import get_response_log_probs, pack
-from posttrain.optim import set_rates
-from posttrain.preference_pairs import Pair, pack_pairs
+from posttrain.logprobs import pack
+from posttrain.optim import Descent, linear_fall
+from posttrain.preference_pairs import Pair
 from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
+from posttrain.settings import above_zero, at_least
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -32,6 +33,10 @@ class OnlineDPOConfig:
     lr: float = 2e-4  # Adam's, falling in a straight line to 0
     beta: float = 0.1
     seed: int = 0
+
+    def __post_init__(self):
+        at_least(self, rounds=1, prompts=1, samples=2, max_new_tokens=1, steps=1, lr=0)
+        above_zero(self, "temperature", "beta")
 
 
 @torch.no_grad()
@@ -64,16 +69,6 @@ def on_policy_pairs(
     return pairs, scores.mean().item()
 
 
-def check_config(config: OnlineDPOConfig) -> None:
-    """Raise ValueError for a setting that cannot work, naming it and the way out."""
-    for name, least in dict(rounds=1, prompts=1, samples=2, steps=1).items():
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} is {getattr(config, name)}: use at least {least}")
-    for name in ("temperature", "beta"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name} is {getattr(config, name)}: use a number above 0")
-
-
 def online_dpo_rounds(
     policy: GPT, reference: GPT, judge: RewardModel, prompts: list[str], config: OnlineDPOConfig
 ) -> Iterator[dict[str, float]]:
@@ -81,18 +76,15 @@ def online_dpo_rounds(
 
     prompts: texts to answer. Yields `score`, the reward model's mean over the round's answers;
     `pairs`, their number; and of the pairs, before they were trained on, `loss` and what
-    `pair_report` says. Raises ValueError for a setting that cannot work,
-    and where scores or loss are no longer numbers.
+    `pair_report` says. Raises ValueError where scores or loss are no longer numbers.
     """
-    check_config(config)
-    # Flush denormals, as in pre-training
-    torch.set_flush_denormal(True)
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
+    pad, temperature, loss = tokenizer.pad, config.temperature, DPOConfig(beta=config.beta)
     encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    descent = Descent([optimizer], linear_fall(config.rounds))
     batches = epochs(len(encoded), config.prompts, generator)
     for round_ in range(config.rounds):
-        set_rates(optimizer.param_groups, [config.lr], 1 - round_ / config.rounds)
         # Answer and rank
         asked = [encoded[i] for i in next(batches)]
         pairs, score = on_policy_pairs(policy, judge, asked, config, generator)
@@ -101,20 +93,14 @@ def online_dpo_rounds(
             continue
         # Ask both models once, for the report and for the reference
         now, known = (
-            pair_logprobs(model, pairs, tokenizer.pad, config.temperature)
-            for model in (policy, reference)
+            pair_logprobs(model, pairs, pad, temperature) for model in (policy, reference)
         )  # (2, N)
         noted = dict(loss=dpo_loss(*now, *known, config.beta).item())
         noted |= pair_report(now, known, config.beta)
         # Step through the pairs
         order = torch.randperm(len(pairs), generator=generator)
         for rows in order.split(-(-len(pairs) // config.steps)):
-            tokens, mask = pack_pairs([pairs[i] for i in rows], tokenizer.pad)  # (2B, T)
-            logprobs = get_response_log_probs(policy, tokens, mask, config.temperature)
-            loss = dpo_loss(*logprobs.view(2, -1), *known[:, rows], config.beta)
-            if not torch.isfinite(loss):
-                raise ValueError(f"the loss of round {round_} is {loss.item()}: lower the rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            some, said = [pairs[i] for i in rows], known[:, rows]  # (2, B)
+            part = pair_part(some, 1.0, reference, said, loss, pad, temperature)
+            take_step(policy, [part], descent, round_)
         yield dict(score=score, pairs=len(pairs)) | noted

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +89,46 @@ def adamw(groups: list[dict], **options) -> torch.optim.AdamW:
         return torch.optim.AdamW(groups, **options)
 
 
-def set_rates(groups: list[dict], peaks: list[float], scale: float) -> None:
-    """Give each parameter group its peak rate times a factor."""
-    for group, peak in zip(groups, peaks):
-        group["lr"] = peak * scale
+def linear_fall(steps: int) -> Callable[[int], float]:
+    """The factor of the rates at each step: 1 at the first, in a straight line to 0."""
+    return lambda step: 1 - step / steps
+
+
+class Descent:
+    """How a run goes down its gradients: its optimisers, and the rates at each step.
+
+    scale: the factor of each peak rate, by step. max_norm: gradients that are longer together
+    are scaled down to it; None leaves them as they are.
+    """
+
+    def __init__(
+        self, optimizers: list[torch.optim.Optimizer], scale: Callable[[int], float],
+        max_norm: float | None = None,
+    ):
+        # Round numbers below 1e-38 to 0, where CPUs crawl: the momentum of idle units
+        torch.set_flush_denormal(True)
+        self.optimizers, self.scale, self.max_norm = optimizers, scale, max_norm
+        self.groups = [group for each in optimizers for group in each.param_groups]
+        self.peaks = [group["lr"] for group in self.groups]
+
+    def step(self, step: int) -> dict[str, float]:
+        """Take a step along the gradients that were added up, and forget them.
+
+        Returns their norm as `gradient_norm` where there is a largest. Raises ValueError where
+        it is not a number.
+        """
+        noted = {} if self.max_norm is None else dict(gradient_norm=self.clip(step))
+        for group, peak in zip(self.groups, self.peaks):
+            group["lr"] = peak * self.scale(step)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return noted
+
+    def clip(self, step: int) -> float:
+        """Scale gradients that are too long down to the largest norm; return the norm before."""
+        parameters = [p for group in self.groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_norm).item()
+        if not math.isfinite(norm):
+            raise ValueError(f"the gradient of step {step} is {norm}: lower the rate")
+        return norm

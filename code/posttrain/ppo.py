@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from posttrain.batches import epochs
+from posttrain.batches import Part, epochs, take_step
 from posttrain.chat import render_question
 from posttrain.gpt import GPT
 from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
-from posttrain.optim import set_rates
+from posttrain.optim import Descent, linear_fall
 from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
+from posttrain.settings import above_zero, at_least, one_of
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -36,7 +37,6 @@ class PPOConfig:
     gae_lambda: float = 0.95
     whiten_rewards: bool = False  # to variance 1, keeping the mean
     whiten_advantages: bool = True
-    returns_after_whitening: bool = False  # a mistake, to see its signature
     value_start: str = "reward_model"  # or "zero", its head at zero; or "shared", the policy's
     # Updates
     epochs: int = 1  # passes over a round's responses
@@ -53,6 +53,21 @@ class PPOConfig:
     kl_in: str = "reward"  # or "loss", there as k2 or k3: k1 has no effect in it
     kl_estimator: str = "k1"  # or "k2", "k3"
     seed: int = 0
+
+    def __post_init__(self):
+        one_of(
+            self, estimator=("gae", "reinforce", "rloo", "grpo"), kl_in=("reward", "loss"),
+            kl_estimator=("k1", "k2", "k3"), value_start=("reward_model", "zero", "shared"),
+        )  # fmt: skip
+        at_least(self, iterations=1, batch_size=1, group=1, max_new_tokens=1, epochs=1)
+        at_least(self, minibatches=1, kl_horizon=1, lr=0, value_lr=0, beta=0, kl_target=0)
+        above_zero(self, "temperature")
+        if self.batch_size % self.group:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split into groups of {self.group}"
+            )
+        if self.estimator in ("rloo", "grpo") and self.group < 2:
+            raise ValueError(f"{self.estimator} compares answers to one prompt: set group >= 2")
 
 
 class ValueModel(nn.Module):
@@ -157,19 +172,34 @@ def collect_rollout(
     actions = mask[:, 1:]  # (B, A)
     logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
     logprobs[actions] = samples.logprobs[samples.mask]  # (B, A)
+    ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
+    return ask_models(models, tokens, mask, logprobs, ended, config)
+
+
+@torch.no_grad()
+def ask_models(
+    models: Models, tokens: Tensor, mask: Tensor, logprobs: Tensor, ended: Tensor,
+    config: PPOConfig, size: int = 0,
+) -> Rollout:
+    """Ask all but the policy about its answers, `size` of them in a pass, or all.
+
+    tokens and mask (B, T) as from `pack`; logprobs (B, A), the policy's; ended (B,). Raises
+    ValueError for a score that is not a number.
+    """
+    actions, size = mask[:, 1:], size or len(tokens)  # (B, A)
+    pieces = tokens.split(size)
     # Ask the reference how likely it finds them
-    logits = models.reference(tokens)  # (B, T, V)
-    reference_logprobs = token_logprobs(logits, tokens, config.temperature) * actions
+    said = [token_logprobs(models.reference(t), t, config.temperature) for t in pieces]
+    reference_logprobs = torch.cat(said) * actions  # (B, A)
     # Ask the value model what it expects before each token
     values = torch.zeros_like(logprobs)
     if models.value_model is not None:
-        values = models.value_model(tokens)[:, :-1] * actions  # (B, A)
+        values = torch.cat([models.value_model(t)[:, :-1] for t in pieces]) * actions  # (B, A)
     # Score the whole
-    ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
-    scores = models.reward_model(tokens, mask)  # (B,)
+    scores = torch.cat([models.reward_model(t, m) for t, m in zip(pieces, mask.split(size))])
     if not torch.isfinite(scores).all():
         raise ValueError("the reward model's score of an answer is NaN or infinite")
-    scores = torch.where(ended, scores, config.no_end_score)
+    scores = torch.where(ended, scores, config.no_end_score)  # (B,)
     return Rollout(tokens, actions, logprobs, reference_logprobs, values, scores, ended)
 
 
@@ -178,7 +208,7 @@ def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> T
 
     scores (B,); kl and actions (B, A).
     """
-    positions = torch.arange(actions.size(1)).expand_as(actions)
+    positions = torch.arange(actions.size(1), device=actions.device).expand_as(actions)
     last = positions.masked_fill(~actions, -1).amax(-1, keepdim=True)  # (B, 1)
     rewards = -beta * kl * actions
     return rewards.scatter_add(1, last, scores[:, None])  # (B, A)
@@ -236,6 +266,15 @@ def group_relative(scores: Tensor, group: int) -> Tensor:
     return ((groups - mean) / (std + 1e-4)).flatten()
 
 
+def compare_returns(returns: Tensor, config: PPOConfig) -> Tensor:
+    """Each response's return against the others', as the estimator has it: (B,)."""
+    if config.estimator == "rloo":
+        return leave_one_out(returns, config.group)
+    if config.estimator == "grpo":
+        return group_relative(returns, config.group)
+    return returns - returns.mean()
+
+
 def estimate_advantages(
     rollout: Rollout, config: PPOConfig, beta: float
 ) -> tuple[Tensor, Tensor]:
@@ -252,19 +291,11 @@ def estimate_advantages(
         )
     else:
         # Give every token the whole response's return, compared with other responses'
-        returns = rewards.sum(-1)  # (B,)
-        if config.estimator == "rloo":
-            compared = leave_one_out(returns, config.group)
-        elif config.estimator == "grpo":
-            compared = group_relative(returns, config.group)
-        else:
-            compared = returns - returns.mean()
-        advantages = compared[:, None] * actions
-        returns = returns[:, None] * actions
+        whole = rewards.sum(-1)  # (B,)
+        advantages = compare_returns(whole, config)[:, None] * actions
+        returns = whole[:, None] * actions
     if config.whiten_advantages:
         advantages = whiten(advantages, actions)
-    if config.returns_after_whitening:
-        returns = advantages + rollout.values
     return advantages, returns
 
 
@@ -313,31 +344,41 @@ def next_beta(beta: float, kl: float, target: float, n: int, horizon: int) -> fl
 
 
 def update(
-    models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor,
-    optimizer: torch.optim.Optimizer, config: PPOConfig, beta: float,
-    generator: torch.Generator,
+    models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor, descent: Descent,
+    step: int, config: PPOConfig, beta: float, generator: torch.Generator,
 ) -> dict[str, float]:
     """Go over a rollout `epochs` times in shuffled minibatches; return means of what happened.
 
-    `clip_fraction`, `policy_loss`, `value_loss`, `total`, `entropy` (nats per token) and
-    `ratio_error`, how far a minibatch's ratios are from 1; of the first, `first_ratio_error`.
+    step: the round, at whose rates the descent is taken. `clip_fraction`, `policy_loss`,
+    `value_loss`, `total`, `entropy` (nats per token) and `ratio_error`, how far a minibatch's
+    ratios are from 1; of the first, `first_ratio_error`.
     """
-    noted: list[dict[str, Tensor]] = []
+    noted: list[dict[str, float]] = []
     size = -(-len(rollout.tokens) // config.minibatches)
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout.tokens), generator=generator)
         for rows in order.split(size):
-            part = pick(rollout, rows)
-            A = part.actions.size(1)
-            losses = minibatch_losses(
-                models, part, advantages[rows, :A], returns[rows, :A], config, beta
-            )
-            optimizer.zero_grad(set_to_none=True)
-            losses["total"].backward()
-            optimizer.step()
-            noted.append({name: value.detach() for name, value in losses.items()})
-    means = {name: sum(float(each[name]) for each in noted) / len(noted) for name in noted[0]}
-    return means | dict(first_ratio_error=float(noted[0]["ratio_error"]))
+            part = minibatch_part(models, rollout, rows, advantages, returns, config, beta)
+            noted.append(take_step(models.policy, [part], descent, step))
+    means = {name: sum(each[name] for each in noted) / len(noted) for name in noted[0]}
+    return means | dict(first_ratio_error=noted[0]["ratio_error"])
+
+
+def minibatch_part(
+    models: Models, rollout: Rollout, rows: Tensor, advantages: Tensor, returns: Tensor,
+    config: PPOConfig, beta: float,
+) -> Part:
+    """The losses of some rows of a rollout, for a step of policy and value model."""
+
+    def part(policy: nn.Module) -> tuple[Tensor, dict[str, float]]:
+        some = pick(rollout, rows)
+        A = some.actions.size(1)
+        losses = minibatch_losses(
+            models, some, advantages[rows, :A], returns[rows, :A], config, beta
+        )
+        return losses["total"], {name: loss.item() for name, loss in losses.items()}
+
+    return part
 
 
 def pick(rollout: Rollout, rows: Tensor) -> Rollout:
@@ -390,56 +431,59 @@ def build_optimizer(models: Models, config: PPOConfig) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, eps=1e-5)
 
 
-def check_config(config: PPOConfig) -> None:
-    """Raise ValueError for a setting that cannot work, naming it and the way out."""
-    choices = dict(
-        estimator=("gae", "reinforce", "rloo", "grpo"), kl_in=("reward", "loss"),
-        kl_estimator=("k1", "k2", "k3"), value_start=("reward_model", "zero", "shared"),
-    )  # fmt: skip
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(config, name)!r}: use one of {allowed}")
-    for name in ("iterations", "batch_size", "group", "epochs", "minibatches", "kl_horizon"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}: use at least 1")
-    if config.temperature <= 0:
-        raise ValueError(f"temperature is {config.temperature}: PPO needs one above 0")
-    if config.batch_size % config.group:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not split into groups of {config.group}"
-        )
-    if config.estimator in ("rloo", "grpo") and config.group < 2:
-        raise ValueError(f"{config.estimator} compares answers to one prompt: set group >= 2")
+def collect_rollouts(
+    models: Models, prompts: list[str], config: PPOConfig, generator: torch.Generator
+) -> Iterator[Rollout]:
+    """Each round's answers to prompts, by the policy as it is by then."""
+    tokenizer = CharTokenizer()
+    encoded = [render_question(text, tokenizer) for text in prompts]
+    batches = epochs(len(encoded), config.batch_size // config.group, generator)
+    for _ in range(config.iterations):
+        batch = [encoded[i] for i in next(batches) for _ in range(config.group)]
+        yield collect_rollout(models, batch, config, generator)
 
 
 def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator[dict]:
     """Train policy and value model in place; after each round, yield what happened in it.
 
-    prompts: texts to answer. Yields `score`, `kl` (nats per response), `length`, `ended` and
-    `beta`, means over the round's rollouts before its update, and what `update` notes in it.
+    prompts: texts to answer. Yields and raises as `ppo_rounds` does.
     """
-    check_config(config)
-    # Flush denormals, as in pre-training
-    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(config.seed)
-    tokenizer, beta = CharTokenizer(), config.beta
-    encoded = [render_question(text, tokenizer) for text in prompts]
-    optimizer = build_optimizer(models, config)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    batches = epochs(len(encoded), config.batch_size // config.group, generator)
-    for iteration in range(config.iterations):
-        set_rates(optimizer.param_groups, peaks, 1 - iteration / config.iterations)
-        # Roll out, judge, update
-        batch = [encoded[i] for i in next(batches) for _ in range(config.group)]
-        rollout = collect_rollout(models, batch, config, generator)
+    descent = Descent([build_optimizer(models, config)], linear_fall(config.iterations))
+    rollouts = collect_rollouts(models, prompts, config, generator)
+    return ppo_rounds(models, rollouts, config, descent, generator)
+
+
+def ppo_rounds(
+    models: Models, rollouts: Iterator[Rollout], config: PPOConfig, descent: Descent,
+    generator: torch.Generator, first: int = 0, beta: float | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train on each rollout, and let the next be written; yield what happened in the round.
+
+    first: the round of the first rollout; beta: the penalty's weight by then. Yields `score`,
+    `kl` (nats per response), `length`, `ended` and `beta`, means over the round's rollouts
+    before its update, what `update` notes in it, and `next_beta`. Raises ValueError where
+    scores or losses are no longer numbers.
+    """
+    beta = config.beta if beta is None else beta
+    for round_, rollout in enumerate(rollouts, start=first):
         advantages, returns = estimate_advantages(rollout, config, beta)
-        noted = update(models, rollout, advantages, returns, optimizer, config, beta, generator)
-        kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1).mean().item()
-        yield dict(
-            score=rollout.scores.mean().item(), kl=kl, beta=beta,
-            length=rollout.actions.sum(-1).double().mean().item(),
-            ended=rollout.ended.double().mean().item(), **noted,
-        )  # fmt: skip
+        noted = update(
+            models, rollout, advantages, returns, descent, round_, config, beta, generator
+        )
+        noted = rollout_report(rollout) | dict(beta=beta) | noted
         # Steer the penalty
         if config.kl_target:
-            beta = next_beta(beta, kl, config.kl_target, config.batch_size, config.kl_horizon)
+            n = len(rollout.tokens)
+            beta = next_beta(beta, noted["kl"], config.kl_target, n, config.kl_horizon)
+        yield noted | dict(next_beta=beta)
+
+
+def rollout_report(rollout: Rollout) -> dict[str, float]:
+    """Means over a rollout's responses: `score`, `kl` (nats), `length`, and `ended`."""
+    kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1)  # (B,)
+    return dict(
+        score=rollout.scores.mean().item(), kl=kl.mean().item(),
+        length=rollout.actions.sum(-1).double().mean().item(),
+        ended=rollout.ended.double().mean().item(),
+    )  # fmt: skip

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posttrain.batches import Part, device_of, follow
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.optim import Muon, adamw, set_rates
+from posttrain.optim import Descent, Muon, adamw
+from posttrain.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class PretrainConfig:
     evaluations: int = 12  # how often the validation loss is measured, at equal distances
     whole_split: bool = True  # at the end once more, over all of the validation text
     seed: int = 0
+
+    def __post_init__(self):
+        at_least(self, steps=1, batch_size=1, sequence_length=1, evaluations=1)
+        at_least(self, muon_lr=0, adamw_lr=0, weight_decay=0, warmup=0, cooldown=0)
 
     @property
     def tokens(self) -> int:
@@ -95,24 +102,32 @@ def learning_rate_scale(step: int, config: PretrainConfig) -> float:
     return min(1.0, rise, fall)
 
 
-def training_steps(model: GPT, data: Tensor, config: PretrainConfig) -> Iterator[Tensor]:
-    """Train the model in place; after each step, yield that batch's loss (before the step)."""
-    # Round numbers below 1e-38 to 0, where CPUs crawl: the momentum of idle units decays so far
-    torch.set_flush_denormal(True)
+def text_part(excerpt: tuple[Tensor, Tensor], share: float = 1.0) -> Part:
+    """The loss of an excerpt, inputs and targets (B, T); share: the part of a batch it is."""
+
+    def part(model: GPT) -> tuple[Tensor, dict[str, float]]:
+        inputs, targets = (rows.to(device_of(model)) for rows in excerpt)  # (B, T)
+        loss = share * next_token_loss(model, inputs, targets)
+        return loss, dict(loss=loss.item())
+
+    return part
+
+
+def text_batches(data: Tensor, config: PretrainConfig) -> Iterator[list[Part]]:
+    """Each step's random excerpts of the text."""
     generator = torch.Generator().manual_seed(config.seed)
-    optimizers = build_optimizers(model, config)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in groups]
-    for step in range(config.steps):
-        # Set the rates, measure the loss, follow its gradient
-        set_rates(groups, peaks, learning_rate_scale(step, config))
-        batch = random_batch(data, config.batch_size, config.sequence_length, generator)
-        loss = next_token_loss(model, *batch)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        yield loss.detach()
+    for _ in range(config.steps):
+        excerpt = random_batch(data, config.batch_size, config.sequence_length, generator)
+        yield [text_part(excerpt)]
+
+
+def training_steps(
+    model: GPT, data: Tensor, config: PretrainConfig
+) -> Iterator[dict[str, float]]:
+    """Train the model in place; after each step, yield that batch's `loss` (before the step)."""
+    scale = partial(learning_rate_scale, config=config)
+    descent = Descent(build_optimizers(model, config), scale)
+    return follow(model, text_batches(data, config), descent)
 
 
 def pretrain(
@@ -135,15 +150,15 @@ def pretrain(
     entries = {round(spacing * i) for i in range(1, config.evaluations + 1)}
     total, since, seconds, started = 0.0, 0, 0.0, time.perf_counter()
     steps = progress(training_steps(model, training, config), total=config.steps)
-    for step, loss in enumerate(steps, start=1):
-        total, since = total + loss, since + 1
+    for step, noted in enumerate(steps, start=1):
+        total, since = total + noted["loss"], since + 1
         if step not in entries:
             continue
         seconds += time.perf_counter() - started
         length = config.sequence_length
         measured = validation_loss(model, validation, length, windows=16_384 // length)
         tokens = step * config.batch_size * length
-        entry = (step, tokens, seconds, float(total) / since, measured)
+        entry = (step, tokens, seconds, total / since, measured)
         for name, value in zip(history, entry):
             history[name].append(value)
         total, since, started = 0.0, 0, time.perf_counter()

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posttrain.batches import epochs
+from posttrain.batches import Part, device_of, epochs, follow, turns
 from posttrain.chat import render_question
 from posttrain.gpt import GPT
 from posttrain.logprobs import masked_mean, pack
-from posttrain.optim import adamw, set_rates
+from posttrain.optim import Descent, adamw, linear_fall
 from posttrain.preference_pairs import Pair, encode_pairs, encode_response, pack_pairs
 from posttrain.sampling import generate
+from posttrain.settings import at_least
 from posttrain.tokenizer import CharTokenizer
 
 HEAD_STD = 1e-3  # of the head's first weights
@@ -29,10 +30,15 @@ class RewardConfig:
 
     steps: int = 40  # optimiser steps
     batch_size: int = 18  # pairs per step
+    micro_batch_size: int = 18  # pairs per forward pass; their gradients add up
     lr: float = 1e-3  # AdamW's, falling in a straight line to 0
     token_weight: float = 4.0  # of the comparison token by token; 0 for the last tokens alone
     centring: float = 0.01  # weight of (r_chosen + r_rejected)^2; 0 for none
     seed: int = 0
+
+    def __post_init__(self):
+        at_least(self, steps=1, batch_size=1, micro_batch_size=1)
+        at_least(self, lr=0, token_weight=0, centring=0)
 
 
 class RewardModel(nn.Module):
@@ -77,7 +83,7 @@ class RewardModel(nn.Module):
 
 def last_of(values: Tensor, mask: Tensor) -> Tensor:
     """Each row's value where its mask is True for the last time: (B, T) to (B,)."""
-    positions = torch.arange(mask.size(1)).expand_as(mask)  # (B, T)
+    positions = torch.arange(mask.size(1), device=mask.device).expand_as(mask)  # (B, T)
     last = positions.masked_fill(~mask, -1).amax(-1, keepdim=True)  # (B, 1)
     if (last < 0).any():
         raise ValueError("a row's mask is False everywhere: it has no response to read")
@@ -99,20 +105,29 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) 
     return loss + centring * (chosen + rejected).square().mean()
 
 
+def after_parting(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Where both answers of a pair go on after they have parted: (2B, T) to (B, T)."""
+    a, b = tokens.chunk(2)
+    both = mask.chunk(2)[0] & mask.chunk(2)[1]  # (B, T)
+    return both & ((a != b).cumsum(1) > 0)  # (B, T)
+
+
 def token_level_loss(
-    scores: Tensor, tokens: Tensor, mask: Tensor
+    scores: Tensor, tokens: Tensor, mask: Tensor, n: int | None = None
 ) -> Tensor:
     r"""Bradley-Terry at every token from where the two answers part, in nats.
 
     scores, tokens, mask: (2B, T), the chosen answers above the rejected ones. An answer that
     is worse in the end should look worse on the way there: the model has to carry what it has
-    seen along, and cannot live on the last word alone. Source: the reward model of
-    DeepSpeed-Chat (Yao et al. 2023); Cobbe et al. 2021, section 4.2, for verifiers.
+    seen along, and cannot live on the last word alone. n: the tokens of the whole batch, where
+    these are only a part of it. Source: the reward model of DeepSpeed-Chat (Yao et al. 2023);
+    Cobbe et al. 2021, section 4.2, for verifiers.
     """
-    (chosen, rejected), (a, b) = scores.chunk(2), tokens.chunk(2)
-    both = mask.chunk(2)[0] & mask.chunk(2)[1]  # (B, T)
-    parted = (a != b).cumsum(1) > 0  # (B, T), True from the first difference on
-    return -masked_mean(F.logsigmoid(chosen - rejected), both & parted)
+    chosen, rejected = scores.chunk(2)  # (B, T)
+    compared = after_parting(tokens, mask)  # (B, T)
+    if n is None:
+        return -masked_mean(F.logsigmoid(chosen - rejected), compared)
+    return -F.logsigmoid(chosen - rejected)[compared].sum() / n
 
 
 def score_pairs(model: RewardModel, pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
@@ -127,27 +142,53 @@ def pair_accuracy(model: RewardModel, pairs: list[Pair], pad: int) -> float:
     return (chosen > rejected).double().mean().item()
 
 
+def comparison_part(
+    pairs: list[Pair], share: float, n_compared: int, config: RewardConfig, pad: int
+) -> Part:
+    """The loss of a batch's part, and as `accuracy` the share of pairs that are ranked right."""
+
+    def part(model: RewardModel) -> tuple[Tensor, dict[str, float]]:
+        tokens, mask = (rows.to(device_of(model)) for rows in pack_pairs(pairs, pad))
+        # Raise the chosen answers' scores over the rejected ones'
+        scores = model.token_scores(tokens)  # (2B, T)
+        chosen, rejected = last_of(scores, mask).chunk(2)  # (B,)
+        loss = share * bradley_terry_loss(chosen, rejected, config.centring)
+        if config.token_weight:
+            by_token = token_level_loss(scores, tokens, mask, n_compared)
+            loss = loss + config.token_weight * by_token
+        right = (chosen > rejected).double().mean().item()
+        return loss, dict(loss=loss.item(), accuracy=share * right)
+
+    return part
+
+
+def reward_batches(
+    pairs: list[Pair], config: RewardConfig, pad: int
+) -> Iterator[list[Part]]:
+    """Each step's pairs, in parts."""
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
+    for _ in range(config.steps):
+        batch = [pairs[i] for i in next(batches)]
+        n_compared = int(after_parting(*pack_pairs(batch, pad)).sum())
+        yield [
+            comparison_part(some, share, n_compared, config, pad)
+            for some, share in turns(batch, config.micro_batch_size)
+        ]
+
+
 def reward_steps(
     model: RewardModel, pairs: list[Pair], config: RewardConfig, pad: int
-) -> Iterator[Tensor]:
-    """Train the model in place; after each step, yield that batch's loss (before the step)."""
-    # Flush denormals, as in pre-training
-    torch.set_flush_denormal(True)
-    generator = torch.Generator().manual_seed(config.seed)
-    optimizer = adamw([dict(params=list(model.parameters()))], lr=config.lr, weight_decay=0.0)
-    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
-    for step in range(config.steps):
-        set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
-        # Raise the chosen answers' scores over the rejected ones'
-        tokens, mask = pack_pairs([pairs[i] for i in next(batches)], pad)  # (2B, T)
-        scores = model.token_scores(tokens)  # (2B, T)
-        loss = bradley_terry_loss(*last_of(scores, mask).chunk(2), config.centring)
-        if config.token_weight:
-            loss = loss + config.token_weight * token_level_loss(scores, tokens, mask)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield loss.detach()
+) -> Iterator[dict[str, float]]:
+    """Train the model in place; after each step, yield what that batch showed before it.
+
+    Yields `loss`, in nats per pair, and `accuracy`, the share of pairs that are ranked right.
+    Raises ValueError where a score is not a number.
+    """
+    parameters = dict(params=list(model.parameters()))
+    optimizer = adamw([parameters], lr=config.lr, weight_decay=0.0)
+    descent = Descent([optimizer], linear_fall(config.steps))
+    return follow(model, reward_batches(pairs, config, pad), descent)
 
 
 def train_reward_model(
@@ -163,7 +204,7 @@ def train_reward_model(
     encoded = encode_pairs(pairs, tokenizer, body.config.context)
     model = RewardModel(body, torch.Generator().manual_seed(config.seed))
     steps = reward_steps(model, encoded, config, tokenizer.pad)
-    losses = [loss.item() for loss in progress(steps, total=config.steps)]
+    losses = [noted["loss"] for noted in progress(steps, total=config.steps)]
     seconds = time.perf_counter() - started
     accuracy = pair_accuracy(model, encoded, tokenizer.pad)
     return model, dict(train=losses, train_accuracy=accuracy, seconds=seconds)
@@ -174,16 +215,24 @@ def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
     """Set the scores' zero and unit so that these responses have mean 0 and deviation 1.
 
     tokens and mask (B, T) as from `pack`: answers of the policy that PPO will start from
-    (Ziegler et al. 2019, section 2.1). Raises ValueError where all scores are the same, and for
-    one that is not a number.
+    (Ziegler et al. 2019, section 2.1). Raises as `set_unit` does.
     """
-    scores = model(tokens, mask)  # (B,)
+    set_unit(model(tokens, mask), model)
+
+
+def set_unit(scores: Tensor, *models: nn.Module) -> None:
+    """Move the models' zero and unit by what brings these scores to mean 0 and deviation 1.
+
+    scores (B,). Raises ValueError where all are the same, and for one that is not a number.
+    """
     if not torch.isfinite(scores).all():
         raise ValueError("a response's score is NaN or infinite: there is no unit to set")
     if (scores == scores[0]).all():
         raise ValueError("all responses have the same score: there is no unit to set")
-    model.shift += scores.mean() * model.scale
-    model.scale *= scores.std()
+    mean, unit = scores.mean().item(), scores.std().item()
+    for model in models:
+        model.shift = model.shift + mean * model.scale
+        model.scale = model.scale * unit
 
 
 @torch.no_grad()

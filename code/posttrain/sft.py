@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from posttrain.batches import epochs
+from posttrain.batches import ALONE, Alone, Part, device_of, epochs, follow, turns
 from posttrain.chat import IGNORE, build_labels, collate, grow_vocabulary, render
 from posttrain.gpt import GPT
-from posttrain.optim import set_rates
+from posttrain.optim import Descent, linear_fall
 from posttrain.pretrain import (
     PretrainConfig,
     build_optimizers,
-    next_token_loss,
     random_batch,
+    text_part,
 )
+from posttrain.settings import at_least
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -38,6 +39,10 @@ class SFTConfig:
     mask: bool = True  # grade the assistant's tokens alone; otherwise every token
     evaluations: int = 5  # how often something is measured, at equal distances
     seed: int = 0
+
+    def __post_init__(self):
+        at_least(self, steps=1, batch_size=1, micro_batch_size=1, evaluations=1)
+        at_least(self, muon_lr=0, adamw_lr=0, replay=0, replay_length=1, replay_weight=0)
 
 
 def sft_loss(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
@@ -93,48 +98,81 @@ def encode_conversations(
     return examples
 
 
-def accumulate_gradients(model: GPT, tokens: Tensor, labels: Tensor, size: int) -> Tensor:
-    """Add the gradient of a batch's SFT loss, `size` rows at a time; return the loss.
+def conversation_parts(
+    examples: list, size: int, pad: int, crew: Alone = ALONE
+) -> list[Part]:
+    """The SFT loss of a batch, of which a forward pass reads `size` conversations at most.
 
-    The result is that of one pass over the whole batch: each part's sum is divided by the
-    graded tokens of all.
+    Each part's sum is divided by the graded tokens of all. Raises ValueError where there are
+    none.
     """
-    n_graded, total = count_graded(labels), 0.0
-    for some_tokens, some_labels in zip(tokens.split(size), labels.split(size)):
-        loss = sft_loss(model(some_tokens), some_labels, n_graded)
-        loss.backward()
-        total = total + loss.detach()
-    return total
+    n_graded = batch_graded(examples, crew)
+    return [
+        conversation_part(some, share, n_graded, pad) for some, share in turns(examples, size, crew)
+    ]
+
+
+def batch_graded(examples: list, crew: Alone) -> int:
+    """The graded tokens of a batch, whichever process reads them."""
+    return sum(count_graded(torch.tensor([labels])) for _, labels in examples)
+
+
+def conversation_part(examples: list, share: float, n_graded: int, pad: int) -> Part:
+    """The loss of a batch's part, and its graded tokens as `graded`; of no share, 0."""
+
+    def part(model: nn.Module) -> tuple[Tensor, dict[str, float]]:
+        tokens, labels = (rows.to(device_of(model)) for rows in collate(examples, pad))
+        labels = labels if share else torch.full_like(labels, IGNORE)  # (B, T)
+        loss = sft_loss(model(tokens), labels, n_graded)
+        return loss, dict(loss=loss.item(), graded=count_graded(labels))
+
+    return part
+
+
+def rehearsed(part: Part, weight: float) -> Part:
+    """A part whose loss counts with a weight, and is noted as `replay`."""
+
+    def rehearsal(model: nn.Module) -> tuple[Tensor, dict[str, float]]:
+        loss, noted = part(model)
+        return weight * loss, dict(replay=noted["loss"])
+
+    return rehearsal
+
+
+def replay_part(excerpt: tuple[Tensor, Tensor], crew: Alone = ALONE) -> Part:
+    """The loss of some pre-training text: inputs and targets (B, T)."""
+    n = len(excerpt[0])
+    ((rows, share),) = turns(range(n), n, crew)
+    return text_part(tuple(x[list(rows)] for x in excerpt), share)
+
+
+def sft_batches(
+    examples: list, text: Tensor, config: SFTConfig, pad: int, crew: Alone = ALONE
+) -> Iterator[list[Part]]:
+    """Each step's conversations, in parts, and text to replay."""
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = epochs(len(examples), config.batch_size, generator)
+    for _ in range(config.steps):
+        batch = [examples[i] for i in next(batches)]
+        parts = conversation_parts(batch, config.micro_batch_size, pad, crew)
+        if config.replay:
+            excerpt = random_batch(text, config.replay, config.replay_length, generator)
+            parts.append(rehearsed(replay_part(excerpt, crew), config.replay_weight))
+        yield parts
 
 
 def sft_steps(
     model: GPT, examples: list, text: Tensor, config: SFTConfig, pad: int
-) -> Iterator[Tensor]:
-    """Fine-tune the model in place; after each step, yield its SFT loss (before the step).
+) -> Iterator[dict[str, float]]:
+    """Fine-tune the model in place; after each step, yield what it noted before it.
 
-    examples: (tokens, labels) pairs. text: pre-training tokens to replay, 1-d.
+    examples: (tokens, labels) pairs. text: pre-training tokens to replay, 1-d. Yields `loss`,
+    the conversations' alone, in nats per graded token; `graded`, how many these are; and with
+    replay its own loss, `replay`. Raises ValueError where the loss is not a number.
     """
-    # Flush denormals, as in pre-training
-    torch.set_flush_denormal(True)
-    generator = torch.Generator().manual_seed(config.seed)
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
-    optimizers = build_optimizers(model, rates)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in groups]
-    batches = epochs(len(examples), config.batch_size, generator)
-    for step in range(config.steps):
-        set_rates(groups, peaks, 1 - step / config.steps)
-        # Follow the gradient of the conversations' loss
-        tokens, labels = collate([examples[i] for i in next(batches)], pad)
-        loss = accumulate_gradients(model, tokens, labels, config.micro_batch_size)
-        # And of the loss of some pre-training text
-        if config.replay:
-            excerpt = random_batch(text, config.replay, config.replay_length, generator)
-            (config.replay_weight * next_token_loss(model, *excerpt)).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        yield loss
+    descent = Descent(build_optimizers(model, rates), linear_fall(config.steps))
+    return follow(model, sft_batches(examples, text, config, pad), descent)
 
 
 @torch.no_grad()
@@ -152,31 +190,42 @@ def sft(
     measure: Callable[[GPT], dict] = lambda model: {},
     progress: Callable = lambda steps, total: steps,
 ) -> tuple[GPT, dict]:
-    """Fine-tune a copy of the base model; return it and its history.
+    """Fine-tune a copy of the base model; return it, and the history of `fine_tune`."""
+    model = grow_vocabulary(base, CharTokenizer().vocab_size)
+    return model, fine_tune(model, conversations, text, config, measure, progress)
+
+
+def fine_tune(
+    model: GPT,
+    conversations: list[dict],
+    text: Tensor,
+    config: SFTConfig,
+    measure: Callable[[GPT], dict] = lambda model: {},
+    progress: Callable = lambda steps, total: steps,
+) -> dict:
+    """Fine-tune a model with room for the chat's tokens, in place; return its history.
 
     text: pre-training tokens to replay, 1-d. measure(model) returns numbers to note at each of
     the evaluations. The history has lists `step`, `seconds` (of training), `train` (the mean
     SFT loss since the entry before, in nats per graded token) and what measure returned.
     """
-    tokenizer = CharTokenizer()
-    model = grow_vocabulary(base, tokenizer.vocab_size)
-    context = model.config.context
+    tokenizer, context = CharTokenizer(), model.config.context
     examples = encode_conversations(conversations, tokenizer, context, config.mask)
     spacing = config.steps / config.evaluations
     entries = {round(spacing * i) for i in range(1, config.evaluations + 1)}
     history: dict[str, list] = {}
     total, since, seconds, started = 0.0, 0, 0.0, time.perf_counter()
     steps = sft_steps(model, examples, text, config, tokenizer.pad)
-    for step, loss in enumerate(progress(steps, total=config.steps), start=1):
-        total, since = total + loss, since + 1
+    for step, noted in enumerate(progress(steps, total=config.steps), start=1):
+        total, since = total + noted["loss"], since + 1
         if step not in entries:
             continue
         seconds += time.perf_counter() - started
-        entry = dict(step=step, seconds=seconds, train=float(total) / since, **measure(model))
+        entry = dict(step=step, seconds=seconds, train=total / since, **measure(model))
         for name, value in entry.items():
             history.setdefault(name, []).append(value)
         total, since, started = 0.0, 0, time.perf_counter()
-    return model, history
+    return history
 
 
 def plain_sft(**changes) -> SFTConfig:

@@ -73,8 +73,8 @@ def test_settings_that_cannot_work_are_refused():
 def test_a_run_is_sft_steps_on_that_model_and_notes_what_it_says(config):
     model, history = lora_sft(base(), TALKS, None, config, lambda model: dict(seen=model.head.weight.sum().item()))
     twin, losses, learned = lora_model(base(), config), [], []
-    for loss in sft_steps(twin, EXAMPLES, None, SFT, PAD):
-        losses.append(loss.item())
+    for noted in sft_steps(twin, EXAMPLES, None, SFT, PAD):
+        losses.append(noted["loss"])
         learned.append(conversation_loss(twin, EXAMPLES, PAD))
     assert same(weights(twin), model)
     assert history["step"] == [2, 4] and history["learned"] == learned[1::2]

@@ -43,9 +43,9 @@ def test_what_is_imitated_is_the_answer_with_its_end_and_not_the_prompt():
 def test_imitation_is_fine_tuning_on_the_chosen_answers_alone():
     policy, config = moved(dtype=torch.float32, config=LONG), imitation(seed=3)
     by_hand, choice = copy.deepcopy(policy), keep_best(SMALL, "reward")
-    losses = [loss.item() for loss in imitate(policy, SMALL, choice, config)]
+    losses = [noted["loss"] for noted in imitate(policy, SMALL, choice, config)]
     examples = as_examples(SMALL, choice)
-    assert losses == [loss.item() for loss in sft_steps(by_hand, examples, torch.empty(0).long(), config, PAD)]
+    assert losses == [noted["loss"] for noted in sft_steps(by_hand, examples, torch.empty(0).long(), config, PAD)]
     assert len(losses) == config.steps and config.replay == 0 and same(by_hand.state_dict(), policy)
     tokens, labels = collate(examples, PAD)
     start = sft_loss(moved(dtype=torch.float32, config=LONG)(tokens), labels).item()

@@ -376,6 +376,7 @@ def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl(seed, dtype):
         pairs_of_texts(seed),
     )
     peers = [as_gpt2(copy.deepcopy(model).double()) for model in (policy, reference)]
+<<<<<<< HEAD
     loss, _ = pair_loss(
         policy,
         reference,
@@ -383,6 +384,9 @@ def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl(seed, dtype):
         pair_logprobs(reference, pairs, PAD),
         DPOConfig(beta=0.05),
     )
+=======
+    loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), DPOConfig(beta=0.05), PAD)
+>>>>>>> h-loops
     loss.backward()
     with in_float64():
         theirs, noted = trl_dpo(*peers, collated(pairs), beta=0.05)
@@ -411,12 +415,17 @@ def test_ktos_loss_baseline_and_gradients_are_trls_on_transformers_gpt2(swapped,
     rows = [dict(prompt_ids=p, completion_ids=c, label=True) for p, c, _ in back]
     rows += [dict(prompt_ids=p, completion_ids=r, label=False) for p, _, r in back]
     others = [before for _, before, _ in back[-1:] + back[:-1]]
+<<<<<<< HEAD
     inputs = collate(
         [row | dict(KL_completion_ids=other) for row, other in zip(rows, others)]
     ) | collate(rows)
     loss, _ = pair_loss(
         policy, reference, pairs, pair_logprobs(reference, pairs, PAD), config
     )
+=======
+    inputs = collate([row | dict(KL_completion_ids=other) for row, other in zip(rows, others)]) | collate(rows)
+    loss, _ = pair_loss(policy, reference, pairs, pair_logprobs(reference, pairs, PAD), config, PAD)
+>>>>>>> h-loops
     loss.backward()
     trainer = stub(
         peers[0],

@@ -41,6 +41,7 @@ from trl.trainer.utils import entropy_from_logits, nanstd, selective_log_softmax
 
 from posttrain import ppo
 from posttrain.logprobs import kl_estimate, pack, token_logprobs
+from posttrain.optim import Descent
 from posttrain.ppo import (
     Models,
     PPOConfig,
@@ -626,6 +627,7 @@ def test_twenty_updates_are_those_of_trls_lines_with_adam_between_them(monkeypat
         return noted[-1]
 
     monkeypatch.setattr(ppo, "minibatch_losses", noting)
+<<<<<<< HEAD
     ppo.update(
         models,
         rollout,
@@ -640,6 +642,11 @@ def test_twenty_updates_are_those_of_trls_lines_with_adam_between_them(monkeypat
         dict(params=list(peer.parameters()), lr=lr)
         for peer, lr in zip(peers, (3e-3, 1e-3))
     ]
+=======
+    descent = Descent([ppo.build_optimizer(models, config)], lambda step: 1.0)
+    ppo.update(models, rollout, advantages, returns, descent, 0, config, 0.4, seeded(8))
+    groups = [dict(params=list(peer.parameters()), lr=lr) for peer, lr in zip(peers, (3e-3, 1e-3))]
+>>>>>>> h-loops
     optimizer, generator = torch.optim.Adam(groups, eps=1e-5), seeded(8)
     both, responses, theirs = (
         ppo_trainer.PolicyAndValueWrapper(*peers),

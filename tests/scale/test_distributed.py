@@ -25,7 +25,8 @@ from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.gpt import GPT
 from posttrain.scale.launch import LaunchError
 from posttrain.sampling import generate
-from posttrain.sft import SFTConfig, accumulate_gradients, count_graded, sft_loss, sft_steps
+from posttrain.batches import add_gradients
+from posttrain.sft import SFTConfig, conversation_parts, count_graded, sft_loss, sft_steps
 
 SHARDED = distributed.fully_shard is not None
 ENGINES = [engine for engine in distributed.ENGINES if engine != "fsdp" or SHARDED]
@@ -68,7 +69,7 @@ def groups(tmp_path_factory):
             ring=("ring_sums", ((1, 2, 5, 7),)), sent=("count_bytes", (120,)), dealt=("dealt", (7,)),
             sft=("sft_runs", (EXAMPLES, TEXT, SFT, settings(SFT))),
             dpo=("dpo_runs", (PAIRS, CONVERSATIONS, DPO, settings(DPO))),
-            wrong=("gradients", (EXAMPLES, 5, "ddp", False)),
+            wrong=("wrong_gradients", (EXAMPLES, 5, "ddp")),
             samples=("samples", (PROMPTS, 12, END, SAMPLING)), broken=("broken_loss", ("ring",)),
         )  # fmt: skip
         for engine in ENGINES:
@@ -166,10 +167,10 @@ def test_sft_ends_with_the_weights_of_one_process(group, monkeypatch, config, en
     results, _ = group
     choose_optimizers(monkeypatch, sft, muon)
     model = moved(config=CONFIG)
-    losses = [loss.item() for loss in sft_steps(model, EXAMPLES, TEXT, SFT[config], PAD)]
+    losses = [step["loss"] for step in sft_steps(model, EXAMPLES, TEXT, SFT[config], PAD)]
     for result in results:
         noted, _ = result["sft"][config, engine, muon]
-        torch.testing.assert_close([step["sft"] for step in noted], losses, rtol=0, atol=1e-10)
+        torch.testing.assert_close([step["loss"] for step in noted], losses, rtol=0, atol=1e-10)
         assert ("replay" in noted[0]) == bool(SFT[config].replay)
     ended = results[0]["sft"][config, engine, muon][1]
     assert set(ended) == set(model.state_dict())
@@ -182,10 +183,11 @@ def test_dpo_ends_with_the_weights_of_one_process(group, monkeypatch, config, en
     results, _ = group
     choose_optimizers(monkeypatch, dpo, muon)
     policy, reference = moved(1), moved(0)
-    losses = [noted["loss"] for noted in dpo_steps(policy, reference, PAIRS, DPO[config], CONVERSATIONS)]
+    alone = list(dpo_steps(policy, reference, PAIRS, DPO[config], CONVERSATIONS))
     for result in results:
         noted, _ = result["dpo"][config, engine, muon]
-        torch.testing.assert_close([step["dpo"] for step in noted], losses, rtol=0, atol=1e-10)
+        for step, wanted in zip(noted, alone, strict=True):
+            assert step == pytest.approx(wanted, abs=1e-10)
     ended = results[0]["dpo"][config, engine, muon][1]
     for name, value in policy.state_dict().items():
         torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-8)
@@ -195,8 +197,8 @@ def test_the_examples_are_unevenly_graded_and_their_order_is_that_of_sft_steps()
     shares = [count_graded(collate(EXAMPLES[rank::2], PAD)[1]) for rank in range(2)]
     assert max(shares) > 1.5 * min(shares)
     model = moved()
-    whole = accumulate_gradients(model, *collate(EXAMPLES, PAD), 2)
-    torch.testing.assert_close(whole, sft_loss(moved()(collate(EXAMPLES, PAD)[0]), collate(EXAMPLES, PAD)[1]).detach())
+    whole, _ = add_gradients(model, conversation_parts(EXAMPLES, 2, PAD))
+    assert whole == pytest.approx(sft_loss(moved()(collate(EXAMPLES, PAD)[0]), collate(EXAMPLES, PAD)[1]).item())
 
 
 # What is sharded
@@ -252,7 +254,7 @@ def test_every_chunk_has_its_own_stream_though_pytorch_reads_32_bits():
 def test_a_loss_that_is_no_number_in_one_process_is_an_error_in_all(group):
     results, _ = group
     for result in results:
-        assert re.match(r"the loss of step 0 is \{'sft': nan\}: lower the rate", result["broken"])
+        assert re.match(r"the loss of step 0 is nan: lower the rate", result["broken"])
 
 
 @pytest.fixture
@@ -283,7 +285,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(alone, monkeypat
 
 def test_a_group_of_one_is_one_process(alone):
     x = torch.arange(5.0)
-    assert torch.equal(ring.ring_all_reduce(x), x) and distributed.total(3) == 3.0
+    assert torch.equal(ring.ring_all_reduce(x), x) and distributed.total([3]) == [3.0]
     assert distributed.gather(distributed.mine([4, 5])) == [4, 5]
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain import ppo
+from posttrain.batches import Part, follow
 from posttrain.dpo import dpo_loss
 from posttrain.logprobs import get_response_log_probs, token_logprobs
-from posttrain.optim import set_rates
+from posttrain.optim import Descent, linear_fall
 from posttrain.ppo import Models, PPOConfig, Rollout
 from posttrain.sampling import draw
 
@@ -171,16 +174,10 @@ def sample_words(policy: nn.Module, n: int, generator: torch.Generator) -> Tenso
 @torch.no_grad()
 def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
     """What policy, reference, value model and the known reward say of words (B, 4)."""
-    logprobs, reference_logprobs = (
-        token_logprobs(model(tokens), tokens) for model in (models.policy, models.reference)
-    )  # (B, A)
-    values = torch.zeros_like(logprobs)
-    if models.value_model is not None:
-        values = models.value_model(tokens)[:, :-1]  # (B, A)
-    scores = world.rewards.view([V] * LENGTH)[tokens[:, 1:].unbind(-1)]  # (B,)
-    actions = tokens[:, 1:] != START  # (B, A)
-    ended = torch.ones(len(tokens), dtype=torch.bool)
-    return Rollout(tokens, actions, logprobs, reference_logprobs, values, scores, ended)
+    table, mask = world.rewards.view([V] * LENGTH), tokens != START  # (B, 4)
+    models = replace(models, reward_model=lambda words, _: table[words[:, 1:].unbind(-1)])
+    logprobs = token_logprobs(models.policy(tokens), tokens)  # (B, A)
+    return ppo.ask_models(models, tokens, mask, logprobs, mask.any(-1), SMALL_PPO)
 
 
 def ppo_run(
@@ -193,24 +190,22 @@ def ppo_run(
     setting that cannot work.
     """
     config = replace(SMALL_PPO, beta=beta, seed=seed, **changes)
-    ppo.check_config(config)
     if config.temperature != 1 or config.kl_target:
         raise ValueError("the optimum is for temperature 1 and a fixed beta, with kl_target 0")
     generator = torch.Generator().manual_seed(config.seed)
     policy = copy.deepcopy(start or world.reference)
     value_model = TabularValue() if config.estimator == "gae" else None
     models = Models(policy, value_model, world.reference, None)
-    optimizer = ppo.build_optimizer(models, config)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    history, n = [], config.batch_size
-    for i in range(config.iterations):
+    descent = Descent([ppo.build_optimizer(models, config)], linear_fall(config.iterations))
+    n = config.batch_size
+    rollouts = (
+        roll_out(models, world, sample_words(policy, n, generator))
+        for _ in range(config.iterations)
+    )
+    history = [dict(words=0) | measure(world, policy, beta)]
+    rounds = ppo.ppo_rounds(models, rollouts, config, descent, generator)
+    for i, _ in enumerate(rounds, start=1):
         history.append(dict(words=i * n) | measure(world, policy, beta))
-        set_rates(optimizer.param_groups, peaks, 1 - i / config.iterations)
-        # Roll out, judge, update
-        rollout = roll_out(models, world, sample_words(policy, n, generator))
-        advantages, returns = ppo.estimate_advantages(rollout, config, beta)
-        ppo.update(models, rollout, advantages, returns, optimizer, config, beta, generator)
-    history.append(dict(words=config.iterations * n) | measure(world, policy, beta))
     return policy, history
 
 
@@ -249,6 +244,32 @@ def draw_pairs(
     return Pairs(torch.where(wins, first, second), torch.where(wins, second, first), wrong)
 
 
+def word_batches(
+    world: World, beta: float, pairs: Pairs, seed: int, steps: int, batch_size: int
+) -> Iterator[list[Part]]:
+    """Each step's pairs of words: all of them, or, of very many, some."""
+    N, generator = len(pairs.chosen), torch.Generator().manual_seed(seed)
+    words = all_responses()
+    known = get_response_log_probs(world.reference, *words).detach()  # (64,)
+    for _ in range(steps):
+        batch = pairs
+        if batch_size < N:
+            rows = torch.randint(N, (batch_size,), generator=generator)
+            batch = Pairs(*(part[rows] for part in pairs))  # (B,) each
+        yield [partial(word_loss, batch, words, known, beta)]
+
+
+def word_loss(
+    pairs: Pairs, words: tuple[Tensor, Tensor], known: Tensor, beta: float, policy: nn.Module
+) -> tuple[Tensor, dict[str, float]]:
+    """DPO's loss of pairs of words; every word is read once, however many pairs have it."""
+    logprobs, (chosen, rejected, wrong) = get_response_log_probs(policy, *words), pairs  # (64,)
+    loss = dpo_loss(
+        logprobs[chosen], logprobs[rejected], known[chosen], known[rejected], beta, wrong
+    )
+    return loss, dict(loss=loss.item())
+
+
 def dpo_run(
     world: World, beta: float, pairs: Pairs, seed: int,
     start: nn.Module | None = None, steps: int = 500, batch_size: int = 8192, lr: float = 0.05,
@@ -258,32 +279,15 @@ def dpo_run(
     start: the policy before, of which a copy is trained; the reference if none is given.
     Raises ValueError for no pairs, and for a setting that cannot work.
     """
-    N = len(pairs.chosen)
-    if min(N, steps, batch_size) < 1:
+    if min(len(pairs.chosen), steps, batch_size) < 1:
         raise ValueError("DPO needs at least one pair, one step and one pair in each step")
-    generator = torch.Generator().manual_seed(seed)
     policy = copy.deepcopy(start or world.reference)
-    tokens, mask = all_responses()
-    known = get_response_log_probs(world.reference, tokens, mask).detach()  # (64,)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
-    batch, history = pairs, []
-    for step in range(steps):
-        set_rates(optimizer.param_groups, [lr], 1 - step / steps)
-        if step % 25 == 0:
+    descent = Descent([torch.optim.Adam(policy.parameters(), lr=lr)], linear_fall(steps))
+    batches = word_batches(world, beta, pairs, seed, steps, batch_size)
+    history = [dict(step=0) | measure(world, policy, beta)]
+    for step, _ in enumerate(follow(policy, batches, descent), start=1):
+        if step % 25 == 0 or step == steps:
             history.append(dict(step=step) | measure(world, policy, beta))
-        # Take all pairs, or, of very many, some
-        if batch_size < N:
-            rows = torch.randint(N, (batch_size,), generator=generator)
-            batch = Pairs(*(part[rows] for part in pairs))  # (B,) each
-        chosen, rejected, wrong = batch
-        logprobs = get_response_log_probs(policy, tokens, mask)  # (64,)
-        loss = dpo_loss(
-            logprobs[chosen], logprobs[rejected], known[chosen], known[rejected], beta, wrong
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    history.append(dict(step=steps) | measure(world, policy, beta))
     return policy, history
 
 

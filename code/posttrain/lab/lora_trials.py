@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -21,9 +20,9 @@ from posttrain.sft import (
     SFTConfig,
     conversation_loss,
     encode_conversations,
+    fine_tune,
     plain_sft,
     sft_loss,
-    sft_steps,
 )
 from posttrain.stages import base_model, encode_split
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
@@ -60,26 +59,17 @@ def lora_sft(
 ) -> tuple[GPT, dict]:
     """`sft` by adapters: the model, and a history with `learned` beside what `sft` notes.
 
-    The loop is `sft_steps`; its optimisers leave alone what has no gradient. `learned` is the
-    loss on the conversations that are trained on, at that moment.
+    The optimisers leave alone what has no gradient. `learned` is the loss on the conversations
+    that are trained on, at that moment.
     """
     tokenizer, model = CharTokenizer(), lora_model(base, config)
     examples = encode_conversations(conversations, tokenizer, model.config.context)
-    n, seconds, started = config.sft.steps // config.sft.evaluations, 0.0, time.perf_counter()
-    losses, history = [], {}
-    run = sft_steps(model, examples, text, config.sft, tokenizer.pad)
-    for step, loss in enumerate(run, start=1):
-        losses.append(loss)
-        if step % n:
-            continue
-        seconds += time.perf_counter() - started
+
+    def measured(model: GPT) -> dict:
         learned = conversation_loss(model, examples, tokenizer.pad)
-        mean = torch.stack(losses[-n:]).mean().item()
-        entry = dict(step=step, seconds=seconds, train=mean, learned=learned, **measure(model))
-        for name, value in entry.items():
-            history.setdefault(name, []).append(value)
-        started = time.perf_counter()
-    return model, history
+        return dict(learned=learned, **measure(model))
+
+    return model, fine_tune(model, conversations, text, config.sft, measured)
 
 
 def lora_trial(corpus: Corpus, config: LoRATrialConfig, seed: int) -> dict:

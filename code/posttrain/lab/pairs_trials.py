@@ -117,7 +117,7 @@ def learn(policy: GPT, pool: Pool | None, trial: PairsTrial) -> dict:
         raise ValueError(f"method is {trial.method!r}: use 'dpo', 'best' or 'any'")
     choice = choices[trial.method]()
     losses = list(imitate(policy, pool, choice, imitation(trial.seed)))
-    return dict(pairs=len(choice), loss=[losses[0].item(), losses[-1].item()])
+    return dict(pairs=len(choice), loss=[losses[0]["loss"], losses[-1]["loss"]])
 
 
 def describe(pool: Pool) -> dict[str, float]:

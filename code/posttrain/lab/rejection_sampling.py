@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from posttrain.chat import build_labels, render_question
 from posttrain.data.synthetic_pairs import Pool, judged_by
@@ -54,8 +53,10 @@ def imitation(seed: int) -> SFTConfig:
                      seed=seed)  # fmt: skip
 
 
-def imitate(policy: GPT, pool: Pool, choice: Choice, config: SFTConfig) -> Iterator[Tensor]:
-    """Fine-tune the policy in place on the chosen answers; after each step, yield its loss."""
+def imitate(
+    policy: GPT, pool: Pool, choice: Choice, config: SFTConfig
+) -> Iterator[dict[str, float]]:
+    """Fine-tune the policy in place on the chosen answers; yield what `sft_steps` yields."""
     no_text = torch.empty(0, dtype=torch.long)
     examples = as_examples(pool, choice)
     return sft_steps(policy, examples, no_text, config, CharTokenizer().pad)

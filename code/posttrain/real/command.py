@@ -49,13 +49,22 @@ def add_real(commands: argparse._SubParsersAction, seed) -> None:
 
 
 def real(options: argparse.Namespace, progress) -> int:
-    """Run the command. Raises ModelError and DatasetError; all imports are made here."""
+    """Run the command. Raises ModelError for whatever cannot work, in one sentence."""
+    from posttrain.real.model import ModelError
+
+    try:
+        return begin(options, progress)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def begin(options: argparse.Namespace, progress) -> int:
+    """Say what memory the run takes, and unless it is a dry one, train; the imports are here."""
     from posttrain.real.model import ModelError
     from posttrain.real.run import Setup, run
-    from posttrain.real.training import RealConfig, check_config
+    from posttrain.real.training import RealConfig
 
     config = from_options(RealConfig, options)
-    check_config(config)
     if options.dry_run:
         print(needed(options))
         return 0

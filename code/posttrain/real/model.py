@@ -160,9 +160,7 @@ class ScoringModel(Wrapped):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The score (B,) of each response: at its last token; mask (B, T) as from `pack`."""
-        scores = self.token_scores(tokens)
-        with self.device:
-            return last_of(scores, mask)  # (B,)
+        return last_of(self.token_scores(tokens), mask)  # (B,)
 
 
 class TokenValues(nn.Module):

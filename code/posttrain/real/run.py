@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from posttrain.lora.adapters import LoRAConfig, Reference
+from posttrain.optim import Descent
 from posttrain.ppo import Models
 from posttrain.real.adapter import (
     adapt,
@@ -57,10 +58,9 @@ from posttrain.real.model import (
 )
 from posttrain.real.training import (
     RealConfig,
-    build_optimizer,
-    check_config,
+    build_descent,
     dpo_steps,
-    normalise,
+    normalise_scores,
     ppo_steps,
     reward_steps,
     sft_steps,
@@ -89,7 +89,7 @@ class Session:
     """A run that has been set up: what is trained, and how it goes on from a step."""
 
     trained: nn.ModuleDict
-    optimizer: torch.optim.Optimizer
+    descent: Descent
     steps: Callable[[int, dict], Iterator[dict]]  # (first step, stored state)
     tokenizer: object
     adapters: LoRAConfig | None  # None where all weights are trained
@@ -188,18 +188,18 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     model, adapters = trainable(
         setup, setup.model, tokenizer, new_tokens, scores, config.seed
     )
-    optimizer = build_optimizer(config, model)
+    descent = build_descent(config, model)
 
     def steps(first: int, state: dict) -> Iterator[dict]:
         if config.stage == "dpo":
-            return dpo_steps(model, reference, data, config, pad, optimizer, first)
+            return dpo_steps(model, reference, data, config, pad, descent, first)
         take = reward_steps if scores else sft_steps
-        return take(model, data, config, pad, optimizer, first)
+        return take(model, data, config, pad, descent, first)
 
     if config.stage == "dpo":
         reference = Reference(model) if adapters else frozen_copy(model)
     trained = nn.ModuleDict(dict(model=model))
-    return Session(trained, optimizer, steps, tokenizer, adapters, {})
+    return Session(trained, descent, steps, tokenizer, adapters, {})
 
 
 def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> Session:
@@ -216,27 +216,26 @@ def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> 
     reference = Reference(policy) if adapters else frozen_copy(policy)
     judge.requires_grad_(False)
     models = Models(policy, TokenValues(value), reference, judge)
-    optimizer, memory = build_optimizer(config, policy, value), {}
+    descent, memory = build_descent(config, policy, value), {}
 
     def steps(first: int, state: dict) -> Iterator[dict]:
         if first:
             for model in (judge, value):
                 model.shift, model.scale = state["shift"], state["scale"]
         else:
-            normalise(models, prompts, config, pad, stop)
+            normalise_scores(models, prompts, config, pad, stop)
         memory.update(shift=judge.shift, scale=judge.scale)
         beta = state.get("beta", config.beta)
-        for step in ppo_steps(models, prompts, config, pad, stop, optimizer, first, beta):
+        for step in ppo_steps(models, prompts, config, pad, stop, descent, first, beta):
             memory.update(beta=step["next_beta"])
             yield step
 
     trained = nn.ModuleDict(dict(model=policy, value=value))
-    return Session(trained, optimizer, steps, tokenizer, adapters, memory)
+    return Session(trained, descent, steps, tokenizer, adapters, memory)
 
 
 def check_setup(setup: Setup, config: RealConfig) -> None:
     """Raise ModelError for a setting that cannot work, naming it and the way out."""
-    check_config(config)
     choose_device(setup.device)
     for name, least in dict(rank=0, save_every=1).items():
         if getattr(setup, name) < least:
@@ -266,14 +265,14 @@ def run(
     state = open_folder(out, settings, resume)
     session, first = begin(setup, config), state.get("step", 0)
     if first:
-        load_checkpoint(out, session.trained, session.optimizer)
+        load_checkpoint(out, session.trained, *session.descent.optimizers)
     cut_metrics(out, first)
     todo = session.steps(first, state)
     for step, seen in enumerate(progress(todo, total=config.steps - first), start=first + 1):
         append_metrics(out, step, seen)
         if step % setup.save_every == 0 and step < config.steps:
             state = dict(step=step, settings=settings, **session.memory)
-            save_checkpoint(out, session.trained, session.optimizer, state)
+            save_checkpoint(out, session.trained, *session.descent.optimizers, state)
         if step == stop_after:
             return read_metrics(out)
     save_result(out, session, setup.model)

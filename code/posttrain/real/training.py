@@ -1,4 +1,4 @@
-"""The four stages on a real model: the book's losses, in steps that can be taken up again."""
+"""The four stages on a real model: the book's steps, which can be taken up again."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from posttrain.batches import epochs
-from posttrain.chat import collate
-from posttrain.dpo import dpo_loss, pair_report
-from posttrain.logprobs import get_response_log_probs, pack, token_logprobs
-from posttrain.optim import adamw, set_rates
-from posttrain.ppo import (
-    Models,
-    PPOConfig,
-    Rollout,
-    estimate_advantages,
-    next_beta,
-    update,
-)
-from posttrain.preference_pairs import Pair, pack_pairs
-from posttrain.real.model import LanguageModel, ModelError, ScoringModel
-from posttrain.reward_model import bradley_terry_loss
+from posttrain.batches import epochs, follow, turns
+from posttrain.dpo import DPOConfig, dpo_batches
+from posttrain.logprobs import pack, token_logprobs
+from posttrain.optim import Descent, adamw, linear_fall
+from posttrain.ppo import Models, PPOConfig, Rollout, ask_models, ppo_rounds
+from posttrain.preference_pairs import Pair
+from posttrain.real.model import LanguageModel, ScoringModel
+from posttrain.reward_model import RewardConfig, reward_batches, set_unit
 from posttrain.sampling import draw, left_pad
-from posttrain.sft import accumulate_gradients, count_graded
+from posttrain.settings import above_zero, at_least, one_of
+from posttrain.sft import SFTConfig, sft_batches
 
 
 @dataclass(frozen=True)
@@ -46,130 +39,73 @@ class RealConfig:
     max_new_tokens: int = 128  # "ppo" alone: an answer that has not ended by then is cut
     seed: int = 0
 
-
-def check_config(config: RealConfig) -> None:
-    """Raise ModelError for a setting that cannot work, naming it and the way out."""
-    if config.stage not in ("sft", "reward", "dpo", "ppo"):
-        raise ModelError(f"stage is {config.stage!r}: use 'sft', 'reward', 'dpo' or 'ppo'")
-    for name in ("steps", "batch_size", "micro_batch_size", "max_length", "max_new_tokens"):
-        if getattr(config, name) < 1:
-            raise ModelError(f"{name} is {getattr(config, name)}: use at least 1")
-    for name in ("lr", "max_gradient_norm", "beta"):
-        if not getattr(config, name) > 0:
-            raise ModelError(f"{name} is {getattr(config, name)}: use a number above 0")
+    def __post_init__(self):
+        one_of(self, stage=("sft", "reward", "dpo", "ppo"))
+        at_least(self, steps=1, batch_size=1, micro_batch_size=1, max_length=1)
+        at_least(self, max_new_tokens=1, centring=0)
+        above_zero(self, "lr", "max_gradient_norm", "beta")
 
 
-def trained_parameters(*models: nn.Module) -> list[nn.Parameter]:
-    """What gets gradients, each parameter once."""
+def build_descent(config: RealConfig, *models: nn.Module) -> Descent:
+    """AdamW without weight decay, for what gets gradients; for PPO with its eps of 1e-5."""
     found = {id(p): p for model in models for p in model.parameters() if p.requires_grad}
-    return list(found.values())
+    ppo = config.stage == "ppo"
+    optimizer = adamw(
+        [dict(params=list(found.values()))],
+        lr=config.lr, eps=1e-5 if ppo else 1e-8, weight_decay=0.0,
+    )  # fmt: skip
+    norm = None if ppo else config.max_gradient_norm
+    return Descent([optimizer], linear_fall(config.steps), norm)
 
 
-def build_optimizer(config: RealConfig, *models: nn.Module) -> torch.optim.Optimizer:
-    """AdamW without weight decay; for PPO with its eps of 1e-5."""
-    groups = [dict(params=trained_parameters(*models))]
-    eps = 1e-5 if config.stage == "ppo" else 1e-8
-    return adamw(groups, lr=config.lr, eps=eps, weight_decay=0.0)
-
-
-def descend(optimizer: torch.optim.Optimizer, config: RealConfig, step: int) -> float:
-    """Take one step along the gradients that have been added up; return their norm before."""
-    set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
-    if not torch.isfinite(norm):
-        raise ModelError(f"the gradient of step {step} is {norm.item()}: lower the rate")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm.item()
-
-
-def batches_from(n: int, config: RealConfig, first: int) -> Iterator[list[int]]:
-    """The indices of each step's batch, from step `first` on, as if none had been left out."""
-    generator = torch.Generator().manual_seed(config.seed)
-    batches = epochs(n, min(config.batch_size, n), generator)
-    return islice(batches, first, config.steps)
+def shared_settings(config: RealConfig, n: int) -> dict[str, int]:
+    """What the configurations of SFT, the reward model and DPO have in common, for n rows."""
+    return dict(
+        steps=config.steps, batch_size=min(config.batch_size, n),
+        micro_batch_size=config.micro_batch_size, seed=config.seed,
+    )  # fmt: skip
 
 
 def sft_steps(
-    model: LanguageModel, examples: list, config: RealConfig, pad: int,
-    optimizer: torch.optim.Optimizer, first: int = 0,
+    model: LanguageModel, examples: list, config: RealConfig, pad: int, descent: Descent,
+    first: int = 0,
 ) -> Iterator[dict[str, float]]:
-    """Fine-tune in place; after each step, yield what that batch showed before it.
-
-    examples: (tokens, labels) pairs. `loss` in nats per graded token; `graded`, how many.
-    """
-    batches = batches_from(len(examples), config, first)
-    for step, rows in enumerate(batches, start=first):
-        tokens, labels = collate([examples[i] for i in rows], pad)  # (B, T)
-        tokens, labels = tokens.to(model.device), labels.to(model.device)
-        loss = accumulate_gradients(model, tokens, labels, config.micro_batch_size)
-        norm = descend(optimizer, config, step)
-        yield dict(loss=float(loss), graded=count_graded(labels), gradient_norm=norm)
-
-
-def parts(rows: list, size: int) -> Iterator[tuple[list, float]]:
-    """Some rows at a time, and the share of all that they are."""
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        yield some, len(some) / len(rows)
-
-
-def packed(pairs: list[Pair], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`pack_pairs` on a device: tokens and mask (2B, T), the chosen answers first."""
-    tokens, mask = pack_pairs(pairs, pad)
-    return tokens.to(device), mask.to(device)
+    """`sft.sft_steps` without replay, from step `first` on; with `gradient_norm`."""
+    settings = SFTConfig(**shared_settings(config, len(examples)), replay=0)
+    text = torch.empty(0, dtype=torch.long)
+    batches = sft_batches(examples, text, settings, pad)
+    return follow(model, batches, descent, first=first)
 
 
 def reward_steps(
-    model: ScoringModel, pairs: list[Pair], config: RealConfig, pad: int,
-    optimizer: torch.optim.Optimizer, first: int = 0,
+    model: ScoringModel, pairs: list[Pair], config: RealConfig, pad: int, descent: Descent,
+    first: int = 0,
 ) -> Iterator[dict[str, float]]:
-    """Train a scoring model in place; after each step, yield what that batch showed before it.
-
-    `loss` in nats per pair, `accuracy` the share of pairs ranked right.
-    """
-    for step, rows in enumerate(batches_from(len(pairs), config, first), start=first):
-        total, right = 0.0, 0
-        for some, share in parts([pairs[i] for i in rows], config.micro_batch_size):
-            tokens, mask = packed(some, pad, model.device)  # (2B, T)
-            chosen, rejected = model(tokens, mask).chunk(2)  # (B,)
-            loss = share * bradley_terry_loss(chosen, rejected, config.centring)
-            loss.backward()
-            total, right = total + loss.item(), right + int((chosen > rejected).sum())
-        norm = descend(optimizer, config, step)
-        yield dict(loss=total, accuracy=right / len(rows), gradient_norm=norm)
+    """`reward_model.reward_steps` on last tokens, from step `first` on; with `gradient_norm`."""
+    shared = shared_settings(config, len(pairs))
+    settings = RewardConfig(**shared, token_weight=0.0, centring=config.centring)
+    return follow(model, reward_batches(pairs, settings, pad), descent, first=first)
 
 
 def dpo_steps(
     policy: LanguageModel, reference: nn.Module, pairs: list[Pair], config: RealConfig,
-    pad: int, optimizer: torch.optim.Optimizer, first: int = 0,
+    pad: int, descent: Descent, first: int = 0,
 ) -> Iterator[dict[str, float]]:
-    """Train a policy in place; after each step, yield what that batch showed before it.
+    """`dpo.dpo_steps` without replay, from step `first` on; with `gradient_norm`.
 
-    reference: the policy as it was; with adapters `lora.Reference`, the policy while they are
-    off. `loss` in nats per pair, and the means of `dpo.pair_report`.
+    reference: the policy as it was; with adapters `lora.adapters.Reference`, the policy while
+    they are off.
     """
-    for step, rows in enumerate(batches_from(len(pairs), config, first), start=first):
-        total, seen = 0.0, []
-        for some, share in parts([pairs[i] for i in rows], config.micro_batch_size):
-            tokens, mask = packed(some, pad, policy.device)  # (2B, T)
-            with torch.no_grad():
-                asked = get_response_log_probs(reference, tokens, mask).view(2, -1)  # (2, B)
-            logprobs = get_response_log_probs(policy, tokens, mask).view(2, -1)  # (2, B)
-            loss = share * dpo_loss(*logprobs, *asked, config.beta)
-            loss.backward()
-            total += loss.item()
-            seen.append(torch.stack([logprobs.detach(), asked]))  # (2, 2, B)
-        norm = descend(optimizer, config, step)
-        report = pair_report(*torch.cat(seen, dim=-1), config.beta)
-        yield dict(loss=total, **report, gradient_norm=norm)
+    shared = shared_settings(config, len(pairs))
+    settings = DPOConfig(**shared, beta=config.beta, replay=0)
+    batches = dpo_batches(reference, pairs, settings, pad)
+    return follow(policy, batches, descent, first=first)
 
 
 @torch.no_grad()
 def write_answers(
     policy: LanguageModel, prompts: list[list[int]], max_new_tokens: int, stop: int,
-    generator: torch.Generator, temperature: float = 1.0,
+    generator: torch.Generator,
 ) -> list[list[int]]:
     """Each prompt's answer as tokens, its end included, drawn from the whole distribution.
 
@@ -186,7 +122,7 @@ def write_answers(
                 past_key_values=cache, use_cache=True,
             )  # fmt: skip
         cache = output.past_key_values
-        token, _ = draw(output.logits[:, -1].float(), temperature, generator)  # (B,)
+        token, _ = draw(output.logits[:, -1].float(), 1.0, generator)  # (B,)
         answers.append((token, alive))
         alive = alive & (token != stop)
         if not alive.any():
@@ -207,93 +143,62 @@ def collect_rollout(
     As `ppo.collect_rollout`, but that all log-probabilities come from one kind of pass: in low
     precision a cached step and a whole pass differ, and the first ratio would not be 1.
     """
-    answers = write_answers(
-        models.policy, prompts, config.max_new_tokens, stop, generator, config.temperature
-    )
-    device = models.policy.device
-    tokens, mask = (rows.to(device) for rows in pack(prompts, answers, pad))  # (B, T)
-    actions = mask[:, 1:]  # (B, A)
-
-    def asked(model: nn.Module) -> Tensor:
-        pieces = [token_logprobs(model(t), t, config.temperature) for t in tokens.split(size)]
-        return torch.cat(pieces) * actions
-
-    logprobs, reference_logprobs = asked(models.policy), asked(models.reference)
-    values = torch.cat([models.value_model(t)[:, :-1] for t in tokens.split(size)]) * actions
-    scores = [models.reward_model(t, m) for t, m in zip(tokens.split(size), mask.split(size))]
+    policy = models.policy
+    answers = write_answers(policy, prompts, config.max_new_tokens, stop, generator)
+    tokens, mask = (rows.to(policy.device) for rows in pack(prompts, answers, pad))  # (B, T)
+    pieces = [token_logprobs(policy(t), t, config.temperature) for t in tokens.split(size)]
+    logprobs = torch.cat(pieces) * mask[:, 1:]  # (B, A)
     ended = (tokens.eq(stop) & mask).any(-1)  # (B,)
-    scores = torch.where(ended, torch.cat(scores), config.no_end_score)
-    return Rollout(tokens, actions, logprobs, reference_logprobs, values, scores, ended)
+    return ask_models(models, tokens, mask, logprobs, ended, config, size)
 
 
-def ppo_config(config: RealConfig) -> PPOConfig:
-    """The settings of the book's PPO for a run on a real model."""
+def ppo_config(config: RealConfig, n: int) -> PPOConfig:
+    """The settings of the book's PPO for a run on a real model, with n prompts."""
     return PPOConfig(
-        iterations=config.steps, batch_size=config.batch_size, temperature=1.0,
+        iterations=config.steps, batch_size=min(config.batch_size, n), temperature=1.0,
         max_new_tokens=config.max_new_tokens, lr=config.lr, beta=config.beta, seed=config.seed,
         minibatches=-(-config.batch_size // config.micro_batch_size), epochs=1,
     )  # fmt: skip
 
 
-def seeded(config: RealConfig, step: int, device: torch.device | str) -> torch.Generator:
-    """A generator that depends on the run's seed and the step alone, so that none is stored."""
-    return torch.Generator(device).manual_seed((config.seed * 1_000_003 + step) % 2**63)
+def reseed(generator: torch.Generator, config: RealConfig, step: int) -> torch.Generator:
+    """Let a generator depend on the run's seed and the step alone, so that none is stored."""
+    return generator.manual_seed((config.seed * 1_000_003 + step) % 2**63)
 
 
 @torch.no_grad()
-def normalise(
+def normalise_scores(
     models: Models, prompts: list[list[int]], config: RealConfig, pad: int, stop: int
 ) -> None:
-    """Bring the scores of the untrained policy's answers to mean 0 and deviation 1."""
-    judge, some = models.reward_model, prompts[: 4 * config.batch_size]
-    generator, scores = seeded(config, -1, models.policy.device), []
-    for batch, _ in parts(some, config.batch_size):
-        answers = write_answers(
-            models.policy, batch, config.max_new_tokens, stop, generator
-        )
-        for rows, _ in parts(list(zip(batch, answers)), config.micro_batch_size):
-            tokens, mask = (t.to(judge.device) for t in pack(*map(list, zip(*rows)), pad))
-            scores.append(judge(tokens, mask))
-    every = torch.cat(scores)
-    # A model that says the same of all gives no unit
-    unit = every.std(unbiased=False).item() or 1.0
-    for model in (judge, models.value_model.model):
-        model.shift, model.scale = every.mean().item(), unit
+    """Set reward and value model's unit by the untrained policy's answers to some prompts."""
+    asked, device, scores = prompts[: 4 * config.batch_size], models.policy.device, []
+    generator = reseed(torch.Generator(device), config, -1)
+    for batch, _ in turns(asked, config.batch_size):
+        answers = write_answers(models.policy, batch, config.max_new_tokens, stop, generator)
+        for some, _ in turns(list(zip(batch, answers)), config.micro_batch_size):
+            tokens, mask = (rows.to(device) for rows in pack(*map(list, zip(*some)), pad))
+            scores.append(models.reward_model(tokens, mask))
+    set_unit(torch.cat(scores), models.reward_model, models.value_model.model)
 
 
 def ppo_steps(
     models: Models, prompts: list[list[int]], config: RealConfig, pad: int, stop: int,
-    optimizer: torch.optim.Optimizer, first: int = 0, beta: float | None = None,
+    descent: Descent, first: int = 0, beta: float | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train policy and value model in place; after each round, yield what happened in it.
+    """`ppo.ppo_steps` from round `first` on.
 
-    prompts: token ids. beta: the penalty's weight at step `first`, where it has been steered.
-    Yields what `ppo.ppo_steps` yields, and `next_beta`.
+    prompts: token ids. beta: the penalty's weight by then, where it has been steered.
     """
-    settings = ppo_config(config)
-    beta = config.beta if beta is None else beta
-    for step, rows in enumerate(batches_from(len(prompts), config, first), start=first):
-        set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)
-        batch, device = [prompts[i] for i in rows], models.policy.device
-        # Roll out, judge, update
-        rollout = collect_rollout(
-            models, batch, settings, pad, stop,
-            seeded(config, step, device), config.micro_batch_size,
-        )  # fmt: skip
-        with device:
-            advantages, returns = estimate_advantages(rollout, settings, beta)
-        shuffling = seeded(config, step, "cpu")
-        noted = update(
-            models, rollout, advantages, returns, optimizer, settings, beta, shuffling
-        )
-        kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1).mean().item()
-        report = dict(
-            score=rollout.scores.mean().item(), kl=kl, beta=beta,
-            length=rollout.actions.sum(-1).double().mean().item(),
-            ended=rollout.ended.double().mean().item(), **noted,
-        )  # fmt: skip
-        if settings.kl_target:
-            beta = next_beta(
-                beta, kl, settings.kl_target, len(rows), settings.kl_horizon
-            )
-        yield report | dict(next_beta=beta)
+    settings, shuffling = ppo_config(config, len(prompts)), torch.Generator()
+    drawing = torch.Generator(models.policy.device)
+
+    def rollouts() -> Iterator[Rollout]:
+        generator = torch.Generator().manual_seed(config.seed)
+        batches = epochs(len(prompts), settings.batch_size, generator)
+        for step, rows in islice(enumerate(batches), first, config.steps):
+            batch, size = [prompts[i] for i in rows], config.micro_batch_size
+            reseed(drawing, config, step)
+            reseed(shuffling, config, step)
+            yield collect_rollout(models, batch, settings, pad, stop, drawing, size)
+
+    return ppo_rounds(models, rollouts(), settings, descent, shuffling, first, beta)

@@ -9,8 +9,8 @@ import argparse
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +19,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from posttrain.batches import epochs
-from posttrain.chat import IGNORE, collate, grow_vocabulary
+from posttrain.batches import Part, follow
+from posttrain.chat import grow_vocabulary
 from posttrain.data import corpus, datasets
-from posttrain.dpo import DPOConfig, check_config, pair_logprobs, pair_loss
+from posttrain.dpo import DPOConfig, dpo_batches
 from posttrain.gpt import GPT
-from posttrain.optim import set_rates
+from posttrain.optim import Descent, linear_fall
 from posttrain.preference_pairs import Pair, encode_pairs
-from posttrain.pretrain import (
-    PretrainConfig,
-    build_optimizers,
-    next_token_loss,
-    random_batch,
-)
+from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.sampling import Samples, generate
 from posttrain.scale.launch import joined
 from posttrain.scale.ring import average_gradients
-from posttrain.sft import SFTConfig, count_graded, encode_conversations, sft_loss
+from posttrain.sft import SFTConfig, encode_conversations, sft_batches
 from posttrain.stages import base_model, encode_split, sft_model
 from posttrain.tokenizer import CharTokenizer
 
@@ -50,26 +45,17 @@ DDP_SWITCHES = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 BUFFERS = next(s for s in ("forward_sync_buffers", "broadcast_buffers") if s in DDP_SWITCHES)
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one process has to do for one term of a step's loss."""
-
-    name: str  # terms of one name are added up and reported
-    weight: float
-    loss: Callable[[nn.Module], Tensor]  # summed over the processes, it is the whole batch's
-
-
 def mine(rows: Sequence) -> Sequence:
     """This process's rows: every N-th, from its rank on. No row belongs to two."""
     return rows[dist.get_rank() :: dist.get_world_size()]
 
 
-def total(number: float | Tensor) -> float:
-    """The sum of a number over all processes."""
+def total(numbers: list[float]) -> list[float]:
+    """Each number's sum over all processes."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    number = torch.as_tensor(number, dtype=torch.float64, device=device).detach().clone()
-    dist.all_reduce(number)
-    return number.item()
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def gather(rows: list) -> list:
@@ -99,160 +85,61 @@ def share_model(model: GPT, engine: str) -> nn.Module:
     return model
 
 
-@contextlib.contextmanager
-def synchronised(shared: nn.Module, last: bool) -> Iterator[None]:
-    """Within the block, backward passes add up here, and talk to the others in the last one."""
-    if FSDPModule is not None and isinstance(shared, FSDPModule):
-        shared.set_requires_gradient_sync(last)
-    silent = isinstance(shared, nn.parallel.DistributedDataParallel) and not last
-    with shared.no_sync() if silent else contextlib.nullcontext():
-        yield
+class Together:
+    """This process as one of all that train a model: the crew of `batches.follow`."""
+
+    def __init__(self, engine: str):
+        self.engine, self.rank, self.size = engine, dist.get_rank(), dist.get_world_size()
+
+    @contextlib.contextmanager
+    def turn(self, shared: nn.Module, last: bool) -> Iterator[None]:
+        """Let a backward pass add its gradients up here, and talk to the others in the last."""
+        if FSDPModule is not None and isinstance(shared, FSDPModule):
+            shared.set_requires_gradient_sync(last)
+        silent = isinstance(shared, nn.parallel.DistributedDataParallel) and not last
+        with shared.no_sync() if silent else contextlib.nullcontext():
+            yield
+
+    def share(self, shared: nn.Module) -> None:
+        """Average the gradients over the processes, where the engine has not done so."""
+        if self.engine == "ring":
+            average_gradients(shared.parameters())
+
+    def total(self, numbers: list[float]) -> list[float]:
+        """Each number's sum over all processes."""
+        return total(numbers)
 
 
-def follow(
-    model: GPT, engine: str, optimizer_rates: PretrainConfig, steps: int,
-    batches: Iterator[list[Part]],
+def follow_together(
+    model: GPT, batches: Iterator[list[Part]], config: SFTConfig | DPOConfig, crew: Together,
+    muon: bool,
 ) -> Iterator[dict[str, float]]:
-    """Train the model in place, all processes in step; yield each term's loss before the step.
+    """Train the model in place, all processes in step, by the optimisers of one process.
 
-    A term's loss is that of the whole batch, the same on every process. The rates fall in a
-    straight line to 0. Raises ValueError, everywhere, for a loss that is not a number.
+    Yields each step's numbers, those of the whole batch. Raises ValueError, everywhere, for a
+    loss that is not a number, and for what the engine cannot do.
     """
-    # Flush denormals, as in pre-training
-    torch.set_flush_denormal(True)
-    if engine == "fsdp" and optimizer_rates.muon:
+    if crew.engine == "fsdp" and muon:
         raise ValueError(
             "Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)"
         )
-    shared = share_model(model, engine)
-    optimizers = build_optimizers(model, optimizer_rates)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in groups]
-    for step, parts in enumerate(batches):
-        set_rates(groups, peaks, 1 - step / steps)
-        noted: dict[str, Tensor | float] = {}
-        for part in parts:
-            with synchronised(shared, last=part is parts[-1]):
-                loss = part.loss(shared)
-                # Undo the engine's division by N: the losses add up, and so must the gradients
-                (dist.get_world_size() * part.weight * loss).backward()
-            noted[part.name] = noted.get(part.name, 0.0) + loss.detach()
-        if engine == "ring":
-            average_gradients(model.parameters())
-        losses = {name: total(loss) for name, loss in noted.items()}
-        if not np.isfinite(list(losses.values())).all():
-            raise ValueError(f"the loss of step {step} is {losses}: lower the rate")
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        yield losses
-
-
-def conversation_parts(
-    name: str, weight: float, examples: list, size: int, pad: int, device: torch.device,
-    whole_batch: bool = True,
-) -> list[Part]:
-    """The SFT loss of a batch, of which this process reads its rows, `size` at a time.
-
-    The sum over them is divided by the graded tokens of the *whole batch*; without whole_batch
-    by this process's own, times N: the mean of means, which is a mistake.
-    """
-    own = mine(examples)
-    # Read one row without its labels where there are fewer rows than processes
-    tokens, labels = collate(own or examples[:1], pad)  # (B / N, T)
-    labels = labels if own else torch.full_like(labels, IGNORE)
-    n_graded = count_graded(labels)
-    n_graded = total(n_graded) if whole_batch else max(n_graded, 1) * dist.get_world_size()
-    tokens, labels = tokens.to(device), labels.to(device)
-    # Take as many turns as the process with the most rows: all talk in the last
-    turns = max(1, -(-len(examples) // (dist.get_world_size() * size)))
-    rows = zip(tokens.tensor_split(turns), labels.tensor_split(turns))
-    return [Part(name, weight, sft_part(*some, n_graded)) for some in rows]
-
-
-def sft_part(tokens: Tensor, labels: Tensor, n_graded: float) -> Callable:
-    """The SFT loss of some rows as a function of the model; without rows, 0 of one token."""
-    if not len(tokens):
-        tokens, labels = tokens.new_zeros(1, 2), labels.new_full((1, 2), IGNORE)
-    return lambda model: sft_loss(model(tokens), labels, n_graded)
-
-
-def sft_batches(
-    examples: list, text: Tensor, config: SFTConfig, pad: int, device: torch.device,
-    whole_batch: bool = True,
-) -> Iterator[list[Part]]:
-    """What this process does in each step of SFT; all draw the same batches, as one would."""
-    generator = torch.Generator().manual_seed(config.seed)
-    batches = epochs(len(examples), config.batch_size, generator)
-    for _ in range(config.steps):
-        rows, size = [examples[i] for i in next(batches)], config.micro_batch_size
-        parts = conversation_parts("sft", 1.0, rows, size, pad, device, whole_batch)
-        if config.replay:
-            excerpt = random_batch(text, config.replay, config.replay_length, generator)
-            parts.append(replay_part(excerpt, config.replay_weight, device))
-        yield parts
-
-
-def replay_part(
-    excerpt: tuple[Tensor, Tensor], weight: float, device: torch.device
-) -> Part:
-    """The loss of some pre-training text, of which this process reads its excerpts."""
-    own = mine(excerpt[0]), mine(excerpt[1])
-    share = len(own[0]) / len(excerpt[0])
-    inputs, targets = (x.to(device) for x in (own if share else [x[:1] for x in excerpt]))
-    return Part("replay", weight, lambda model: share * next_token_loss(model, inputs, targets))
+    shared = share_model(model, crew.engine)
+    rates = PretrainConfig(muon=muon, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
+    descent = Descent(build_optimizers(model, rates), linear_fall(config.steps))
+    return follow(shared, batches, descent, crew)
 
 
 def distributed_sft(
     model: GPT, examples: list, text: Tensor, config: SFTConfig, pad: int,
-    engine: str = "ddp", muon: bool = True, whole_batch: bool = True,
+    engine: str = "ddp", muon: bool = True,
 ) -> Iterator[dict[str, float]]:
     """`sft_steps` over all processes of the group: the same batches, losses and weights.
 
-    Yields each step's losses, `sft` and `replay`. Arguments as there; the model is on the
-    device to work on. Errors as in `follow`.
+    Arguments as there; the model is on the device to work on. Raises as `follow_together`.
     """
-    device = model.head.weight.device
-    rates = PretrainConfig(
-        muon=muon, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr, weight_decay=0.0
-    )
-    batches = sft_batches(examples, text, config, pad, device, whole_batch)
-    return follow(model, engine, rates, config.steps, batches)
-
-
-def pair_part(
-    pairs: list[Pair], reference_logprobs: Tensor, config: DPOConfig, device: torch.device
-) -> Part:
-    """The preference loss of a batch, of which this process reads its pairs."""
-    own = mine(range(len(pairs)))
-    share, rows = len(own) / len(pairs), list(own) or [0]
-    asked = reference_logprobs[:, rows].to(device)  # (2, B / N)
-    batch = [pairs[i] for i in rows]
-
-    def loss(model: nn.Module) -> Tensor:
-        with device:
-            return share * pair_loss(model, None, batch, asked, config)[0]
-
-    return Part("dpo", 1.0, loss)
-
-
-def dpo_batches(
-    reference_logprobs: Tensor, pairs: list[Pair], config: DPOConfig, conversations: Sequence,
-    device: torch.device,
-) -> Iterator[list[Part]]:
-    """What this process does in each step of DPO; all draw the same batches, as one would."""
-    pad, generator = CharTokenizer().pad, torch.Generator().manual_seed(config.seed)
-    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
-    replayed = epochs(len(conversations), config.replay, generator)
-    for _ in range(config.steps):
-        rows = next(batches)
-        batch, asked = [pairs[i] for i in rows], reference_logprobs[:, rows]  # (2, B)
-        parts = [pair_part(batch, asked, config, device)]
-        if config.replay and conversations:
-            some = [conversations[i] for i in next(replayed)]
-            weight, size = config.replay_weight, config.replay
-            parts += conversation_parts("replay", weight, some, size, pad, device)
-        yield parts
+    crew = Together(engine)
+    batches = sft_batches(examples, text, config, pad, crew)
+    return follow_together(model, batches, config, crew, muon)
 
 
 def distributed_dpo(
@@ -262,25 +149,17 @@ def distributed_dpo(
 ) -> Iterator[dict[str, float]]:
     """`dpo_steps` over all processes of the group: the same batches, losses and weights.
 
-    Yields each step's losses, `dpo` and `replay`. Raises ValueError as `dpo_steps` does, and
-    for KTO, whose baseline is of the whole batch.
+    Each process asks the reference about its own pairs. Raises as `follow_together`, and for
+    KTO, whose baseline is of the whole batch.
     """
-    check_config(config)
     if config.loss == "kto":
         raise ValueError(
             "KTO's baseline needs the whole batch in one process: use another loss"
         )
-    device = policy.head.weight.device
-    # Ask the reference once, each process about its pairs
-    own = mine(pairs)
-    with device:
-        known = list(pair_logprobs(reference, own, CharTokenizer().pad).cpu().T) if own else []
-    known = torch.stack(gather(known), dim=1)  # (2, N)
-    rates = PretrainConfig(
-        muon=muon, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr, weight_decay=0.0
-    )
-    batches = dpo_batches(known, pairs, config, conversations, device)
-    return follow(policy, engine, rates, config.steps, batches)
+    crew = Together(engine)
+    pad = CharTokenizer().pad
+    batches = dpo_batches(reference, pairs, config, pad, conversations, crew)
+    return follow_together(policy, batches, config, crew, muon)
 
 
 def stream(seed: int, index: int) -> torch.Generator:

@@ -45,7 +45,7 @@ def compare_ways(
     given = model, examples, torch.zeros(0), config, CharTokenizer().pad
     noted, began = [], time.perf_counter()
     # Agree on when it has taken too long, or one would wait for the other
-    while len(noted) <= rounds and total(time.perf_counter() - began) < 2 * PATIENCE:
+    while len(noted) <= rounds and total([time.perf_counter() - began])[0] < 2 * PATIENCE:
         seconds = {}
         for way, threads in zip(WAYS[:2], (1, 2)):
             if dist.get_rank() == 0:

@@ -31,9 +31,9 @@ def ways() -> list[str]:
     return [engine for engine in ENGINES if engine != "fsdp" or fully_shard is not None]
 
 
-def apart(model: GPT, steps: Iterator, losses: list[float], weights: dict, name: str) -> dict:
+def apart(model: GPT, steps: Iterator, losses: list[float], weights: dict) -> dict:
     """How far a run over several processes is from one process's, losses and weights."""
-    noted = [step[name] for step in steps]
+    noted = [step["loss"] for step in steps]
     ended = whole_weights(model)  # empty in other processes than 0
     differences = [(value - weights[key]).abs().max().item() for key, value in ended.items()]
     return dict(
@@ -52,16 +52,17 @@ def sft_apart(corpus: Corpus, steps: int) -> dict[str, dict[str, float]]:
     examples = encode_conversations(datasets.conversations(), tokenizer, base.config.context)
     config, found = SFTConfig(steps=steps, batch_size=5, micro_batch_size=5), {}
     alone = copy.deepcopy(base)
-    losses = [loss.item() for loss in sft_steps(alone, examples, text, config, tokenizer.pad)]
+    run = sft_steps(alone, examples, text, config, tokenizer.pad)
+    losses = [noted["loss"] for noted in run]
     for engine in ways():
         model, options = copy.deepcopy(base), dict(engine=engine, muon=engine != "fsdp")
         if engine == "fsdp":
             # Compare with the ring, which has been compared with one process
             alone, settings = copy.deepcopy(base), dict(engine="ring", muon=False)
             run = distributed_sft(alone, examples, text, config, tokenizer.pad, **settings)
-            losses = [noted["sft"] for noted in run]
+            losses = [noted["loss"] for noted in run]
         run = distributed_sft(model, examples, text, config, tokenizer.pad, **options)
-        found[engine] = apart(model, run, losses, alone.state_dict(), "sft")
+        found[engine] = apart(model, run, losses, alone.state_dict())
     return found
 
 
@@ -74,7 +75,7 @@ def dpo_apart(corpus: Corpus, steps: int) -> dict[str, float]:
     given = reference, pairs, DPOConfig(steps=steps), examples
     alone, policy = copy.deepcopy(reference), copy.deepcopy(reference)
     losses = [noted["loss"] for noted in dpo_steps(alone, *given)]
-    return apart(policy, distributed_dpo(policy, *given), losses, alone.state_dict(), "dpo")
+    return apart(policy, distributed_dpo(policy, *given), losses, alone.state_dict())
 
 
 def answers(corpus: Corpus, prompts: int, seed: int) -> dict:
