@@ -2,8 +2,8 @@
 
 A definition is a function, a class or a constant of the package. One of them depends on
 all that it names, through every module, and on nothing else. What only tells does not
-count: docstrings, comments, messages. What only keeps or shows (SILENT) is not followed;
-of what hands on the data (HANDING) the files count, and not the code.
+count: docstrings, comments, messages. What only keeps or shows (SILENT) is not
+followed; of what hands on the data (HANDING) the files count, and not the code.
 """
 
 from __future__ import annotations
@@ -403,13 +403,12 @@ def is_same(
             is_same(vars(loaded).get(each.name), each, known, f"{of}{line.name}.")
             for each in inner
         )
-    decorators = 0
-    while (inner := decorated(loaded)) is not None:
-        loaded, decorators = inner, decorators + 1
-    code = getattr(loaded, "__code__", None)
-    if decorators > len(line.decorator_list):
+    for _ in line.decorator_list:
+        inner = decorated(loaded)
+        loaded = loaded if inner is None else inner
+    if decorated(loaded) is not None:
         return False
-    return code in known.get(f"{of}{line.name}", [])
+    return getattr(loaded, "__code__", None) in known.get(f"{of}{line.name}", [])
 
 
 def decorated(value: object) -> object:
