@@ -63,7 +63,8 @@ def base_stage(
         model, history = pretrain(config, *encode_split(corpus), progress=progress)
         return model.state_dict(), history
 
-    return obtain("base", config, train, reads=corpus.sha256)
+    reads = [corpus.sha256, len(corpus.train)]
+    return obtain("base", config, train, reads=reads)
 
 
 def sft_stage(
@@ -119,9 +120,9 @@ def ppo_stage(
     """What PPO trains, policy and value model: from the SFT model and the reward model of its
     seed and data, on the data's prompts."""
     config, data = config or PPOConfig(), data or training_data()
-    options = dict(data=data, progress=progress)
-    start = sft_stage(corpus, SFTConfig(seed=config.seed), **options)
-    judge = reward_stage(corpus, RewardConfig(seed=config.seed), **options)
+    scores = RewardConfig(seed=config.seed)
+    judge = reward_stage(corpus, scores, data=data, progress=progress)
+    (start,) = judge.after
 
     def train() -> Trained:
         began = time.perf_counter()
@@ -169,7 +170,8 @@ def language_model(stage: Stage, model: PretrainConfig | None = None) -> GPT:
 
 def scoring_model(stage: Stage) -> RewardModel:
     """A stage's reward model."""
-    model = RewardModel(GPT(replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)))
+    config = replace(PretrainConfig().model, vocab_size=CharTokenizer().vocab_size)
+    model = RewardModel(GPT(config))
     model.load_state_dict(stage.weights)
     return model
 
@@ -211,9 +213,8 @@ def ppo_models(
     """
     config = config or PPOConfig()
     stage = ppo_stage(corpus, config, data=data, progress=progress)
-    sft, _ = sft_model(corpus, SFTConfig(seed=config.seed), data=data)
-    judge, _ = reward_model(corpus, RewardConfig(seed=config.seed), data=data)
-    models = assemble(sft, judge, config)
+    start, judge = stage.after
+    models = assemble(language_model(start), scoring_model(judge), config)
     trained_models(models).load_state_dict(stage.weights)
     return models, stage.history
 

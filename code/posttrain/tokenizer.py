@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-
 ALPHABET = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (USER, ASSISTANT, END, PAD)

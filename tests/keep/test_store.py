@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,9 +17,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-from posttrain.keep import store
+from posttrain.batches import epochs
 from posttrain.gpt import GPTConfig
+from posttrain.keep import code, store
 from posttrain.pretrain import PretrainConfig, pretrain
+from posttrain.tokenizer import CharTokenizer
 
 WEIGHTS = {"a": torch.arange(2000.0), "b": torch.ones(3, 4)}
 HISTORY = {"loss": [1.5, 0.1], "note": "é"}
@@ -34,7 +37,7 @@ def test_weights_that_share_memory_or_are_views_are_stored_as_they_look(folder):
     shared = torch.arange(6.0).view(2, 3)
     weights = {"embedding": shared, "head": shared, "transposed": shared.mT, "parameter": torch.nn.Parameter(shared)}
     for _ in range(2):
-        stage = store.obtain("tied", {}, lambda: (weights, {}), source="posttrain.tokenizer")
+        stage = store.obtain("tied", {}, lambda: (weights, {}), code_of=CharTokenizer)
         assert all(torch.equal(stage.weights[name], weights[name].detach()) for name in weights)
 
 
@@ -50,7 +53,7 @@ class Counting:
 
 
 def obtain(train, **inputs):
-    return store.obtain("toy", inputs, train, source="posttrain.tokenizer")
+    return store.obtain("toy", inputs, train, code_of=CharTokenizer)
 
 
 def assert_right(stage):
@@ -75,36 +78,155 @@ def test_other_inputs_other_code_and_another_pytorch_are_other_stages(monkeypatc
     monkeypatch.setattr(torch, "__version__", "0.0")
     obtain(train, seed=0)
     assert train.calls == 3
-    monkeypatch.undo()
-    monkeypatch.setenv("POSTTRAIN_STAGES", str(store.stages_folder()))
 
 
-def package(tmp_path, monkeypatch, **sources):
-    """A throwaway package `posttrain` for the source hash to look at."""
-    root = tmp_path / "src" / "posttrain"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "__init__.py").write_text("")
-    for name, text in sources.items():
-        (root / f"{name}.py").write_text(text)
-    monkeypatch.setattr(store, "PACKAGE", root)
+def test_what_a_stage_starts_from_reads_and_runs_makes_it_another(monkeypatch):
+    train, found = Counting(), []
+    parents = [store.Stage("toy", key, {}, {}) for key in ("1", "2")]
+    for options in (
+        dict(), dict(after=parents[:1]), dict(after=parents[1:]), dict(after=parents),
+        dict(reads=["a"]), dict(reads=["b"]), dict(code_of=epochs), dict(name="other"),
+    ):  # fmt: skip
+        usual = dict(name="toy", config={}, train=train, code_of=CharTokenizer)
+        for _ in range(2):
+            stage = store.obtain(**{**usual, **options})
+            assert stage.after == tuple(options.get("after", ()))
+        found.append(stage.key)
+    assert len(set(found)) == train.calls == 8
+    assert found[0] == obtain(train).key
 
 
-def test_source_hash_follows_imports_and_ignores_comments_and_docstrings(tmp_path, monkeypatch):
-    package(tmp_path, monkeypatch, one="from posttrain import two\ndef f():\n    'doc'\n    return 1\n", two="X = 1\n", three="Y = 1\n")
-    before = store.source_hash("posttrain.one")
-    assert store.imported_modules("posttrain.one") == {"posttrain", "posttrain.one", "posttrain.two"}
-    package(tmp_path, monkeypatch, three="Y = 2\n")
-    assert store.source_hash("posttrain.one") == before
-    package(tmp_path, monkeypatch, one="from posttrain import two\ndef f():\n    'better doc'\n    # a comment\n    return 1\n")
-    assert store.source_hash("posttrain.one") == before
-    package(tmp_path, monkeypatch, two="X = 2\n")
-    assert store.source_hash("posttrain.one") != before
+def test_what_is_trained_says_which_code_counts_unless_told_otherwise():
+    with pytest.raises(ValueError, match="has no definition 'plainly' whose code"):
+        store.obtain("toy", {}, plainly)
 
 
-def test_the_base_model_depends_on_model_optimiser_and_tokenizer():
-    modules = store.imported_modules("posttrain.pretrain")
-    assert {f"posttrain.{name}" for name in ("gpt", "optim", "tokenizer", "pretrain", "data.corpus")} <= modules
-    assert "posttrain.show" not in modules
+def plainly(*arguments):
+    return WEIGHTS, HISTORY
+
+
+# The code that is loaded is not what the files say
+
+
+def test_what_is_not_what_the_files_say_is_trained_and_not_kept(folder, monkeypatch, caplog):
+    train = Counting()
+    kept = obtain(train)
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(CharTokenizer, "encode", plainly)
+    for calls in (2, 3):
+        caplog.clear()
+        stage = obtain(train)
+        assert_right(stage)
+        assert stage.key == store.UNKEPT != kept.key and train.calls == calls
+        assert "posttrain.tokenizer.CharTokenizer is not what the files say" in caplog.text
+        assert "restart the kernel" in caplog.text
+    assert sorted(folder.iterdir()) == before
+    # Nor is what starts from it, and once is enough to say so
+    caplog.clear()
+    after = store.obtain("next", {}, train, after=[stage], code_of=epochs)
+    assert_right(after)
+    assert after.key == store.UNKEPT and not caplog.records
+    assert sorted(folder.iterdir()) == before
+
+
+def test_many_changes_are_told_in_one_line(monkeypatch, caplog):
+    names = [f"posttrain.x.f{i}" for i in range(9)]
+    monkeypatch.setattr(code, "changed", lambda function: names)
+    obtain(Counting())
+    (record,) = caplog.records
+    assert record.message.startswith(", ".join(names[:3]) + " and more are not what")
+
+
+def test_code_that_changes_while_it_trains_is_not_kept(folder, monkeypatch, caplog):
+    def train():
+        monkeypatch.setattr(CharTokenizer, "encode", plainly)
+        return WEIGHTS, HISTORY
+
+    assert_right(obtain(train))
+    assert "The code changed while toy-" in caplog.text
+    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+
+
+KERNEL = """
+import logging, sys
+from pathlib import Path
+import torch
+from posttrain import dpo
+from posttrain.keep import store
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+
+
+def train():
+    one = torch.ones(1)
+    loss = dpo.dpo_loss(3 * one, one, one, one, beta=0.1)
+    return {"loss": loss}, {"loss": loss.item()}
+
+
+def go():
+    stage = store.obtain("toy", {}, train, code_of=dpo.pair_loss)
+    print("stage", stage.key, stage.history["loss"])
+
+
+for action in sys.argv[1:]:
+    if action == "go":
+        go()
+    elif action == "edit":
+        path = Path(dpo.__file__)
+        text = path.read_text()
+        old = "h = beta * (chosen_ratio - rejected_ratio)"
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, "h = 2 * beta * (chosen_ratio - rejected_ratio)"))
+    elif action == "replace":
+        theirs = dpo.dpo_loss
+        dpo.dpo_loss = lambda *arguments, **options: 0 * theirs(*arguments, **options)
+    elif action == "put back":
+        dpo.dpo_loss = theirs
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path, folder):
+    """Runs actions in a new process with a copy of the package: its lines, and the stages."""
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(code.PACKAGE, tmp_path / "copy" / "posttrain", ignore=leave)
+    path = dict(PYTHONPATH=str(tmp_path / "copy"), POSTTRAIN_STAGES=str(folder))
+
+    def run(*actions):
+        done = subprocess.run(
+            [sys.executable, "-c", KERNEL, *actions], capture_output=True, text=True,
+            env={**os.environ, **path, "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        said = [line for line in lines if not line.startswith("stage ")]
+        found = [line.split(" ") for line in lines if line.startswith("stage ")]
+        stored = sorted(path.stem.split("-")[1] for path in folder.glob("*.json"))
+        return said, [(key, float(loss)) for _, key, loss in found], stored
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_kernel_that_has_the_old_code_keeps_nothing_under_the_new_codes_key(kernel):
+    said, found, stored = kernel("go", "edit", "go")
+    (key, loss), (unkept, same) = found
+    # It is still the old code that runs
+    assert same == loss and stored == [key] and unkept == ""
+    assert len(said) == 1 and said[0].startswith("posttrain.dpo.dpo_loss is not what the")
+    assert said[0].endswith("To keep it, restart the kernel.")
+    # After a restart the new code is kept under its own key
+    said, ((new, other),), stored = kernel("go")
+    assert said == [] and other != loss and new != key and stored == sorted([key, new])
+
+
+@pytest.mark.slow
+def test_a_kernel_whose_function_was_replaced_keeps_nothing_until_it_is_put_back(kernel):
+    said, found, stored = kernel("replace", "go", "put back", "go")
+    (unkept, zero), (key, loss) = found
+    assert zero != loss and unkept == "" and stored == [key]
+    assert len(said) == 1 and said[0].startswith("posttrain.dpo.dpo_loss is not what the")
+    assert said[0].endswith("To keep it, restart the kernel.")
 
 
 def test_50_corruptions_and_truncations_never_give_a_wrong_stage(folder, caplog):
@@ -272,7 +394,7 @@ def test_a_disk_that_is_really_full_costs_the_copy_and_says_what_to_do(small_dis
     large = {"a": torch.arange(2_000_000.0)}  # 8 MB
     for _ in range(2):
         caplog.clear()
-        stage = store.obtain("large", {}, lambda: (large, HISTORY), source="posttrain.tokenizer")
+        stage = store.obtain("large", {}, lambda: (large, HISTORY), code_of=CharTokenizer)
         assert torch.equal(stage.weights["a"], large["a"]) and stage.history == HISTORY
         assert "No space left on device" in caplog.text and "Free some space, or set POSTTRAIN_STAGES" in caplog.text
         assert [path.suffix for path in (small_disk / "stages").iterdir()] == [".lock"]
@@ -325,7 +447,7 @@ def test_processes_that_want_a_stage_at_once_train_it_once(folder, n):
 def test_the_stages_folder_is_the_checkouts_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.delenv("POSTTRAIN_STAGES")
     assert store.stages_folder() == Path(__file__).parents[2] / "stages"
-    monkeypatch.setattr(store, "PACKAGE", tmp_path / "site-packages" / "posttrain")
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "site-packages" / "posttrain")
     monkeypatch.chdir(tmp_path)
     assert store.stages_folder() == tmp_path / "stages"
 
@@ -356,7 +478,7 @@ def test_waiting_for_another_build_is_said(folder, caplog):
     thread.join()
 
 
-def test_what_is_stored_is_read_at_once_while_another_holds_the_lock(folder, caplog):
+def test_what_is_stored_is_read_without_a_turn_and_without_a_word_while_another_holds_the_lock(folder, caplog):
     obtain(Counting())
     (record,) = folder.glob("toy-*.json")
     held = FileLock(record.with_suffix(".lock"))

@@ -1,9 +1,9 @@
-"""The code that a number depends on: which definitions run, their hash, and whether they do run.
+"""The code that a number depends on: what runs, its hash, and whether it is on disk.
 
-A definition is a function, a class or a constant of the package. One of them depends on all
-that it names, through every module, and on nothing else. What only tells (docstrings, comments,
-messages) does not count; what only keeps or shows (SILENT) is not followed; of what hands on
-the data (HANDING) the files count, and not the code.
+A definition is a function, a class or a constant of the package. One of them depends on
+all that it names, through every module, and on nothing else. What only tells does not
+count: docstrings, comments, messages. What only keeps or shows (SILENT) is not
+followed; of what hands on the data (HANDING) the files count, and not the code.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 DATA = "data"  # the folder of the package whose files count by what is in them
 SILENT = ("keep", "show", "cli")  # folders of the package in which nothing is computed
-HANDING = ("data.corpus", "data.datasets", "data.standin")  # modules that hand on what is in files
-TELLING = ("log", "warnings", "print", "progress")  # calls of these alone on a line only tell
+HANDING = ("data.corpus", "data.datasets", "data.standin")  # hand on what is in files
+TELLING = ("log", "warnings", "print", "progress")  # calls alone on a line only tell
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 Place = tuple[str, str]  # module, name
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module's definitions by name, what its names are imported from, and its other lines."""
+    """A module's definitions by name, where its imports come from, its other lines."""
 
-    definitions: dict[str, ast.stmt]
-    imports: dict[str, Place]  # name here -> (module, name there; "" for the module itself)
+    definitions: dict[str, list[ast.stmt]]  # all lines at the margin that bind a name
+    imports: dict[str, Place]  # module and name there; no name for the module itself
     others: tuple[ast.stmt, ...]
 
 
@@ -46,7 +47,7 @@ def file_of(module: str) -> Path | None:
 
 
 def within(module: str, names: tuple[str, ...]) -> bool:
-    """Whether a module is one of the package's folders or modules of these names, or in one."""
+    """Whether a module is one of these folders or modules of the package, or in one."""
     return any(f"{module}.".startswith(f"{PACKAGE.name}.{name}.") for name in names)
 
 
@@ -70,20 +71,71 @@ def read_module(module: str) -> Module:
 
 @functools.cache
 def parsed(source: str) -> Module:
-    """The parts of a module's source."""
-    definitions, imports, others = {}, {}, []
-    for node in ast.parse(source).body:
+    """The parts of a module's source, without what only tells."""
+    definitions: dict[str, list[ast.stmt]] = {}
+    imports, others = {}, []
+    for node in Quiet().visit(ast.parse(source)).body:
         names = list(bound(node))
-        imports |= imported(node)
-        definitions |= dict.fromkeys(names, node)
+        for name in names:
+            definitions.setdefault(name, []).append(node)
+        if not isinstance(node, (*FUNCTION, ast.ClassDef)):
+            imports |= imported(node)
         if not names and not isinstance(node, (ast.Import, ast.ImportFrom)):
             others.append(node)
     return Module(definitions, imports, tuple(others))
 
 
+class Quiet(ast.NodeTransformer):
+    """Leave out what changes no number: texts alone, messages, annotations."""
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self.generic_visit(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node):
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node):
+        # Keep the kind of error, and not what it says
+        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return ast.Raise(exc=error, cause=None)
+
+    def visit_Assert(self, node):
+        node.msg = None
+        return self.generic_visit(node)
+
+    def visit_Pass(self, node):
+        return None
+
+    def visit_If(self, node):
+        # Nothing is computed for a type checker, and no program is imported
+        names = {part.id for part in ast.walk(node.test) if isinstance(part, ast.Name)}
+        alone = not node.orelse and names in ({"__name__"}, {"TYPE_CHECKING"})
+        return None if alone else self.generic_visit(node)
+
+    def visit_Expr(self, node):
+        call = node.value
+        if isinstance(call, ast.Constant):
+            return None
+        if isinstance(call, ast.Call):
+            first = (
+                call.func.value if isinstance(call.func, ast.Attribute) else call.func
+            )
+            if isinstance(first, ast.Name) and first.id in TELLING:
+                return None
+        return self.generic_visit(node)
+
+
 def bound(node: ast.stmt) -> Iterator[str]:
     """The names that a line at the margin defines, those in its branches included."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+    if isinstance(node, (*FUNCTION, ast.ClassDef)):
         yield node.name
     elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -103,7 +155,10 @@ def imported(node: ast.stmt) -> dict[str, Place]:
     found = {}
     for part in ast.walk(node):
         if isinstance(part, ast.Import):
-            found |= {a.asname: (a.name, "") for a in part.names if a.asname}
+            for alias in part.names:
+                # `import a.b` brings the name a
+                whole = alias.name if alias.asname else alias.name.split(".")[0]
+                found[alias.asname or whole] = (whole, "")
         elif isinstance(part, ast.ImportFrom) and part.module:
             for alias in part.names:
                 whole = f"{part.module}.{alias.name}"
@@ -113,14 +168,18 @@ def imported(node: ast.stmt) -> dict[str, Place]:
 
 
 def named(node: ast.AST, module: Module) -> Iterator[Place]:
-    """What a definition names: (module, name), with "" for its own module, or for all of one."""
+    """What a line names: (module, name), "" for its own module, or for all of one."""
     imports, seen = module.imports | imported(node), set()
     for part in ast.walk(node):
-        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
-            home, name = imports.get(part.value.id, ("", ""))
+        if isinstance(part, ast.Attribute) and part not in seen:
+            root, names = chain_of(part)
+            home, name = imports.get(getattr(root, "id", None), ("", ""))
             if home and not name:
-                seen.add(part.value)
-                yield home, part.attr
+                # Follow `a.b.c` as far as there are modules
+                while len(names) > 1 and file_of(f"{home}.{names[0]}"):
+                    home = f"{home}.{names.pop(0)}"
+                seen |= set(ast.walk(part))
+                yield home, names[0]
         elif isinstance(part, ast.Name) and part not in seen:
             if part.id in imports:
                 yield imports[part.id]
@@ -128,32 +187,44 @@ def named(node: ast.AST, module: Module) -> Iterator[Place]:
                 yield "", part.id
 
 
-def reached(start: Place) -> list[Place]:
-    """Every definition of the package that one of them depends on, itself included, sorted.
+def chain_of(part: ast.Attribute) -> tuple[ast.expr, list[str]]:
+    """For `a.b.c`: what a is, and the names b and c."""
+    names = [part.attr]
+    while isinstance(part.value, ast.Attribute):
+        part = part.value
+        names.insert(0, part.attr)
+    return part.value, names
 
-    Raises ValueError for a name that is not there.
+
+def reached(start: Place) -> list[Place]:
+    """Every definition of the package that one of them depends on, itself included.
+
+    Sorted. Raises ValueError for a name that is not there.
     """
-    found: set[Place] = set()
-    waiting = [start]
     if file_of(start[0]) is None or start[1] not in read_module(start[0]).definitions:
-        raise ValueError(f"{start[0]} has no definition {start[1]!r} whose code could be read")
+        raise ValueError(
+            f"{start[0]} has no definition {start[1]!r} whose code could be read"
+        )
+    found, seen, waiting = [], set(), [start]
     while waiting:
         home, name = place = waiting.pop()
-        if place in found or file_of(home) is None or within(home, SILENT):
+        if place in seen or file_of(home) is None or within(home, SILENT):
             continue
+        seen.add(place)
         module = read_module(home)
         if not name:
             # Take all of a module that is handed on whole
             waiting += [(home, each) for each in module.definitions]
-            continue
-        if name in module.imports and name not in module.definitions:
+        elif file_of(f"{home}.{name}"):
+            waiting.append((f"{home}.{name}", ""))
+        if name in module.imports:
             waiting.append(module.imports[name])
-            continue
         if name not in module.definitions:
             continue
-        found.add(place)
-        source = source_of(home)
-        places = [(there or home, what) for there, what in names_in(source, name)]
+        found.append(place)
+        places = [
+            (there or home, what) for there, what in names_in(source_of(home), name)
+        ]
         # Look for data files alone in what hands them on
         handing = within(home, HANDING)
         waiting += [each for each in places if not handing or within(each[0], HANDING)]
@@ -164,48 +235,8 @@ def reached(start: Place) -> list[Place]:
 def names_in(source: str, name: str) -> tuple[Place, ...]:
     """What a definition, and the loose lines of its module, name; as `named`."""
     module = parsed(source)
-    lines = (without_talk(module.definitions[name]), *module.others)
+    lines = (*module.definitions[name], *module.others)
     return tuple(place for line in lines for place in named(line, module))
-
-
-def without_talk(node: ast.AST) -> ast.AST:
-    """A copy of a definition without what only tells: docstrings, messages, annotations."""
-    return Quiet().visit(ast.parse(ast.unparse(node)).body[0])
-
-
-class Quiet(ast.NodeTransformer):
-    """Leave out what changes no number."""
-
-    def visit_body(self, node):
-        self.generic_visit(node)
-        if ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-        return node
-
-    visit_ClassDef = visit_body
-
-    def visit_FunctionDef(self, node):
-        node.returns = None
-        return self.visit_body(node)
-
-    def visit_arg(self, node):
-        node.annotation = None
-        return node
-
-    def visit_Raise(self, node):
-        # Keep the kind of error, and not what it says
-        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return ast.Raise(exc=error and ast.Name(ast.unparse(error)), cause=None)
-
-    def visit_Expr(self, node):
-        call = node.value
-        if isinstance(call, ast.Constant):
-            return ast.Pass()
-        if isinstance(call, ast.Call):
-            first = call.func.value if isinstance(call.func, ast.Attribute) else call.func
-            if isinstance(first, ast.Name) and first.id in TELLING:
-                return ast.Pass()
-        return self.generic_visit(node)
 
 
 def outline(node: object) -> object:
@@ -221,15 +252,19 @@ def outline(node: object) -> object:
 
 
 @functools.cache
-def text_of(source: str, name: str) -> str:
-    """What a definition does, and its module's loose lines, as text; talk does not change it."""
+def text_of(source: str, name: str) -> str | None:
+    """What a definition, and its module's loose lines, do; None if it is not there."""
     module = parsed(source)
-    return repr([outline(without_talk(n)) for n in (module.definitions[name], *module.others)])
+    if name not in module.definitions:
+        return None
+    return repr([outline(line) for line in (*module.definitions[name], *module.others)])
 
 
 def data_files(places: list[Place]) -> list[Path]:
     """The package's data files that some definitions name."""
-    names = {text for home, name in places for text in said_in(source_of(home), name)[1]}
+    names = {
+        text for home, name in places for text in said_in(source_of(home), name)[1]
+    }
     files = (PACKAGE / DATA).rglob("*")
     return sorted(p for p in files if p.name in names and p.suffix not in ("", ".py"))
 
@@ -237,10 +272,13 @@ def data_files(places: list[Place]) -> list[Path]:
 @functools.cache
 def said_in(source: str, name: str) -> tuple[frozenset[str], frozenset[str]]:
     """The names and the texts that stand in a definition."""
-    parts = list(ast.walk(parsed(source).definitions[name]))
+    lines = parsed(source).definitions[name]
+    parts = [part for line in lines for part in ast.walk(line)]
     names = (part.id for part in parts if isinstance(part, ast.Name))
     values = (part.value for part in parts if isinstance(part, ast.Constant))
-    return frozenset(names), frozenset(value for value in values if isinstance(value, str))
+    return frozenset(names), frozenset(
+        value for value in values if isinstance(value, str)
+    )
 
 
 def place_of(function: Callable) -> Place:
@@ -248,103 +286,134 @@ def place_of(function: Callable) -> Place:
     return function.__module__, function.__qualname__.split(".")[0]
 
 
+def counted(function: Callable) -> list[Place]:
+    """The definitions whose code counts in a function's key."""
+    return [p for p in reached(place_of(function)) if not within(p[0], HANDING)]
+
+
 def code_key(function: Callable, with_data: bool = False) -> str:
     """A hash of all the code of this package that a function runs.
 
-    with_data: and of the package's data files that it names. Raises ValueError for a function
-    that is not of this package.
+    with_data: and of the package's data files that it names. Raises ValueError for a
+    function that is not of this package.
     """
-    digest, places = hashlib.sha256(), reached(place_of(function))
-    for home, name in places:
-        if not within(home, HANDING):
-            source = source_of(home)
-            digest.update(f"{home}.{name}\0{text_of(source, name)}\0".encode())
-    for path in data_files(places) if with_data else ():
-        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    digest = hashlib.sha256()
+    for home, name in counted(function):
+        digest.update(f"{home}.{name}\0{text_of(source_of(home), name)}\0".encode())
+    for path in data_files(reached(place_of(function))) if with_data else ():
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.name}\0{content}".encode())
     return digest.hexdigest()
 
 
 # The code that is loaded, and the code on disk
 
 
+def sources() -> dict[Path, str]:
+    """The text of every module of the package, by its file."""
+    return {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+
+
+STARTED = sources()  # read before any other module of the package is loaded
+
+
 def changed(function: Callable) -> list[str]:
-    """Names of what a function runs that is not what the files say: edited, or replaced.
+    """What a function runs that is not what the files say: edited, or replaced.
 
-    That is code which was imported before its file was changed, a function that another was
-    put in place of, and a constant that was set by hand.
+    That is code whose file was changed since this process started, a function or class
+    that another was put in place of, and a constant that was set by hand.
     """
-    places = [p for p in reached(place_of(function)) if not within(p[0], HANDING)]
-    return [f"{home}.{name}" for home, name in places if differs(home, name)]
+    places = [(home, name) for home, name in counted(function) if home in sys.modules]
+    return [f"{h}.{n}" for h, n in places if is_edited(h, n) or is_replaced(h, n)]
 
 
-def differs(home: str, name: str) -> bool:
-    """Whether a loaded definition is not the one in its file, or goes by another's name."""
-    module = sys.modules.get(home)
-    if module is None:
-        return False
-    here, loaded, source = read_module(home), vars(module).get(name), source_of(home)
-    for alias in said_in(source, name)[0] & here.imports.keys():
+def at_start(home: str) -> str:
+    """A module's source as it was when this process started."""
+    return STARTED.get(file_of(home), source_of(home))
+
+
+def is_edited(home: str, name: str) -> bool:
+    """Whether a definition in the file is another than when this process started."""
+    now, before = source_of(home), at_start(home)
+    return now != before and text_of(now, name) != text_of(before, name)
+
+
+def is_replaced(home: str, name: str) -> bool:
+    """Whether a name in a loaded module, or an import it uses, is something else."""
+    module, source = vars(sys.modules[home]), at_start(home)
+    here = parsed(source)
+    for alias in said_in(source, name)[0] & here.imports.keys() & module.keys():
         there, what = here.imports[alias]
-        if what and file_of(there) and there in sys.modules:
-            if vars(module).get(alias) is not vars(sys.modules[there]).get(what):
+        if file_of(there) and there in sys.modules:
+            original = sys.modules[there]
+            original = getattr(original, what, None) if what else original
+            if module[alias] is not original:
                 return True
-    if isinstance(loaded, (types.FunctionType, type)) or callable(loaded):
-        return not same_code(unwrapped(loaded), compiled(source, str(file_of(home))), name)
-    node = here.definitions[name]
-    if not isinstance(getattr(node, "targets", [None])[0], ast.Name):
+    lines, loaded = here.definitions[name], module.get(name)
+    if isinstance(lines[0], (*FUNCTION, ast.ClassDef)):
+        # A module that was loaded later than this one has what its file said then
+        known = (compiled(text) for text in {source, source_of(home)})
+        return not any(is_same(loaded, lines[-1], each) for each in known)
+    constant = literal(lines[0], name) if len(lines) == 1 else None
+    if constant is None:
         return False
+    return type(constant) is not type(loaded) or constant != loaded
+
+
+def literal(line: ast.stmt, name: str) -> object:
+    """The plain value that a line gives to a name; None where it is not a plain one."""
+    if not isinstance(line, (ast.Assign, ast.AnnAssign)):
+        return None
+    target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+    value = line.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        names = [ast.unparse(each) for each in target.elts]
+        target, value = ast.Name(name), value.elts[names.index(name)]
     try:
-        return ast.literal_eval(node.value) != loaded
-    except ValueError:
-        return False  # not a plain value
-
-
-def unwrapped(loaded: object) -> object:
-    """A function without its decorators, such as `torch.no_grad`."""
-    while hasattr(loaded, "__wrapped__"):
-        loaded = loaded.__wrapped__
-    return loaded
+        return ast.literal_eval(value) if isinstance(target, ast.Name) else None
+    except (ValueError, TypeError):
+        return None
 
 
 @functools.cache
-def compiled(source: str, path: str) -> dict[str, types.CodeType]:
-    """The code of every function and method in a module's source, by its qualified name."""
-    found: dict[str, types.CodeType] = {}
+def compiled(source: str) -> dict[str, list[types.CodeType]]:
+    """The code of every function, class and method in a source, by qualified name."""
+    found: dict[str, list[types.CodeType]] = {}
 
     def collect(code: types.CodeType, prefix: str) -> None:
         for part in code.co_consts:
             if isinstance(part, types.CodeType):
-                found[f"{prefix}{part.co_name}"] = part
+                found.setdefault(f"{prefix}{part.co_name}", []).append(part)
                 collect(part, f"{prefix}{part.co_name}.")
 
-    collect(compile(source, path, "exec", dont_inherit=True), "")
+    collect(compile(source, "", "exec", dont_inherit=True), "")
     return found
 
 
-def same_code(loaded: object, on_disk: dict[str, types.CodeType], name: str) -> bool:
-    """Whether a loaded function, or each method of a loaded class, is what its file says."""
-    if isinstance(loaded, type):
-        methods = {f"{name}.{key}": method_of(value) for key, value in vars(loaded).items()}
-        known = [key for key in on_disk if key.startswith(f"{name}.") and key.count(".") == 1]
-        return loaded.__name__ == name and all(
-            key in methods and same_code(methods[key], on_disk, key)
-            for key in known if "<" not in key
-        )  # fmt: skip
-    code = getattr(loaded, "__code__", None)
-    return code is None or (name in on_disk and facts(code) == facts(on_disk[name]))
+def is_same(
+    loaded: object, line: ast.stmt, known: dict[str, list[types.CodeType]], of: str = ""
+) -> bool:
+    """Whether a loaded function, or each method of a loaded class, is what a line says.
+
+    of: the class that it is in, and a dot.
+    """
+    if isinstance(line, ast.ClassDef):
+        inner = [p for p in line.body if isinstance(p, (*FUNCTION, ast.ClassDef))]
+        return getattr(loaded, "__qualname__", None) == f"{of}{line.name}" and all(
+            is_same(vars(loaded).get(each.name), each, known, f"{of}{line.name}.")
+            for each in inner
+        )
+    for _ in line.decorator_list:
+        inner = decorated(loaded)
+        loaded = loaded if inner is None else inner
+    if decorated(loaded) is not None:
+        return False
+    return getattr(loaded, "__code__", None) in known.get(f"{of}{line.name}", [])
 
 
-def method_of(value: object) -> object:
-    """What a class keeps under a name, as a plain function where it is one underneath."""
-    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
-    return unwrapped(value)
-
-
-def facts(code: types.CodeType) -> tuple:
-    """What a function's code does, without its docstring and where it stands."""
-    constants = list(code.co_consts)
-    documented = sys.version_info < (3, 13) or code.co_flags & 0x4000000  # CO_HAS_DOCSTRING
-    if constants and documented and not code.co_name.startswith("<"):
-        constants.pop(0)
-    inner = tuple(facts(c) if isinstance(c, types.CodeType) else repr(c) for c in constants)
-    return code.co_code, inner, code.co_names, code.co_varnames, code.co_argcount
+def decorated(value: object) -> object:
+    """What a decorator or a method's descriptor is wrapped around, or None."""
+    for inner in ("fget", "__func__", "__wrapped__"):
+        if not isinstance(value, type) and hasattr(value, inner):
+            return getattr(value, inner)
+    return None

@@ -31,12 +31,13 @@ log = logging.getLogger("posttrain")
 
 @dataclass(frozen=True)
 class Stage:
-    """A trained stage: weights by parameter name, its training's history, its key."""
+    """A trained stage: weights by parameter name, its training's history, its parents."""
 
     name: str
     key: str
     weights: dict[str, Tensor]
     history: dict
+    after: tuple[Stage, ...] = ()
 
 
 class DamagedStageError(Exception):
@@ -79,7 +80,7 @@ def obtain(
     """
     runs = code_of or train
     if not is_kept(name, runs, after):
-        return Stage(name, UNKEPT, *as_stored(*train()))
+        return Stage(name, UNKEPT, *as_stored(*train()), tuple(after))
     key = stage_key(name, config, [stage.key for stage in after], reads, code.code_key(runs))
     base = stages_folder() / f"{name}-{key}"
     # Read without a turn: many may want one stage at a time
@@ -89,7 +90,7 @@ def obtain(
             stored = stored_stage(base, warn=True)
             if stored is None:
                 stored = train_and_keep(base, train, runs)
-    return Stage(name, key, *stored)
+    return Stage(name, key, *stored, tuple(after))
 
 
 def is_kept(name: str, runs: Callable, after: Sequence[Stage]) -> bool:
