@@ -65,7 +65,9 @@ def install(folder: Path, put=setattr) -> None:
     importlib.invalidate_caches()
     put(code, "PACKAGE", folder / "toys")
     trials = importlib.import_module("toys.trials")
-    whole = Experiment(trials.trial, {"wide": trials.Setting(2.0)}, {"usual": trials.Setting()})
+    whole = Experiment(
+        trials.trial, {"wide": trials.Setting(2.0)}, {"usual": trials.Setting()}
+    )
     few = Experiment(trials.trial, variations={"narrow": trials.Setting(0.1)})
     put(evidence, "EXPERIMENTS", dict(toy=whole, small=few))
     put(evidence, "base_model", lambda text: None)

@@ -17,7 +17,14 @@ from tiny import empty_shelf
 
 from posttrain.keep import store
 from posttrain.lab import evidence
-from posttrain.lab.evidence import EvidenceError, Recorded, measure, outside, problems, read
+from posttrain.lab.evidence import (
+    EvidenceError,
+    Recorded,
+    measure,
+    outside,
+    problems,
+    read,
+)
 from posttrain.lab.experiments import EXPERIMENTS, Experiment
 
 WIDE, USUAL = 20, 5  # seeds of the toy's claim and of its variation
@@ -46,8 +53,12 @@ class Toy:
     def set(self, **changes):
         """Change the toy experiment's claims or variations, or its trial."""
         found = evidence.EXPERIMENTS["toy"]
-        fields = dict(trial=found.trial, claims=found.claims, variations=found.variations)
-        self.monkeypatch.setitem(evidence.EXPERIMENTS, "toy", Experiment(**fields | changes))
+        fields = dict(
+            trial=found.trial, claims=found.claims, variations=found.variations
+        )
+        self.monkeypatch.setitem(
+            evidence.EXPERIMENTS, "toy", Experiment(**fields | changes)
+        )
 
     def setting(self, scale):
         return sys.modules["toys.trials"].Setting(scale)
@@ -68,14 +79,19 @@ def toy(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evidence, "found_anew", noted)
     monkeypatch.setattr(evidence.workers, "run_all", toy_experiment.one_by_one)
-    monkeypatch.setattr(evidence.workers, "run_alone", lambda function, *job: getattr(evidence, function.__name__)(*job))
+    monkeypatch.setattr(
+        evidence.workers, "run_alone", lambda function, *job: function(*job)
+    )
     monkeypatch.setattr(evidence, "this_machine", lambda: dict(processor="one"))
     return toy
 
 
 def seeds_of(name="toy"):
     found = evidence.stored(name)["settings"]
-    return {setting: [run["seed"] for run in known["runs"]] for setting, known in found.items()}
+    return {
+        setting: [run["seed"] for run in known["runs"]]
+        for setting, known in found.items()
+    }
 
 
 def path_of(name="toy"):
@@ -85,29 +101,46 @@ def path_of(name="toy"):
 # Measuring
 
 
-def test_what_is_missing_is_measured_with_the_seeds_of_claims_and_variations_and_no_more(toy):
+def test_what_is_missing_is_measured_with_the_seeds_of_claims_and_variations_and_no_more(
+    toy,
+):
     assert measure("toy") == WIDE + USUAL == len(toy.runs)
     assert seeds_of() == dict(wide=list(range(WIDE)), usual=list(range(USUAL)))
     before = path_of().read_bytes()
-    assert measure("toy") == 0 and len(toy.runs) == 25 and path_of().read_bytes() == before
+    assert (
+        measure("toy") == 0 and len(toy.runs) == 25 and path_of().read_bytes() == before
+    )
     found = read("toy")
-    assert list(found) == ["wide", "usual"] and len(found) == 2 and found.stale == () and found.note == ""
-    assert found["wide"][3] == dict(value=44.0, curve=[44.0, 88.0], said=["Ay."], card=dict(b=3, a=True))
+    assert (
+        list(found) == ["wide", "usual"]
+        and len(found) == 2
+        and found.stale == ()
+        and found.note == ""
+    )
+    assert found["wide"][3] == dict(
+        value=44.0, curve=[44.0, 88.0], said=["Ay."], card=dict(b=3, a=True)
+    )
     assert problems("toy") == []
 
 
 def test_more_seeds_add_the_new_ones_alone_and_fewer_keep_what_is_there(toy):
     assert measure("toy", 2) == 4 and seeds_of() == dict(wide=[0, 1], usual=[0, 1])
-    assert problems("toy") == ["toy: 'wide' has 2 seeds of 5", "toy: 'usual' has 2 seeds of 5"]
+    assert problems("toy") == [
+        "toy: 'wide' has 2 seeds of 5",
+        "toy: 'usual' has 2 seeds of 5",
+    ]
     assert measure("toy", 7) == 5 + 3 and toy.runs[4] == ("toy", "wide", 2)
-    assert seeds_of() == dict(wide=list(range(7)), usual=list(range(USUAL))) and problems("toy") == []
+    assert (
+        seeds_of() == dict(wide=list(range(7)), usual=list(range(USUAL)))
+        and problems("toy") == []
+    )
     assert measure("toy", 2) == 0 and seeds_of()["wide"] == list(range(7))
 
 
 EDITS = {
     "the trial": ("trials.py", "len(rows) / 3", "len(rows) / 4"),
     "what it calls": ("parts.py", "1.5", "2.5"),
-    "its data": ("data/rows.jsonl", "3", "5"),
+    "its data": ("data/rows.jsonl", "3", "35"),
 }
 TALK = {
     "a docstring": ("trials.py", "What a run finds.", "What one finds."),
@@ -120,18 +153,29 @@ TALK = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_a_number_depends_on_makes_the_record_stale_which_is_named_and_measured_again(toy, capsys, edit):
+def test_what_a_number_depends_on_makes_the_record_stale_which_is_named_and_measured_again(
+    toy, capsys, edit
+):
     for name in evidence.EXPERIMENTS:
         measure(name)
     before = read("toy")["wide"][0]["value"]
     toy.edit(*edit)
-    named = [f"{name}: {setting!r} is stale" for name, setting in (("toy", "wide"), ("toy", "usual"), ("small", "narrow"))]
+    named = [
+        f"{name}: {setting!r} is stale"
+        for name, setting in (("toy", "wide"), ("toy", "usual"), ("small", "narrow"))
+    ]
     assert problems("toy") + problems("small") == named
-    assert evidence.main(["check"]) == 1 and capsys.readouterr().out.splitlines() == named
+    assert (
+        evidence.main(["check"]) == 1 and capsys.readouterr().out.splitlines() == named
+    )
     found = read("toy")
     assert found.stale == ("wide", "usual") and found["wide"][0]["value"] == before
     assert "make evidence NAMES=toy" in found.note
-    assert measure("toy") == 25 and problems("toy") == [] and read("toy")["wide"][0]["value"] != before
+    assert (
+        measure("toy") == 25
+        and problems("toy") == []
+        and read("toy")["wide"][0]["value"] != before
+    )
 
 
 @pytest.mark.parametrize("edit", TALK.values(), ids=TALK)
@@ -141,18 +185,32 @@ def test_what_changes_no_number_makes_nothing_stale(toy, edit):
     assert problems("toy") == [] and read("toy").note == "" and measure("toy") == 0
 
 
-def test_a_changed_setting_is_stale_alone_a_new_one_missing_and_one_that_is_gone_goes(toy, capsys):
+def test_a_changed_setting_is_stale_alone_a_new_one_missing_and_one_that_is_gone_goes(
+    toy, capsys
+):
     measure("toy")
-    toy.set(claims={"wide": toy.setting(3.0)}, variations={"usual": toy.setting(1.0), "new": toy.setting(4.0)})
+    toy.set(
+        claims={"wide": toy.setting(3.0)},
+        variations={"usual": toy.setting(1.0), "new": toy.setting(4.0)},
+    )
     assert problems("toy") == ["toy: 'wide' is stale", "toy: 'new' is missing"]
-    with pytest.raises(EvidenceError, match="'new' of 'toy' has not been measured: run make evidence NAMES=toy"):
+    with pytest.raises(
+        EvidenceError,
+        match="'new' of 'toy' has not been measured: run make evidence NAMES=toy",
+    ):
         read("toy")
     toy.runs.clear()
-    assert measure("toy") == WIDE + USUAL and {setting for _, setting, _ in toy.runs} == {"wide", "new"}
+    assert measure("toy") == WIDE + USUAL and {
+        setting for _, setting, _ in toy.runs
+    } == {"wide", "new"}
     # One that is gone is named, and the next measurement drops it
     toy.set(claims={})
     assert problems("toy") == ["toy: 'wide' is no setting any more"]
-    assert measure("toy") == 0 and problems("toy") == [] and list(seeds_of()) == ["new", "usual"]
+    assert (
+        measure("toy") == 0
+        and problems("toy") == []
+        and list(seeds_of()) == ["new", "usual"]
+    )
 
 
 def test_keys_know_neither_pytorchs_version_nor_the_processor(toy, monkeypatch):
@@ -164,13 +222,19 @@ def test_keys_know_neither_pytorchs_version_nor_the_processor(toy, monkeypatch):
     assert evidence.keys_of(evidence.EXPERIMENTS["toy"]) == before
 
 
-def test_an_experiment_that_is_alone_is_measured_one_run_after_the_other(toy, monkeypatch):
+def test_an_experiment_that_is_alone_is_measured_one_run_after_the_other(
+    toy, monkeypatch
+):
     monkeypatch.setattr(evidence.workers, "run_all", None)
     evidence.EXPERIMENTS["small"] = Experiment(
-        evidence.EXPERIMENTS["small"].trial, variations={"narrow": toy.setting(0.1)}, alone=True
+        evidence.EXPERIMENTS["small"].trial,
+        variations={"narrow": toy.setting(0.1)},
+        alone=True,
     )
     seen = []
-    assert measure("small", progress=lambda jobs, total: seen.append(total) or jobs) == USUAL and seen == [USUAL]
+    assert measure(
+        "small", progress=lambda jobs, total: seen.append(total) or jobs
+    ) == USUAL and seen == [USUAL]
     assert toy.runs == [("small", "narrow", seed) for seed in range(USUAL)]
 
 
@@ -184,7 +248,9 @@ def test_without_tinyshakespeare_nothing_is_measured(toy, monkeypatch, capsys):
 # The file
 
 
-def test_the_file_is_the_same_twice_sorted_rounded_and_a_runs_numbers_stand_in_a_line(toy):
+def test_the_file_is_the_same_twice_sorted_rounded_and_a_runs_numbers_stand_in_a_line(
+    toy,
+):
     measure("toy")
     before = path_of().read_bytes()
     evidence.write("toy", [])
@@ -192,22 +258,40 @@ def test_the_file_is_the_same_twice_sorted_rounded_and_a_runs_numbers_stand_in_a
     path_of().unlink()
     measure("toy")
     record = json.loads(before)
-    assert path_of().read_bytes() == before and record["machines"] == [dict(processor="one")]
+    assert path_of().read_bytes() == before and record["machines"] == [
+        dict(processor="one")
+    ]
     lines = before.decode().splitlines()
     assert max(map(len, lines)) < 100
-    assert lines.count('    "card": {"a": true, "b": 0},') == 0 and any('{"a": true, "b": 3}' in line for line in lines)
-    assert list(record) == sorted(record) and list(record["settings"]) == ["usual", "wide"]
-    (value,) = {run["found"]["value"] for run in record["settings"]["usual"]["runs"] if run["seed"] == 3}
+    assert lines.count('    "card": {"a": true, "b": 0},') == 0 and any(
+        '{"a": true, "b": 3}' in line for line in lines
+    )
+    assert list(record) == sorted(record) and list(record["settings"]) == [
+        "usual",
+        "wide",
+    ]
+    (value,) = {
+        run["found"]["value"]
+        for run in record["settings"]["usual"]["runs"]
+        if run["seed"] == 3
+    }
     assert value == 22.0
-    assert evidence.rounded(dict(a=[math.pi, (1, True)], b="x")) == dict(a=[3.1416, [1, True]], b="x")
+    assert evidence.rounded(dict(a=[math.pi, (1, True)], b="x")) == dict(
+        a=[3.1416, [1, True]], b="x"
+    )
 
 
-def test_machines_are_listed_once_each_and_those_whose_runs_are_gone_are_not(toy, monkeypatch):
+def test_machines_are_listed_once_each_and_those_whose_runs_are_gone_are_not(
+    toy, monkeypatch
+):
     measure("toy", 2)
     monkeypatch.setattr(evidence, "this_machine", lambda: dict(processor="two"))
     measure("toy", 3)
     record = evidence.stored("toy")
-    machines = [record["machines"][run["machine"]]["processor"] for run in record["settings"]["wide"]["runs"]]
+    machines = [
+        record["machines"][run["machine"]]["processor"]
+        for run in record["settings"]["wide"]["runs"]
+    ]
     assert machines == ["one", "one", "two"] and len(record["machines"]) == 2
     toy.edit(*EDITS["the trial"])
     measure("toy", 3)
@@ -222,7 +306,9 @@ def test_two_that_measure_at_a_time_write_no_seed_twice(toy, monkeypatch):
     assert measure("toy") == 25 and path_of().read_bytes() == before
 
 
-def test_a_write_that_fails_leaves_the_file_as_it_was_and_no_other_behind(toy, monkeypatch, capsys):
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_no_other_behind(
+    toy, monkeypatch, capsys
+):
     measure("toy", 2)
     before = path_of().read_bytes()
 
@@ -230,10 +316,20 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_no_other_behind(toy, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "replace", lambda one, other: full(one, other) if ".json" in str(other) and "evidence/toy" in str(other) else os.rename(one, other))
+        patch.setattr(
+            store.os,
+            "replace",
+            lambda one, other: (
+                full(one, other)
+                if ".json" in str(other) and "evidence/toy" in str(other)
+                else os.rename(one, other)
+            ),
+        )
         assert evidence.main(["measure", "toy"]) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert path_of().read_bytes() == before and [path.name for path in evidence.folder().iterdir()] == ["toy.json"]
+    assert path_of().read_bytes() == before and [
+        path.name for path in evidence.folder().iterdir()
+    ] == ["toy.json"]
     # What was measured is found again
     toy.runs.clear()
     assert measure("toy") == 21 and toy.runs == []
@@ -249,14 +345,18 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_no_other_behind(toy, m
         '<<<<<<< HEAD\n{"experiment": "toy"}',
     ],
 )  # fmt: skip
-def test_a_damaged_or_foreign_file_is_refused_in_one_sentence_with_the_way_out(toy, capsys, text):
+def test_a_damaged_or_foreign_file_is_refused_in_one_sentence_with_the_way_out(
+    toy, capsys, text
+):
     evidence.folder().mkdir()
     path_of().write_text(text)
     for command in (["check"], ["measure", "toy"]):
         assert evidence.main(command) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and f"{path_of()} is no record of 'toy'" in said
-        assert said.endswith("restore it with git, or delete it and run make evidence NAMES=toy\n")
+        assert said.endswith(
+            "restore it with git, or delete it and run make evidence NAMES=toy\n"
+        )
     with pytest.raises(EvidenceError):
         read("toy")
     assert path_of().read_text() == text and toy.runs == []
@@ -281,10 +381,18 @@ def test_an_interrupted_measurement_goes_on_where_it_was(toy, monkeypatch, capsy
 
     monkeypatch.setattr(evidence, "found_anew", stop)
     assert evidence.main(["measure", "toy"]) == 130 and not path_of().exists()
-    assert capsys.readouterr().err.endswith("Stopped. Runs that were finished are kept.\n")
+    assert capsys.readouterr().err.endswith(
+        "Stopped. Runs that were finished are kept.\n"
+    )
     monkeypatch.setattr(evidence, "found_anew", found_anew)
     assert measure("toy") == 25 and len(toy.runs) == 25
-    assert [run["value"] for run in read("toy")["usual"]] == [5.5, 11.0, 16.5, 22.0, 27.5]
+    assert [run["value"] for run in read("toy")["usual"]] == [
+        5.5,
+        11.0,
+        16.5,
+        22.0,
+        27.5,
+    ]
 
 
 def test_a_run_of_code_that_is_not_on_disk_is_refused(toy, capsys):
@@ -292,10 +400,15 @@ def test_a_run_of_code_that_is_not_on_disk_is_refused(toy, capsys):
     path = toy.folder / "toys" / "parts.py"
     path.write_text(path.read_text().replace("1.5", "2.5"))
     assert evidence.main(["measure", "toy"]) == 2 and not path_of().exists()
-    assert capsys.readouterr().err == "the code was changed while it was measured: run it again\n"
+    assert (
+        capsys.readouterr().err
+        == "the code was changed while it was measured: run it again\n"
+    )
 
 
-def test_runs_that_were_measured_before_an_edit_are_not_written_after_it(toy, monkeypatch):
+def test_runs_that_were_measured_before_an_edit_are_not_written_after_it(
+    toy, monkeypatch
+):
     def edited(function, jobs, progress):
         runs = toy_experiment.one_by_one(function, jobs)
         toy.edit(*EDITS["the trial"])
@@ -316,7 +429,12 @@ def started(folder, *arguments, **variables):
     )  # fmt: skip
     command = [sys.executable, str(DRIVER), *arguments]
     return subprocess.Popen(
-        command, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        env=environment,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -339,7 +457,11 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
         runs = set()
         for name in ("toy", "small"):
             settings = evidence.stored(name)["settings"]
-            runs |= {(name, each, run["seed"], run["found"]["value"]) for each in settings for run in settings[each]["runs"]}
+            runs |= {
+                (name, each, run["seed"], run["found"]["value"])
+                for each in settings
+                for run in settings[each]["runs"]
+            }
         assert written <= runs
         written = runs
     assert 0 < len(done) <= 30
@@ -350,7 +472,10 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
     scales = {("toy", "wide"): 2.0, ("toy", "usual"): 1.0, ("small", "narrow"): 0.1}
     for (name, setting), scale in scales.items():
         runs = evidence.stored(name)["settings"][setting]["runs"]
-        expected = [evidence.rounded(scale * (seed + 1) * 1.5 * 11 / 3) for seed in range(WIDE if setting == "wide" else USUAL)]
+        expected = [
+            evidence.rounded(scale * (seed + 1) * 1.5 * 11 / 3)
+            for seed in range(WIDE if setting == "wide" else USUAL)
+        ]
         assert [run["found"]["value"] for run in runs] == expected
     left = sorted(path.name for path in (tmp_path / "evidence").iterdir())
     assert left == ["small.json", "toy.json"]
@@ -364,7 +489,10 @@ def run_of(**found):
 
 
 def test_numbers_within_the_recorded_range_and_its_room_are_as_recorded():
-    runs = [run_of(loss=10.0, card=dict(kl=2.0), seconds=9.0), run_of(loss=12.0, card=dict(kl=2.0), seconds=9.0)]
+    runs = [
+        run_of(loss=10.0, card=dict(kl=2.0), seconds=9.0),
+        run_of(loss=12.0, card=dict(kl=2.0), seconds=9.0),
+    ]
     # One range to each side, and a twentieth of the largest
     for loss in (8.0 - 0.59, 11.0, 14.0 + 0.59):
         assert outside(dict(loss=loss, card=dict(kl=2.09), seconds=1e9), runs) == []
@@ -381,34 +509,55 @@ def test_a_share_may_differ_by_three_answers_of_64_where_all_seeds_agree():
 
 
 def test_of_lists_the_last_entry_counts_and_of_numbers_the_mean():
-    runs = [run_of(cards=[dict(gold=9.0), dict(gold=1.0)], scores=[0.0, 4.0], said=["a"])]
-    assert outside(dict(cards=[dict(gold=0.0), dict(gold=1.0)], scores=[2.0, 2.0], said=["b"]), runs) == []
+    runs = [
+        run_of(cards=[dict(gold=9.0), dict(gold=1.0)], scores=[0.0, 4.0], said=["a"])
+    ]
+    assert (
+        outside(
+            dict(cards=[dict(gold=0.0), dict(gold=1.0)], scores=[2.0, 2.0], said=["b"]),
+            runs,
+        )
+        == []
+    )
     assert outside(dict(cards=[dict(gold=9.0), dict(gold=2.0)], scores=[4.0, 4.0]), runs) == [
         "cards.gold is 2, recorded 1 to 1", "scores is 4, recorded 2 to 2",
     ]  # fmt: skip
 
 
-def test_a_spot_check_measures_anew_what_its_text_draws_and_names_what_is_not_as_recorded(toy, monkeypatch, capsys):
+def test_a_spot_check_measures_anew_what_its_text_draws_and_names_what_is_not_as_recorded(
+    toy, monkeypatch, capsys
+):
     for name in evidence.EXPERIMENTS:
         measure(name)
     toy.runs.clear()
     assert evidence.main(["check", "--anew", "3", "--draw", "abc"]) == 0
     said, first = capsys.readouterr().out, list(toy.runs)
-    assert len(first) == 3 and said.endswith("The record is current.\n") and said.count("measuring ") == 3
+    assert (
+        len(first) == 3
+        and said.endswith("The record is current.\n")
+        and said.count("measuring ") == 3
+    )
     toy.runs.clear()
-    assert evidence.spot_check(3, "abc") == [] and toy.runs == first  # not found on the shelf
+    assert (
+        evidence.spot_check(3, "abc") == [] and toy.runs == first
+    )  # not found on the shelf
     toy.runs.clear()
     assert evidence.spot_check(3, "abd") == [] and toy.runs != first
     assert evidence.spot_check(1000, "") == []
     monkeypatch.setattr(evidence, "found_anew", lambda *run: dict(value=1e6))
     assert evidence.main(["check", "--anew", "1", "--draw", "abc"]) == 1
     name, setting, seed = first[0]
-    assert f"{name}: {setting!r}, seed {seed}: value is 1e+06, recorded" in capsys.readouterr().out
+    assert (
+        f"{name}: {setting!r}, seed {seed}: value is 1e+06, recorded"
+        in capsys.readouterr().out
+    )
 
 
 def test_experiments_that_measure_time_are_not_checked_anew(toy):
     one = evidence.EXPERIMENTS["small"]
-    evidence.EXPERIMENTS["small"] = Experiment(one.trial, variations=one.variations, alone=True)
+    evidence.EXPERIMENTS["small"] = Experiment(
+        one.trial, variations=one.variations, alone=True
+    )
     for name in evidence.EXPERIMENTS:
         measure(name)
     toy.runs.clear()
@@ -421,22 +570,33 @@ def test_experiments_that_measure_time_are_not_checked_anew(toy):
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [("measure --seeds 0", "--seeds is 0: use at least 1"), ("check --anew -1", "--anew is -1: use 0 or more"), ("", "required")],
+    [
+        ("measure --seeds 0", "--seeds is 0: use at least 1"),
+        ("check --anew -1", "--anew is -1: use 0 or more"),
+        ("", "required"),
+    ],
 )
 def test_a_wrong_argument_is_2_and_a_sentence(toy, capsys, arguments, reason):
     with pytest.raises(SystemExit) as ended:
         evidence.main(arguments.split())
-    assert ended.value.code == 2 and reason in capsys.readouterr().err and toy.runs == []
+    assert (
+        ended.value.code == 2 and reason in capsys.readouterr().err and toy.runs == []
+    )
 
 
-def test_an_experiment_that_is_not_known_is_named_before_anything_is_measured(toy, capsys):
+def test_an_experiment_that_is_not_known_is_named_before_anything_is_measured(
+    toy, capsys
+):
     assert evidence.main(["measure", "toy", "tyo"]) == 2 and toy.runs == []
     assert capsys.readouterr().err == "'tyo' is no experiment: use one of toy, small\n"
 
 
 def test_all_experiments_are_measured_and_said(toy, capsys):
     assert evidence.main(["measure", "--seeds", "1"]) == 0
-    assert [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()] == ["toy: 2 runs measured", "small: 1 runs measured"]
+    assert [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "toy: 2 runs measured",
+        "small: 1 runs measured",
+    ]
 
 
 # The book's experiments
@@ -444,12 +604,19 @@ def test_all_experiments_are_measured_and_said(toy, capsys):
 
 def test_what_is_recorded_knows_its_settings():
     found = Recorded("toy", dict(a=[dict(x=1)], b=[]), ("b",))
-    assert found["a"] == [dict(x=1)] and list(found) == ["a", "b"] and "b" in found and found.note
+    assert (
+        found["a"] == [dict(x=1)]
+        and list(found) == ["a", "b"]
+        and "b" in found
+        and found.note
+    )
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_books_trials_have_keys_and_run_the_code_that_is_on_disk(name):
     keys = evidence.keys_of(EXPERIMENTS[name])
-    assert list(keys) == list(EXPERIMENTS[name].settings) and len(set(keys.values())) == len(keys)
+    assert list(keys) == list(EXPERIMENTS[name].settings) and len(
+        set(keys.values())
+    ) == len(keys)
     assert evidence.code.changed(EXPERIMENTS[name].trial) == []
     assert not set(EXPERIMENTS[name].claims) & set(EXPERIMENTS[name].variations)

@@ -28,8 +28,12 @@ from posttrain.stages import base_model
 
 FEWEST = 5  # seeds that a record has at least
 DIGITS = 5  # that a recorded number keeps
-SPREAD = 1.0  # how far beyond the seeds' range, in its widths, a run measured anew may be
-LEAST_ROOM = 0.05  # and so far in any case: of the largest number, or three of 64 answers
+SPREAD = (
+    1.0  # how far beyond the seeds' range, in its widths, a run measured anew may be
+)
+LEAST_ROOM = (
+    0.05  # and so far in any case: of the largest number, or three of 64 answers
+)
 KEPT = "Runs that were finished are kept."
 CHANGED = "the code was changed while it was measured: run it again"
 
@@ -86,10 +90,12 @@ def plain(setting: object) -> object:
 
 
 def keys_of(experiment: Experiment) -> dict[str, str]:
-    """What records are found by: their settings, and the code and data that the trial reaches."""
+    """What records are found by: settings, and the code and data the trial reaches."""
     source, keys = code.code_key(experiment.trial, with_data=True), {}
     for name, setting in experiment.settings.items():
-        whole = json.dumps([type(setting).__name__, plain(setting), source], sort_keys=True)
+        whole = json.dumps(
+            [type(setting).__name__, plain(setting), source], sort_keys=True
+        )
         keys[name] = hashlib.sha256(whole.encode()).hexdigest()[:16]
     return keys
 
@@ -109,7 +115,14 @@ def stored(name: str) -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
         check_form(found, name)
         return found
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise EvidenceError(
             f"{path} is no record of {name!r} ({type(error).__name__}: {error}): restore it "
             f"with git, or delete it and run make evidence NAMES={name}"
@@ -117,7 +130,7 @@ def stored(name: str) -> dict:
 
 
 def check_form(record: dict, name: str) -> None:
-    """Raise ValueError, KeyError, IndexError or TypeError for what is no experiment's record."""
+    """Raise ValueError, KeyError, IndexError or TypeError for what is no record."""
     if record["experiment"] != name:
         raise ValueError(f"it is the record of {record['experiment']!r}")
     for known in record["settings"].values():
@@ -142,13 +155,18 @@ def read(name: str) -> Recorded:
     Raises EvidenceError where a setting was never measured.
     """
     experiment, settings = find(name), stored(name)["settings"]
-    missing = [each for each in experiment.settings if not settings.get(each, {}).get("runs")]
+    missing = [
+        each for each in experiment.settings if not settings.get(each, {}).get("runs")
+    ]
     if missing:
         raise EvidenceError(
             f"{', '.join(map(repr, missing))} of {name!r} has not been measured: run "
             f"make evidence NAMES={name}"
         )
-    runs = {each: [run["found"] for run in settings[each]["runs"]] for each in experiment.settings}
+    runs = {
+        each: [run["found"] for run in settings[each]["runs"]]
+        for each in experiment.settings
+    }
     keys = keys_of(experiment)
     stale = tuple(each for each in keys if settings[each]["key"] != keys[each])
     return Recorded(name, runs, stale)
@@ -163,7 +181,10 @@ def run_trial(name: str, setting: str, seed: int) -> dict:
     Kept in the stages folder as well, so that an experiment that was broken off goes on where
     it was. Raises EvidenceError where the code that runs is not what the files say.
     """
-    experiment, what = EXPERIMENTS[name], dict(experiment=name, setting=setting, seed=seed)
+    experiment, what = (
+        EXPERIMENTS[name],
+        dict(experiment=name, setting=setting, seed=seed),
+    )
     key, started = keys_of(experiment)[setting], time.perf_counter()
 
     def train() -> tuple[dict, dict]:
@@ -188,7 +209,9 @@ def rounded(value: object) -> object:
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
         return {str(key): rounded(each) for key, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+    return (
+        [rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+    )
 
 
 def missing_runs(name: str, seeds: int | None) -> list[tuple[str, int]]:
@@ -224,7 +247,9 @@ def measure(
     base_model(shakespeare())  # once, before the workers all want it
     calls = [(name, *job) for job in jobs]
     if experiment.alone:
-        runs = [workers.run_alone(run_trial, *call) for call in progress(calls, len(calls))]
+        runs = [
+            workers.run_alone(run_trial, *call) for call in progress(calls, len(calls))
+        ]
     else:
         runs = workers.run_all(run_trial, calls, progress)
     write(name, list(zip((setting for setting, _ in jobs), runs)))
@@ -235,7 +260,9 @@ def shakespeare() -> corpus.Corpus:
     """The text that all evidence is measured on. Raises EvidenceError where it is not there."""
     text = corpus.load()
     if text.sha256 != corpus.CANONICAL_SHA256:
-        raise EvidenceError("the evidence is measured on tinyshakespeare, which was not found")
+        raise EvidenceError(
+            "the evidence is measured on tinyshakespeare, which was not found"
+        )
     return text
 
 
@@ -264,24 +291,27 @@ def write(name: str, measured: list[tuple[str, dict]]) -> None:
 
 
 def current_runs(record: dict, setting: str, key: str) -> dict[int, dict]:
-    """A setting's runs by seed, each with its machine written out; none where they are stale."""
+    """A setting's runs by seed, their machines written out; none that is stale."""
     known = record["settings"].get(setting, dict(key=None, runs=[]))
     if known["key"] != key:
         return {}
     machines = record["machines"]
-    return {run["seed"]: dict(run, machine=machines[run["machine"]]) for run in known["runs"]}
+    return {
+        run["seed"]: dict(run, machine=machines[run["machine"]])
+        for run in known["runs"]
+    }
 
 
 def as_text(name: str, settings: dict[str, dict]) -> str:
     """The text of a record: sorted, and each machine that measured something listed once."""
-    machines, parts = [], ("found", "machine", "seconds", "seed")
+    parts, machines = ("found", "machine", "seconds", "seed"), []
     for known in settings.values():
-        rows = [known["runs"][seed] for seed in sorted(known["runs"])]
-        machines += [run["machine"] for run in rows if run["machine"] not in machines]
-        known["runs"] = [
-            {part: run[part] for part in parts} | dict(machine=machines.index(run["machine"]))
-            for run in rows
-        ]
+        rows = []
+        for _, run in sorted(known["runs"].items()):
+            if run["machine"] not in machines:
+                machines.append(run["machine"])
+            rows.append(dict(run, machine=machines.index(run["machine"])))
+        known["runs"] = [{part: run[part] for part in parts} for run in rows]
     return laid_out(dict(experiment=name, machines=machines, settings=settings)) + "\n"
 
 
@@ -297,7 +327,9 @@ def laid_out(value: object, indent: str = "") -> str:
     if isinstance(value, list):
         rows = [f"{deeper}{laid_out(part, deeper)}" for part in value]
         return "[\n" + ",\n".join(rows) + f"\n{indent}]"
-    rows = [f"{deeper}{json.dumps(k)}: {laid_out(value[k], deeper)}" for k in sorted(value)]
+    rows = [
+        f"{deeper}{json.dumps(k)}: {laid_out(value[k], deeper)}" for k in sorted(value)
+    ]
     return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
 
 
@@ -310,7 +342,9 @@ def revision() -> str:
     """The commit of the code, marked where files of it differ; "unknown" outside a checkout."""
     here = dict(cwd=code.PACKAGE, capture_output=True, text=True, check=True)
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **here).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=10", "HEAD"], **here
+        ).stdout
         edits = subprocess.run(["git", "status", "--porcelain", "."], **here).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -323,7 +357,11 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
     wide = any("avx512f" in line for line in lines if line.startswith("flags"))
     name = names[0] if names else platform.machine()
     return f"{name}, {'with' if wide else 'without'} AVX-512"
@@ -343,13 +381,19 @@ def problems(name: str) -> list[str]:
         elif known["key"] != key:
             found.append(f"{name}: {setting!r} is stale")
         elif len(known["runs"]) < FEWEST:
-            found.append(f"{name}: {setting!r} has {len(known['runs'])} seeds of {FEWEST}")
-    return found + [f"{name}: {setting!r} is no setting any more" for setting in gone(name)]
+            found.append(
+                f"{name}: {setting!r} has {len(known['runs'])} seeds of {FEWEST}"
+            )
+    return found + [
+        f"{name}: {setting!r} is no setting any more" for setting in gone(name)
+    ]
 
 
 def gone(name: str) -> list[str]:
     """The settings in an experiment's record that it has no more."""
-    return [each for each in stored(name)["settings"] if each not in find(name).settings]
+    return [
+        each for each in stored(name)["settings"] if each not in find(name).settings
+    ]
 
 
 def numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
@@ -375,9 +419,13 @@ def outside(found: dict, runs: list[dict]) -> list[str]:
         known = [each[path] for each in ends if path in each]
         if not known:
             continue
-        room = SPREAD * (max(known) - min(known)) + LEAST_ROOM * max(1.0, *map(abs, known))
+        room = SPREAD * (max(known) - min(known)) + LEAST_ROOM * max(
+            1.0, *map(abs, known)
+        )
         if not min(known) - room <= value <= max(known) + room:
-            problems.append(f"{path} is {value:g}, recorded {min(known):g} to {max(known):g}")
+            problems.append(
+                f"{path} is {value:g}, recorded {min(known):g} to {max(known):g}"
+            )
     return problems
 
 
@@ -402,7 +450,9 @@ def spot_check(n: int, draw: str) -> list[str]:
     ]
     base_model(shakespeare())
     found = []
-    for name, setting, seed in random.Random(draw).sample(choices, min(n, len(choices))):
+    for name, setting, seed in random.Random(draw).sample(
+        choices, min(n, len(choices))
+    ):
         print(f"measuring {name}: {setting!r}, seed {seed}", flush=True)
         anew = workers.run_alone(found_anew, name, setting, seed)
         said = outside(anew, stored(name)["settings"][setting]["runs"])
@@ -415,14 +465,22 @@ def spot_check(n: int, draw: str) -> list[str]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser("python -m posttrain.lab.evidence", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m posttrain.lab.evidence", description=__doc__
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="measure what is missing or stale")
-    measuring.add_argument("names", nargs="*", metavar="NAME", help=", ".join(EXPERIMENTS))
+    measuring.add_argument(
+        "names", nargs="*", metavar="NAME", help=", ".join(EXPERIMENTS)
+    )
     measuring.add_argument("--seeds", type=int, help="at most so many of each setting")
     checking = commands.add_parser("check", help="name what is missing or stale")
-    checking.add_argument("--anew", type=int, default=0, metavar="N", help="measure N runs anew")
-    checking.add_argument("--draw", default="", help="the text that draws them, as a revision")
+    checking.add_argument(
+        "--anew", type=int, default=0, metavar="N", help="measure N runs anew"
+    )
+    checking.add_argument(
+        "--draw", default="", help="the text that draws them, as a revision"
+    )
     options = parser.parse_args(arguments)
     if options.command == "measure" and options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}: use at least 1")
