@@ -1,31 +1,20 @@
 """Best of n: the choice by hand, its KL by the definition, and its trials, stored."""
 
 import copy
-import json
 import math
-import types
-from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CORPUS, LONG, TOKENIZER, empty_shelf, judge, moved, stored, user
+from tiny import LONG, TOKENIZER, judge, moved, user
 
-from posttrain import best_of_n as module
 from posttrain.best_of_n import (
-    SIZES,
     best_of_n,
     best_of_n_kl,
-    best_of_n_trial,
-    best_of_n_trials,
     draw_answers,
 )
 from posttrain.chat import render_prompt
-from posttrain.lab.scorecard import lexicon
-from posttrain.evaluate import win_rate
 from posttrain.logprobs import pack
-from posttrain.reward_model import RewardConfig, sample_answers
-from posttrain.lab.scorecard import judge_answers
-from posttrain.sft import SFTConfig
+from posttrain.reward_model import sample_answers
 
 PROMPTS = ["Who?", "Where is the duke?", "Say"]
 
@@ -105,65 +94,6 @@ def test_it_is_an_upper_bound_where_answers_repeat():
 def test_the_kl_of_no_draw_is_refused():
     with pytest.raises(ValueError, match="n is 0: draw at least 1"):
         best_of_n_kl(0)
-
-
-# Trials
-
-
-@pytest.fixture
-def shelf(monkeypatch, tmp_path):
-    empty_shelf(monkeypatch, tmp_path)
-    sft, asked_sft = stored(moved(config=LONG))
-    reward_model, asked_judge = stored(judge(config=LONG))
-    monkeypatch.setattr(module, "sft_model", sft)
-    monkeypatch.setattr(module, "reward_model", reward_model)
-    monkeypatch.setattr(module, "start_scorecard", lambda corpus, seed: dict(gold=[0.1 * seed] * 3))
-    monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: PROMPTS)
-    return types.SimpleNamespace(asked_judge=asked_judge, asked_sft=asked_sft)
-
-
-def test_a_trial_judges_the_best_of_each_n_of_one_draw(shelf):
-    cards = best_of_n_trial(CORPUS, 3)
-    assert shelf.asked_judge == [(CORPUS, RewardConfig(seed=3))] and shelf.asked_sft == [(CORPUS, SFTConfig(seed=3))]
-    assert [card["n"] for card in cards] == list(SIZES)
-    drawn = draw_answers(moved(config=LONG), judge(config=LONG), PROMPTS, 16, 3)
-    for card, n in zip(cards, SIZES):
-        by_hand = judge_answers(*best_of_n(drawn, n), lexicon(CORPUS))
-        won = win_rate(by_hand["gold"], [0.3] * 3)
-        assert card == json.loads(json.dumps(by_hand | dict(n=n, kl=best_of_n_kl(n), win_rate=won)))
-    assert [card["score"] for card in cards] == sorted(card["score"] for card in cards)
-
-
-def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(shelf, monkeypatch):
-    def drawn(corpus=CORPUS, seed=0):
-        before = len(shelf.asked_judge)
-        best_of_n_trial(corpus, seed)
-        return len(shelf.asked_judge) > before
-
-    assert drawn() and not drawn()
-    assert drawn(seed=1) and drawn(replace(CORPUS, sha256="1" * 64))
-    for name in ("preferences", "training_prompts", "conversations"):
-        fewer = getattr(module.datasets, name)()[:1]
-        monkeypatch.setattr(module.datasets, name, lambda fewer=fewer: fewer)
-        assert drawn() and not drawn()
-    for name in ("RewardConfig", "SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
-        assert drawn() and not drawn()
-    monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: PROMPTS[:1] * 3)
-    assert drawn() and not drawn()
-
-
-def test_trials_are_spread_by_seed_once_the_base_model_is_there(monkeypatch):
-    found = []
-
-    def run_all(function, jobs, progress):
-        assert function is best_of_n_trial and found == [CORPUS]
-        return [seed for corpus, seed in progress(jobs, total=len(jobs)) if corpus is CORPUS]
-
-    monkeypatch.setattr(module, "base_model", found.append)
-    monkeypatch.setattr(module.workers, "run_all", run_all)
-    assert best_of_n_trials(CORPUS, 3, lambda jobs, total: list(jobs)[:total]) == [0, 1, 2]
 
 
 def test_choosing_changes_neither_model():
