@@ -9,7 +9,9 @@ BENCH_FLAGS ?=
 POST_FLAGS ?=
 MUTANT_FLAGS ?=
 DETERMINISM_FLAGS ?=
-SEEDS ?= 5
+NAMES ?=
+SEEDS ?=
+ANEW ?= 0
 
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
@@ -23,7 +25,7 @@ ifeq ($(shell echo $$0),$$0)
 $(error This Makefile needs a POSIX shell. On Windows, run make from Git Bash)
 endif
 
-.PHONY: help book posts test lab bench mutants determinism claims lock clean
+.PHONY: help book posts test lab bench mutants determinism evidence evidence-check lock clean
 
 help:
 	@echo "make book    build the book into _build/html (the first time trains every model: three quarters of an hour)"
@@ -32,7 +34,8 @@ help:
 	@echo "make lab     open the chapters as notebooks in JupyterLab"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
 	@echo "make determinism    train everything twice and compare all outputs, byte by byte (hours)"
-	@echo "make claims  measure the chapters' claims over many seeds: make claims SEEDS=20 (hours)"
+	@echo "make evidence    measure what evidence/ lacks or the code has outrun: make evidence NAMES='ppo dpo' SEEDS=5 (hours)"
+	@echo "make evidence-check    name what it lacks or the code has outrun; ANEW=2 measures two runs again"
 	@echo "make bench   run the comparisons in benchmarks/ (Python 3.11 or newer)"
 	@echo "make clean   remove what was made: _build, stages (the trained models), .venv, caches; data/ stays"
 	@echo "make lock    resolve constraints.txt again and the locks from it (for maintainers; needs uv)"
@@ -61,8 +64,12 @@ mutants: $(READY)
 determinism: $(READY)
 	@"$(BIN)/python" tests/determinism.py $(DETERMINISM_FLAGS)
 
-claims: $(READY)
-	@"$(BIN)/python" benchmarks/claims.py --seeds $(SEEDS)
+evidence: $(READY)
+	@"$(BIN)/python" -m posttrain.lab.evidence measure $(NAMES) $(if $(SEEDS),--seeds $(SEEDS))
+
+# The commit draws which runs are measured again.
+evidence-check: $(READY)
+	@"$(BIN)/python" -m posttrain.lab.evidence check --anew $(ANEW) --draw "$$(git rev-parse HEAD)"
 
 bench: $(READY)
 	@"$(BIN)/python" -c "import sys; sys.version_info >= (3, 11) or sys.exit('The benchmarks need Python 3.11 or newer.')"

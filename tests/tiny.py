@@ -1,12 +1,17 @@
 """Small models that need no training, and what several test files measure them with."""
 
 import copy
+from dataclasses import fields
 
 import torch
 
 from posttrain.data.corpus import Corpus
+from posttrain.dpo import DPOConfig
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.reward_model import RewardModel
+from posttrain.ppo import PPOConfig
+from posttrain.pretrain import PretrainConfig
+from posttrain.reward_model import RewardConfig, RewardModel
+from posttrain.sft import SFTConfig
 from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -44,6 +49,24 @@ def judge(seed=0, dtype=torch.float64, config=CONFIG):
 def empty_shelf(monkeypatch, folder):
     """Keep stages in an empty folder."""
     monkeypatch.setenv("POSTTRAIN_STAGES", str(folder))
+
+
+def shortened(monkeypatch, kind, **values):
+    """Give settings other defaults, which is no change of the code."""
+    names = [field.name for field in fields(kind)]
+    defaults = dict(zip(names, kind.__init__.__defaults__, strict=True)) | values
+    monkeypatch.setattr(kind.__init__, "__defaults__", tuple(defaults.values()))
+
+
+def tiny_stages(monkeypatch, folder):
+    """Keep stages in an empty folder, where each is trained in moments, by the code as it is."""
+    empty_shelf(monkeypatch, folder)
+    model = GPTConfig(n_layer=1, n_head=1, width=16)
+    shortened(monkeypatch, PretrainConfig, model=model, steps=2, sequence_length=32, evaluations=1)
+    shortened(monkeypatch, SFTConfig, steps=2, replay_length=32, evaluations=2)
+    shortened(monkeypatch, RewardConfig, steps=2)
+    shortened(monkeypatch, PPOConfig, iterations=1, batch_size=4, max_new_tokens=4)
+    shortened(monkeypatch, DPOConfig, steps=2)
 
 
 def stored(model):

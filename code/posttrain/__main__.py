@@ -2,7 +2,11 @@
 
 import sys
 
-from posttrain.cli.commands import main
+from posttrain.cli.arguments import parse
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parse()
+    # Import PyTorch, which takes seconds, for a command that can run
+    from posttrain.cli.commands import run
+
+    sys.exit(run(options))

@@ -1,6 +1,5 @@
 """The chat in the terminal: what the model is given, what is remembered, and that no input and no signal breaks it."""
 
-import functools
 import importlib
 import io
 import json
@@ -17,27 +16,23 @@ import time
 
 import pytest
 import torch
-from tiny import CORPUS, empty_shelf, judge, moved, pair, same, weights
+from tiny import CORPUS, judge, moved, pair, same, tiny_stages, weights
 from tiny import LONG as ROOMY
 
-from posttrain.cli import commands as program
 from posttrain import stages
-from posttrain.keep import store
-from posttrain.cli import terminal
 from posttrain.chat import render_prompt
+from posttrain.cli import arguments as command_line
+from posttrain.cli import commands as program
+from posttrain.cli import terminal
+from posttrain.cli.terminal import HELP, MAX_NEW_TOKENS, Chat, command, converse
 from posttrain.data.corpus import Corpus
 from posttrain.data.datasets import example
-from posttrain.dpo import DPOConfig
-from posttrain.stages import dpo_model
 from posttrain.evaluate import gold_score
-from posttrain.lab.scorecard import lexicon
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.ppo import PPOConfig
-from posttrain.stages import ppo_model
-from posttrain.pretrain import PretrainConfig
-from posttrain.reward_model import RewardConfig, score_answer
-from posttrain.sft import SFTConfig
-from posttrain.cli.terminal import HELP, MAX_NEW_TOKENS, Chat, command, converse
+from posttrain.keep import code, store
+from posttrain.lab.scorecard import lexicon
+from posttrain.reward_model import score_answer
+from posttrain.stages import dpo_model, ppo_model
 from posttrain.tokenizer import END, SPECIAL_TOKENS, CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -378,7 +373,7 @@ SCRIPT = textwrap.dedent("""
 
 def start(variables, **pipes):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    script = SCRIPT.format(code=str(store.PACKAGE.parent))
+    script = SCRIPT.format(code=str(code.PACKAGE.parent))
     return subprocess.Popen([sys.executable, "-c", script], env=environment | variables, **pipes)
 
 
@@ -634,6 +629,19 @@ def test_help_works_from_the_shell_and_lists_the_commands(monkeypatch, capsys):
     assert ended.value.code == 0 and HELP in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", ["--help", "chat --help", "", "chat --stage judge"])
+def test_help_and_wrong_arguments_do_not_wait_for_pytorch(words):
+    listed = "import runpy, sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); runpy.run_module('posttrain', run_name='__main__')"
+    environment = os.environ | dict(PYTHONPATH=str(code.PACKAGE.parent))
+    told = subprocess.run([sys.executable, "-c", listed, *words.split()], env=environment, capture_output=True, text=True)
+    assert told.returncode == (0 if "--help" in words else 2) and told.stdout.endswith("False\n")
+
+
+def test_the_command_line_knows_the_stages_that_there_are():
+    assert command_line.STAGES == tuple(stages.STAGES) == tuple(stages.CONFIGS)
+    assert command_line.TALKING == tuple(program.STAGES) == tuple(name for name in stages.STAGES if name != "reward")
+
+
 @pytest.fixture
 def asked(judged, monkeypatch):
     """A base and a chat model, beside the judge, for the command line to compare."""
@@ -671,15 +679,6 @@ def test_a_prompt_that_cannot_be_asked_is_2_and_a_sentence(judged, asked, capsys
 
 # A reader's own data
 
-SMALL = dict(
-    PretrainConfig=functools.partial(
-        PretrainConfig, GPTConfig(n_layer=1, n_head=1, width=16), steps=2, sequence_length=32, evaluations=1
-    ),
-    SFTConfig=functools.partial(SFTConfig, steps=2, replay_length=32, evaluations=2),
-    RewardConfig=functools.partial(RewardConfig, steps=2),
-    PPOConfig=functools.partial(PPOConfig, iterations=1, batch_size=4, max_new_tokens=4),
-    DPOConfig=functools.partial(DPOConfig, steps=2),
-)
 TALKS = [dict(id=name, messages=[user(f"{name}, who art thou?"), assistant("A friend.")]) for name in ("Ho", "Ay")]
 PAIRS = [pair(name, f"{name}, who art thou?", "A friend.", "None.") for name in ("Ho", "Ay", "So")]
 
@@ -687,13 +686,7 @@ PAIRS = [pair(name, f"{name}, who art thou?", "A friend.", "None.") for name in 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A reader's folder, an empty stages folder beside it, all runs short, and the lengths of those that took place."""
-    empty_shelf(monkeypatch, tmp_path / "stages")
-    for module in ("pretrain", "sft", "reward_model", "ppo", "dpo"):
-        module = importlib.import_module(f"posttrain.{module}")
-        for name in SMALL.keys() & vars(module).keys():
-            monkeypatch.setattr(module, name, SMALL[name])
-    for config, name in zip(("Pretrain", "SFT", "Reward", "PPO", "DPO"), stages.CONFIGS):
-        monkeypatch.setitem(stages.CONFIGS, name, SMALL[f"{config}Config"])
+    tiny_stages(monkeypatch, tmp_path / "stages")
     monkeypatch.setattr(program.corpus, "load", lambda: Corpus("To be, or not to be.\n" * 300, "test", "0" * 64))
     trained = []
     monkeypatch.setattr(program, "progress", lambda steps, total: trained.append(total) or steps)
@@ -774,9 +767,8 @@ def test_pairs_alone_start_from_the_books_own_sft_model(desk, capsys):
 
 
 def test_ppo_practises_on_the_prompts_of_your_own_pairs(desk, monkeypatch):
-    asked, module = [], importlib.import_module("posttrain.ppo")
-    steps = module.ppo_steps
-    monkeypatch.setattr(module, "ppo_steps", lambda models, prompts, config: asked.extend(prompts) or steps(models, prompts, config))
+    asked, steps = [], stages.ppo_steps
+    monkeypatch.setattr(stages, "ppo_steps", lambda models, prompts, config: asked.extend(prompts) or steps(models, prompts, config))
     assert program.main(["train", "ppo", "--data", write("pairs.jsonl", PAIRS)]) == 0
     assert set(asked) == {row["prompt"] for row in PAIRS}
 
@@ -788,7 +780,7 @@ def test_one_row_is_fewer_than_any_batch_and_enough(desk, capsys):
     assert capsys.readouterr().out.count("1 pair, after the SFT model's 1 conversation.") == 3
 
 
-@pytest.mark.parametrize(("stage", "module"), [("reward", "reward_model"), ("dpo", "dpo")])
+@pytest.mark.parametrize(("stage", "module"), [("reward", "reward_model"), ("dpo", "stages")])
 def test_your_own_pairs_are_compared_and_your_own_conversations_rehearsed(desk, monkeypatch, stage, module):
     module, compared, rehearsed = importlib.import_module(f"posttrain.{module}"), [], []
     for name, seen in (("encode_pairs", compared), ("encode_conversations", rehearsed)):
@@ -856,7 +848,7 @@ def test_data_that_teaches_nothing_is_2_and_a_sentence_and_leaves_no_stage(desk,
     def useless(*arguments):
         raise ValueError("all responses have the same score")
 
-    monkeypatch.setattr(importlib.import_module("posttrain.reward_model"), "normalise", useless)
+    monkeypatch.setattr(stages, "normalise", useless)
     assert program.main(["train", "reward", "--data", write("pairs.jsonl", PAIRS)]) == 2
     assert capsys.readouterr() == ("", "The reward model cannot learn from this data: all responses have the same score\n")
     assert stored_stages() == ["base", "sft"] and not list(store.stages_folder().glob("reward*[!k]"))

@@ -9,16 +9,12 @@ from typing import TextIO
 import torch
 
 from posttrain.chat import Message, render_prompt
+from posttrain.cli.arguments import HELP
 from posttrain.gpt import GPT
 from posttrain.sampling import sample_steps
 from posttrain.tokenizer import CharTokenizer
 
 MAX_NEW_TOKENS = 120
-HELP = """\
-/reset            forget the conversation so far
-/temperature 0.5  how daring it is: 0 is always the likeliest token, 1 the model's odds
-/help             these lines
-/quit             leave (so do Ctrl-C and Ctrl-D)"""
 
 
 class Chat:

@@ -79,12 +79,14 @@ def sft() -> Experiment:
 def reward() -> Experiment:
     """Chapter 3: what eighteen pairs teach a reward model."""
     last = replace(RewardConfig(), token_weight=0.0)
-    claims = {"18 pairs": RewardTrial()}
-    variations = {
+    claims = {
+        "18 pairs": RewardTrial(),
         "from the base model": RewardTrial(start="base"),
         "last token alone": RewardTrial(last),
-        "narrow": RewardTrial(pairs="narrow"),
         "3 labels flipped": RewardTrial(flipped=3),
+    }
+    variations = {
+        "narrow": RewardTrial(pairs="narrow"),
         "4 pairs": RewardTrial(n=4),
         "9 pairs": RewardTrial(n=9),
     }

@@ -14,16 +14,14 @@ from torch import Tensor
 
 <<<<<<< HEAD
 from posttrain import ppo
-from posttrain.ppo import PPOConfig, Rollout
-
-estimate_right = ppo.estimate_advantages
+from posttrain.ppo import PPOConfig, Rollout, estimate_advantages
 
 
 def returns_after_whitening(
     rollout: Rollout, config: PPOConfig, beta: float
 ) -> tuple[Tensor, Tensor]:
     """Advantages as they should be, and returns of the whitened ones: the famous slip."""
-    advantages, _ = estimate_right(rollout, config, beta)
+    advantages, _ = estimate_advantages(rollout, config, beta)
     return advantages, advantages + rollout.values
 
 

@@ -62,12 +62,13 @@ def ppo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
     config, (sft, judge) = replace(trial.config, seed=seed), models_of(corpus, seed)
     models, prompts = assemble(sft, judge, config), datasets.training_prompts()
     words = lexicon(corpus)
-    rounds, cards = [], [dict(start_scorecard(corpus, seed, config.temperature), round=0)]
+    start = start_scorecard(corpus, seed, config.temperature)
+    rounds, cards = [], [dict(start, round=0, win_rate=win_rate(start["gold"], start["gold"]))]
     with making(trial.mistake):
         for noted in ppo_steps(models, prompts, config):
             rounds.append(noted)
             if len(rounds) % trial.every == 0 or len(rounds) == config.iterations:
-                card = judged(sft, judge, words, models.policy, cards[0], config)
+                card = judged(sft, judge, words, models.policy, start, seed, config.temperature)
                 cards.append(dict(card, round=len(rounds)))
     loss = shakespeare_loss(corpus, models.policy)
     return dict(rounds=rounds, cards=outlined(cards), shakespeare_loss=loss)
@@ -92,7 +93,7 @@ def dpo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
         if len(steps) % trial.every == 0 or len(steps) == total:
             now = pair_logprobs(policy, unseen, tokenizer.pad)  # (2, N)
             seen.append(pair_report(now, known, config.beta) | dict(step=len(steps)))
-    cards.append(judged(sft, judge, lexicon(corpus), policy, cards[0], config))
+    cards.append(judged(sft, judge, lexicon(corpus), policy, cards[0], seed))
     loss = shakespeare_loss(corpus, policy)
     return dict(steps=steps, heldout=seen, cards=cards, shakespeare_loss=loss)
 
@@ -130,11 +131,10 @@ def base_trial(corpus: Corpus, trial: None, seed: int) -> dict:
 
 def judged(
     sft: GPT, judge: RewardModel, words: frozenset[str], policy: GPT, start: dict,
-    config: PPOConfig | DPOConfig | OnlineDPOConfig,
+    seed: int, temperature: float = 0.8,
 ) -> dict:
     """A policy's scorecard, with its `win_rate` against a first one by the gold rubric."""
-    temperature = getattr(config, "temperature", 0.8)
-    card = scorecard(policy, sft, judge, words, config.seed, temperature)
+    card = scorecard(policy, sft, judge, words, seed, temperature)
     return card | dict(win_rate=win_rate(card["gold"], start["gold"]))
 
 

@@ -1,0 +1,142 @@
+"""The command line of `python -m posttrain`, checked before PyTorch is imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from posttrain.real.command import add_real
+
+STAGES = ("base", "sft", "reward", "ppo", "dpo")  # `stages.STAGES`
+TALKING = tuple(name for name in STAGES if name != "reward")
+TAKES_TIME = "The first time all models that it needs are trained, which takes minutes."
+HELP = """\
+/reset            forget the conversation so far
+/temperature 0.5  how daring it is: 0 is always the likeliest token, 1 the model's odds
+/help             these lines
+/quit             leave (so do Ctrl-C and Ctrl-D)"""
+
+
+def temperature(text: str) -> float:
+    """A temperature from the command line."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 100")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed from the command line, of a size that PyTorch takes."""
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a whole number from 0 to 2^64 - 1"
+        )
+    return value
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number from the command line, not below `least`."""
+
+    def whole(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is too few: use {least} or more")
+        return value
+
+    return whole
+
+
+def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
+    """The arguments that say what the model has been trained on."""
+    command.add_argument(
+        "--data", type=Path, metavar="FILE",
+        help="conversations (for sft) or preference pairs of your own, a JSON object per line",
+    )  # fmt: skip
+    command.add_argument(
+        "--conversations", type=Path, metavar="FILE",
+        help="with pairs: the conversations of the SFT model that the training starts from",
+    )  # fmt: skip
+    command.add_argument(
+        seed_flag, dest="model_seed", type=seed, default=0, metavar="N",
+        help="the seed of the training (default: 0)",
+    )  # fmt: skip
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        "python -m posttrain", description="The trained models, from the terminal."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model",
+        description="Talk to a model. " + TAKES_TIME,
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chat.add_argument("--stage", choices=TALKING, default="sft", help="which model")
+    add_data(chat, "--model-seed")
+    train = commands.add_parser(
+        "train",
+        help="train a model, on your own data",
+        description="Train a model, or find it, on the book's data or your own. "
+        + TAKES_TIME,
+    )
+    train.add_argument("stage", choices=STAGES, help="which model")
+    add_data(train, "--seed")
+    compare = commands.add_parser(
+        "compare",
+        help="ask all models the same",
+        description="Ask every model the same, and have its answer judged. "
+        + TAKES_TIME,
+    )
+    compare.add_argument("prompt", help="what to ask, in quotation marks")
+    for command in (chat, compare):
+        command.add_argument("--temperature", type=temperature, default=0.8)
+        command.add_argument("--seed", type=seed, help="the same answers every time")
+    score = commands.add_parser(
+        "score",
+        help="judge an answer",
+        description="Judge an answer, by the reward model and the gold rubric. "
+        + TAKES_TIME,
+    )
+    score.add_argument("prompt", help="what was asked, in quotation marks")
+    score.add_argument("response", help="what was answered, in quotation marks")
+    add_data(score, "--model-seed")
+    add_pairs(commands)
+    add_real(commands, seed)
+    return parser.parse_args(arguments)
+
+
+def add_pairs(commands) -> None:
+    """The command that writes preference pairs."""
+    pairs = commands.add_parser(
+        "pairs",
+        help="make preference pairs of a model's own answers",
+        description="Answer the training prompts, again and again, judge the answers, and "
+        "write the best and the worst of each few as pairs to train on. " + TAKES_TIME,
+    )
+    pairs.add_argument(
+        "--n", type=at_least(1), default=200, help="how many (default: 200)"
+    )
+    pairs.add_argument(
+        "--judge", choices=("reward", "gold"), default="reward",
+        help="the reward model, or the gold rubric, which knows better than any judge that "
+        "one could buy (default: reward)",
+    )  # fmt: skip
+    pairs.add_argument(
+        "--samples", type=at_least(2), default=4, metavar="N",
+        help="answers to each prompt, of which two make a pair (default: 4)",
+    )  # fmt: skip
+    pairs.add_argument("--temperature", type=temperature, default=0.8)
+    pairs.add_argument(
+        "--seed", type=seed, default=0, help="of the answers (default: 0)"
+    )
+    pairs.add_argument("--stage", choices=("sft", "ppo", "dpo"), default="sft",
+                       help="which model answers (default: sft)")  # fmt: skip
+    pairs.add_argument("--out", type=Path, default=Path("pairs.jsonl"), metavar="FILE")
+    pairs.add_argument("--force", action="store_true", help="replace files that exist")
+    add_data(pairs, "--model-seed")
