@@ -23,7 +23,7 @@ from posttrain.dpo import DPOConfig
 from posttrain.lab.dpo_trials import dpo_trials
 from posttrain.lab.enumerable import build_world, dpo_run, draw_pairs, ppo_run
 from posttrain.evaluate import win_rate
-from posttrain.show.notebook import COMPARISONS, progress
+from posttrain.show import COMPARISONS, progress
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
 from posttrain.lab.ppo_trials import ppo_trials

@@ -18,7 +18,7 @@ from posttrain.chat import (
     render,
     render_prompt,
 )
-from posttrain.data.corpus import ALPHABET
+from posttrain.tokenizer import ALPHABET
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.sampling import generate
 from posttrain.sft import sft_loss

@@ -483,14 +483,8 @@ def test_a_killed_build_does_not_hide_its_warnings(book):
 INDEXED = {
     "_toc.yml": "format: jb-book\nroot: book/page\nchapters:\n" + "".join(f"- file: book/{name}\n" for name in ("one", "two", "index-of-code", "words")),
     "code/posttrain/__init__.py": "",
-    "code/posttrain/notebook.py": "import inspect\n"
-    "class Listing:\n"
-    "    def __init__(self, objects):\n"
-    "        self.code = '\\n\\n\\n'.join(map(inspect.getsource, objects))\n"
-    "    def _repr_markdown_(self):\n"
-    "        return f'```python\\n{self.code}\\n```'\n"
-    "def show_source(*objects):\n"
-    "    return Listing(objects)\n",
+    "code/posttrain/show/__init__.py": "from posttrain.show.source import show_source\n",
+    "code/posttrain/show/source.py": (ROOT / "code/posttrain/show/source.py").read_text(encoding="utf-8"),
     "code/posttrain/ppo.py": '"""What <b>PPO</b> needs. And more."""\n'
     "class Model:\n"
     '    """Policy & value."""\n'
@@ -503,10 +497,10 @@ INDEXED = {
     "code/posttrain/data/__init__.py": "",
     "code/posttrain/data/rows.py": '"""Rows."""\ndef check(row_config):\n    """Refuse a row."""\n',
     "book/page.md": "# Page\n\n{listing}`data.rows.check` and {listing}`it <ppo.check>`, with a {term}`quotient <Ratio>` and a {term}`Policy`.\n",
-    "book/one.md": chapter("import sys\nfrom posttrain.show.notebook import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nprint('a warning', file=sys.stderr)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
+    "book/one.md": chapter("import sys\nfrom posttrain.show import show_source\nfrom posttrain.ppo import Model\nprint(Model.__name__)\nprint('a warning', file=sys.stderr)\nshow_source(Model)", title="Part one", text="A {term}`Ratio`.\n"),
     "book/two.md": chapter(
-        "from posttrain.data import rows\nfrom posttrain.show.notebook import show_source\nfrom posttrain.ppo import check",
-        ":tags: [remove-input]\nshow_source(rows.check)",
+        "from posttrain.show import show_source\nfrom posttrain.ppo import check",
+        ":tags: [remove-input]\nshow_source('data.rows.check')",
         "show_source(check)",
         title="Part two",
         text="```python\ndef check(self):\n```\n",
@@ -627,6 +621,10 @@ def test_the_execution_cache_follows_package_and_corpus(house, tmp_path, monkeyp
     (root / "code" / "__pycache__").mkdir()
     (root / "code" / "__pycache__" / "module.pyc").write_bytes(b"1")
     assert house.package_key(root) == keys[-1]
+    # So does the record that the pages read
+    (root / "evidence").mkdir()
+    (root / "evidence" / "ppo.json").write_text("{}", encoding="utf-8")
+    assert house.package_key(root) not in keys
     # A corpus that is chosen, found or changed gives another key
     keys = [house.corpus_key(root)]
     for text in ("one", "two"):

@@ -20,7 +20,7 @@ from posttrain.lab import enumerable
 from posttrain.keep import store
 from posttrain.best_of_n import best_of_n, best_of_n_kl
 from posttrain.chat import IGNORE, build_labels, collate, render, render_prompt
-from posttrain.data.corpus import ALPHABET
+from posttrain.tokenizer import ALPHABET
 from posttrain.dpo import dpo_loss, implicit_rewards, pair_logprobs, pair_report
 from posttrain.lab.enumerable import TabularPolicy, World, all_responses, distribution, exact_kl
 from posttrain.evaluate import (

@@ -31,6 +31,15 @@ def shown(page: Path) -> list[str]:
     return house.shown(page.read_text(encoding="utf-8"))
 
 
+def test_what_a_page_shows_is_found_by_name_and_by_object():
+    cells = (
+        "from posttrain.lora import nf4\nfrom posttrain.ppo import check as c",
+        ":tags: [remove-input]\nshow_source('dpo.dpo_loss', c)\nshow_source(nf4.quantize)",
+    )
+    page = "".join(f"```{{code-cell}} ipython3\n{cell}\n```\n" for cell in cells)
+    assert house.shown(page) == ["dpo.dpo_loss", "ppo.check", "lora.nf4.quantize"]
+
+
 @pytest.mark.parametrize("module", CORE)
 def test_each_public_function_and_class_of_the_core_is_shown_in_exactly_one_place(module):
     tree = ast.parse((ROOT / "code" / "posttrain" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.corpus import ALPHABET
+from posttrain.tokenizer import ALPHABET
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer, UnknownCharacterError
 
 tokenizer = CharTokenizer()

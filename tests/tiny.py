@@ -1,11 +1,9 @@
 """Small models that need no training, and what several test files measure them with."""
 
 import copy
-import functools
 
 import torch
 
-from posttrain.keep import store
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.reward_model import RewardModel
@@ -16,9 +14,6 @@ PAD, END = TOKENIZER.pad, TOKENIZER.end
 CONFIG = GPTConfig(vocab_size=69, context=64, n_layer=1, n_head=1, width=16)
 LONG = GPTConfig(vocab_size=69, context=160, n_layer=1, n_head=1, width=16)  # room for 96 new tokens
 CORPUS = Corpus(text="To be, or not to be." * 5, source="test", sha256="0" * 64)
-
-source_hash = functools.cache(store.source_hash)
-
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -47,9 +42,8 @@ def judge(seed=0, dtype=torch.float64, config=CONFIG):
 
 
 def empty_shelf(monkeypatch, folder):
-    """Keep stages in an empty folder, and read the package's sources for their keys once only."""
+    """Keep stages in an empty folder."""
     monkeypatch.setenv("POSTTRAIN_STAGES", str(folder))
-    monkeypatch.setattr(store, "source_hash", source_hash)
 
 
 def stored(model):

@@ -146,9 +146,10 @@ def files_below(folder: Path) -> list[bytes]:
 
 
 def package_key(root: Path) -> str:
-    """A hash of all that lies below code/ (source and data) and of the PyTorch release."""
+    """A hash of the package (source and data), of the recorded evidence and of the PyTorch release."""
     releases = {package.version for package in importlib.metadata.distributions(name="torch")}
-    return key_of(*files_below(root / "code"), *(release.encode() for release in sorted(releases)))
+    files = files_below(root / "code") + files_below(root / "evidence")
+    return key_of(*files, *(release.encode() for release in sorted(releases)))
 
 
 def corpus_key(root: Path) -> str:
@@ -345,7 +346,7 @@ def cells(text: str) -> list[ast.Module]:
 
 
 def shown(text: str) -> list[str]:
-    """module.name of all that a page's `show_source` calls name, in order."""
+    """module.name of all that a page's `show_source` calls name, as text or as imported objects, in order."""
     every = [node for cell in cells(text) for node in ast.walk(cell)]
     home, found = {}, []
     for node in every:
@@ -354,8 +355,11 @@ def shown(text: str) -> list[str]:
                 home[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     for node in every:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
-            for argument in map(ast.unparse, node.args):
-                first, *rest = argument.split(".")
+            for argument in node.args:
+                if isinstance(argument, ast.Constant):
+                    found.append(argument.value)
+                    continue
+                first, *rest = ast.unparse(argument).split(".")
                 found.append(".".join([home.get(first, first), *rest]).removeprefix("posttrain."))
     return found
 

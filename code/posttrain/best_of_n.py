@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from posttrain.data import datasets
-from posttrain.data.corpus import Corpus
-from posttrain.evaluate import win_rate
 from posttrain.gpt import GPT
-from posttrain.keep import store, workers
-from posttrain.lab.scorecard import judge_answers, lexicon, start_scorecard
 from posttrain.logprobs import pack
-from posttrain.pretrain import PretrainConfig
-from posttrain.reward_model import RewardConfig, RewardModel, sample_answers
-from posttrain.sft import SFTConfig
-from posttrain.stages import base_model, reward_model, sft_model
+from posttrain.reward_model import RewardModel, sample_answers
 from posttrain.tokenizer import CharTokenizer
 
-SIZES = (1, 2, 4, 8, 16)
 Drawn = tuple[list[list[list[int]]], Tensor]  # answers and scores, n for each prompt
 
 
@@ -63,40 +52,3 @@ def best_of_n_kl(n: int) -> float:
     if n < 1:
         raise ValueError(f"n is {n}: draw at least 1")
     return math.log(n) - (n - 1) / n
-
-
-def best_of_n_trial(corpus: Corpus, seed: int) -> list[dict]:
-    """A scorecard of the SFT model's best of n answers for each n of SIZES; stored.
-
-    SFT model and reward model are those of this seed. Each card has its `n`, its `win_rate`
-    against that SFT model's own card, and for `kl` the analytic `best_of_n_kl`; no `entropy`.
-    """
-    prompts = datasets.heldout_prompts()
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
-        judge, _ = reward_model(corpus, RewardConfig(seed=seed))
-        drawn, real_words = draw_answers(sft, judge, prompts, max(SIZES), seed), lexicon(corpus)
-        start, cards = start_scorecard(corpus, seed), []
-        for n in SIZES:
-            card = judge_answers(*best_of_n(drawn, n), real_words)
-            card["win_rate"] = win_rate(card["gold"], start["gold"])
-            cards.append(card | dict(n=n, kl=best_of_n_kl(n)))
-        return {}, dict(cards=cards)
-
-    inputs = dict(
-        sizes=SIZES, reward=asdict(RewardConfig(seed=seed)), sft=asdict(SFTConfig(seed=seed)),
-        base=asdict(PretrainConfig()), pairs=datasets.preferences(), judged_on=prompts,
-        prompts=datasets.training_prompts(), conversations=datasets.conversations(),
-        corpus=corpus.sha256,
-    )  # fmt: skip
-    return store.obtain("best-of-n", inputs, train, source=__name__).history["cards"]
-
-
-def best_of_n_trials(
-    corpus: Corpus, seeds: int, progress: Callable = lambda done, total: done
-) -> list[list[dict]]:
-    """The cards of every seed, side by side."""
-    base_model(corpus)  # once, before the workers all want it
-    jobs = [(corpus, seed) for seed in range(seeds)]
-    return workers.run_all(best_of_n_trial, jobs, progress)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from posttrain.data.corpus import ALPHABET
 
+ALPHABET = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (USER, ASSISTANT, END, PAD)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.data import corpus
-from posttrain.data.corpus import ALPHABET, Corpus, CorpusError, load
+from posttrain.tokenizer import ALPHABET
+from posttrain.data.corpus import Corpus, CorpusError, load
 from posttrain.data.corpus import checkout as find_checkout
 from posttrain.data.standin import generate
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.data import standin
-from posttrain.data.corpus import ALPHABET
+from posttrain.tokenizer import ALPHABET
 from posttrain.data.standin import doubled, generate, inflect
 
 SHA256 = "1a6e93ebf5bad471d37a4a11999235c1ed3a05019a8c12a81d71031670f8fed1"

@@ -104,7 +104,7 @@ def test_source_hash_follows_imports_and_ignores_comments_and_docstrings(tmp_pat
 def test_the_base_model_depends_on_model_optimiser_and_tokenizer():
     modules = store.imported_modules("posttrain.pretrain")
     assert {f"posttrain.{name}" for name in ("gpt", "optim", "tokenizer", "pretrain", "data.corpus")} <= modules
-    assert "posttrain.show.notebook" not in modules
+    assert "posttrain.show" not in modules
 
 
 def test_50_corruptions_and_truncations_never_give_a_wrong_stage(folder, caplog):

@@ -24,7 +24,7 @@ from tiny import (
 from posttrain import dpo as dpo_module
 from posttrain.lab import dpo_trials as module
 from posttrain.lab import scorecard as scorecards
-from posttrain.data.corpus import ALPHABET
+from posttrain.tokenizer import ALPHABET
 from posttrain.dpo import DPOConfig, pair_logprobs, pair_report
 from posttrain.stages import train_dpo
 from posttrain.lab.dpo_trials import dpo_trial, dpo_trials, trial_inputs

@@ -20,7 +20,7 @@ from tiny import (
 
 from posttrain.lab import ppo_trials as module
 from posttrain.lab import scorecard as scorecards
-from posttrain.data.corpus import ALPHABET
+from posttrain.tokenizer import ALPHABET
 from posttrain.lab.scorecard import lexicon
 from posttrain.evaluate import win_rate
 from posttrain.ppo import PPOConfig, assemble, ppo_steps

@@ -13,7 +13,7 @@ from posttrain.data import standin
 from posttrain.data.datasets import conversations, heldout_conversations, heldout_prompts
 from posttrain.evaluate import answered, interval
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.show.notebook import nats, shares
+from posttrain.show import nats, shares
 from posttrain.pretrain import validation_loss
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations
 from posttrain.lab.sft_trials import (

@@ -20,7 +20,7 @@ from posttrain.lab.scorecard import lexicon
 from posttrain.real import command as real_command
 from posttrain.real.model import ModelError
 from posttrain.reward_model import RewardConfig, score_answer
-from posttrain.show.notebook import progress
+from posttrain.show import progress
 from posttrain.stages import reward_model
 from posttrain.tokenizer import END, CharTokenizer
 

@@ -98,6 +98,11 @@ def heldout_preferences() -> list[dict]:
     return preferences(FOLDER / "preferences_heldout.jsonl")
 
 
+def narrow_preferences() -> list[dict]:
+    """18 pairs that differ in few words: the first attempt, kept to show what it lacks."""
+    return preferences(FOLDER / "preferences_narrow.jsonl")
+
+
 def training_prompts() -> list[str]:
     """The 96 prompts, without answers, that policies practise on.
 

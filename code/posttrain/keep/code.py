@@ -50,10 +50,22 @@ def within(module: str, names: tuple[str, ...]) -> bool:
     return any(f"{module}.".startswith(f"{PACKAGE.name}.{name}.") for name in names)
 
 
+def source_of(module: str) -> str:
+    """The source of a module of this package as it is on disk."""
+    path = file_of(module)
+    stat = path.stat()
+    return text_at(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=512)
+def text_at(path: Path, changed: int, size: int) -> str:
+    """A file's text as it was when it had been changed at that time."""
+    return path.read_text(encoding="utf-8")
+
+
 def read_module(module: str) -> Module:
     """A module of this package as it is on disk."""
-    path = file_of(module)
-    return parsed(path.read_text(encoding="utf-8"))
+    return parsed(source_of(module))
 
 
 @functools.cache
@@ -140,7 +152,7 @@ def reached(start: Place) -> list[Place]:
         if name not in module.definitions:
             continue
         found.add(place)
-        source = file_of(home).read_text(encoding="utf-8")
+        source = source_of(home)
         places = [(there or home, what) for there, what in names_in(source, name)]
         # Look for data files alone in what hands them on
         handing = within(home, HANDING)
@@ -217,13 +229,18 @@ def text_of(source: str, name: str) -> str:
 
 def data_files(places: list[Place]) -> list[Path]:
     """The package's data files that some definitions name."""
-    names = set()
-    for home, name in places:
-        for part in ast.walk(read_module(home).definitions[name]):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                names.add(part.value)
+    names = {text for home, name in places for text in said_in(source_of(home), name)[1]}
     files = (PACKAGE / DATA).rglob("*")
     return sorted(p for p in files if p.name in names and p.suffix not in ("", ".py"))
+
+
+@functools.cache
+def said_in(source: str, name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names and the texts that stand in a definition."""
+    parts = list(ast.walk(parsed(source).definitions[name]))
+    names = (part.id for part in parts if isinstance(part, ast.Name))
+    values = (part.value for part in parts if isinstance(part, ast.Constant))
+    return frozenset(names), frozenset(value for value in values if isinstance(value, str))
 
 
 def place_of(function: Callable) -> Place:
@@ -240,7 +257,7 @@ def code_key(function: Callable, with_data: bool = False) -> str:
     digest, places = hashlib.sha256(), reached(place_of(function))
     for home, name in places:
         if not within(home, HANDING):
-            source = file_of(home).read_text(encoding="utf-8")
+            source = source_of(home)
             digest.update(f"{home}.{name}\0{text_of(source, name)}\0".encode())
     for path in data_files(places) if with_data else ():
         digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
@@ -265,13 +282,12 @@ def differs(home: str, name: str) -> bool:
     module = sys.modules.get(home)
     if module is None:
         return False
-    here, loaded = read_module(home), vars(module).get(name)
-    for alias, (there, what) in here.imports.items():
+    here, loaded, source = read_module(home), vars(module).get(name), source_of(home)
+    for alias in said_in(source, name)[0] & here.imports.keys():
+        there, what = here.imports[alias]
         if what and file_of(there) and there in sys.modules:
-            own = vars(sys.modules[there]).get(what)
-            if uses(here.definitions[name], alias) and vars(module).get(alias) is not own:
+            if vars(module).get(alias) is not vars(sys.modules[there]).get(what):
                 return True
-    source = file_of(home).read_text(encoding="utf-8")
     if isinstance(loaded, (types.FunctionType, type)) or callable(loaded):
         return not same_code(unwrapped(loaded), compiled(source, str(file_of(home))), name)
     node = here.definitions[name]
@@ -281,11 +297,6 @@ def differs(home: str, name: str) -> bool:
         return ast.literal_eval(node.value) != loaded
     except ValueError:
         return False  # not a plain value
-
-
-def uses(node: ast.AST, name: str) -> bool:
-    """Whether a definition names something."""
-    return any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
 
 
 def unwrapped(loaded: object) -> object:

@@ -64,20 +64,23 @@ def stage_key(name: str, config: object, parents: list[str], reads: object, code
 
 
 def obtain(
-    name: str, config: object, train: Train, *, after: Sequence[Stage] = (), reads: object = None
+    name: str, config: object, train: Train, *, after: Sequence[Stage] = (),
+    reads: object = None, code_of: Callable | None = None,
 ) -> Stage:
     """Return the stored stage of these settings, or train and store it.
 
     train() returns weights and history (which JSON must be able to hold); the key takes in all
     code of this package that it runs. after: the stages that it starts from. reads: the data,
-    as JSON can hold it. Two processes that lack one stage take turns: the second finds what the
+    as JSON can hold it. code_of: the function whose code counts, where train only passes it on.
+    Two processes that lack one stage take turns: the second finds what the
     first has stored. A damaged stage is trained again, with a warning. Where the disk is full or
     read-only, and where the loaded code is not what the files say, the trained stage is
     returned all the same, with a warning that it was not kept.
     """
-    if not is_kept(name, train, after):
+    runs = code_of or train
+    if not is_kept(name, runs, after):
         return Stage(name, UNKEPT, *as_stored(*train()))
-    key = stage_key(name, config, [stage.key for stage in after], reads, code.code_key(train))
+    key = stage_key(name, config, [stage.key for stage in after], reads, code.code_key(runs))
     base = stages_folder() / f"{name}-{key}"
     # Read without a turn: many may want one stage at a time
     stored = stored_stage(base)
@@ -85,15 +88,15 @@ def obtain(
         with lock(base):
             stored = stored_stage(base, warn=True)
             if stored is None:
-                stored = train_and_keep(base, train)
+                stored = train_and_keep(base, train, runs)
     return Stage(name, key, *stored)
 
 
-def is_kept(name: str, train: Train, after: Sequence[Stage]) -> bool:
+def is_kept(name: str, runs: Callable, after: Sequence[Stage]) -> bool:
     """Whether a stage may be read and stored: what runs is what its key would say."""
     if any(stage.key == UNKEPT for stage in after):
         return False
-    changed = code.changed(train)
+    changed = code.changed(runs)
     if changed:
         log.warning(
             "%s not what the files say: edited since it was imported, or replaced. The stage %s "
@@ -117,14 +120,14 @@ def stored_stage(base: Path, warn: bool = False) -> tuple[dict[str, Tensor], dic
         return None
 
 
-def train_and_keep(base: Path, train: Callable) -> tuple[dict[str, Tensor], dict]:
+def train_and_keep(base: Path, train: Train, runs: Callable) -> tuple[dict[str, Tensor], dict]:
     """Train a stage and store it; return weights and history as a later run will read them."""
     # Sweep up what a killed run was writing
     for unfinished in base.parent.glob(f"{base.name}.*.tmp"):
         unfinished.unlink()
     weights, history = as_stored(*train())
     # Do not keep what was edited or replaced meanwhile
-    if code.changed(train):
+    if code.changed(runs):
         log.warning("The code changed while %s was trained: it is not kept.", base.name)
         return weights, history
     try:

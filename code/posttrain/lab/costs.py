@@ -5,23 +5,19 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from torch import Tensor
-
-from posttrain.best_of_n import SIZES, draw_answers
+from posttrain.best_of_n import draw_answers
 from posttrain.chat import grow_vocabulary
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.dpo import DPOConfig
-from posttrain.keep import store, workers
+from posttrain.lab.policy_trials import SIZES
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
-from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig, reward_steps
 from posttrain.sft import SFTConfig, encode_conversations, sft_steps
 from posttrain.stages import base_model, encode_split, reward_model, sft_model, train_dpo
@@ -98,21 +94,7 @@ def measure(corpus: Corpus, method: str) -> dict[str, float]:
     return dict(seconds=seconds, steps=steps, memory=peak_memory(), before=before)
 
 
-def costs(
-    corpus: Corpus, progress: Callable = lambda done, total: done
-) -> dict[str, dict[str, float]]:
-    """`measure` of every method, each in a fresh process, one after the other; stored."""
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        sft_model(corpus), reward_model(corpus)  # before anything is timed
-        methods = progress(METHODS, total=len(METHODS))
-        return {}, {name: workers.run_alone(measure, corpus, name) for name in methods}
-
-    configs = (PretrainConfig(), SFTConfig(), RewardConfig(), PPOConfig(), DPOConfig(),
-               OnlineDPOConfig())  # fmt: skip
-    inputs = dict(
-        configs=[asdict(config) for config in configs], pairs=datasets.preferences(),
-        prompts=datasets.training_prompts(), conversations=datasets.conversations(),
-        corpus=corpus.sha256,
-    )  # fmt: skip
-    return store.obtain("costs", inputs, train, source=__name__).history
+def cost_trial(corpus: Corpus, method: str, seed: int) -> dict[str, float]:
+    """`measure` of one method, for which it wants a process of its own and nothing beside it."""
+    sft_model(corpus), reward_model(corpus)  # before anything is timed
+    return measure(corpus, method)

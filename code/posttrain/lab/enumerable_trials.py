@@ -1,47 +1,65 @@
-"""The world of 64 words under trial: its runs of PPO and DPO, stored."""
+"""The world of 64 words on trial: PPO and DPO, and what each of their parts is worth there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from posttrain.keep import store
-from posttrain.lab.enumerable import SMALL_PPO, Pairs, TabularPolicy, World, dpo_run, ppo_run
+from posttrain.lab.enumerable import (
+    WORDS,
+    Pairs,
+    build_world,
+    distribution,
+    dpo_rounds,
+    dpo_run,
+    draw_pairs,
+    ppo_run,
+)
+from posttrain.lab.patches import making
 
-Outcome = tuple[TabularPolicy, list[dict[str, float]]]  # a run's policy and its history
+
+@dataclass(frozen=True)
+class WorldTrial:
+    """One run in the world of 64 words."""
+
+    method: str = "ppo"  # or "dpo", or "rounds": DPO, and then rounds on its own words
+    beta: float = 0.5
+    ppo: dict = field(default_factory=dict)  # changes to fields of SMALL_PPO
+    pairs: int = 10_000  # for DPO
+    exact: bool = True  # whether a pair's preference is known, or one label is drawn
+    gap: bool = False  # whether the words that begin with a are left out of the pairs
+    mistake: str = ""  # made on purpose, by its name in `patches.MISTAKES`
+
+    def __post_init__(self):
+        if self.method not in ("ppo", "dpo", "rounds"):
+            raise ValueError(f"method is {self.method!r}: use 'ppo', 'dpo' or 'rounds'")
 
 
-def stored_ppo_run(world: World, beta: float, seed: int, **changes) -> Outcome:
-    """What `ppo_run` finds from the reference; stored.
+def world_trial(corpus: object, trial: WorldTrial, seed: int) -> dict:
+    """What `measure` found on the way, and in the end the `probabilities` of the 64 words.
 
-    changes: to fields of SMALL_PPO. Raises ValueError for a setting that cannot work.
+    No corpus is needed: it is an argument because all trials have it.
     """
-    inputs = dict(config=asdict(replace(SMALL_PPO, beta=beta, seed=seed, **changes)))
-    run = lambda: ppo_run(world, beta, seed, **changes)  # noqa: E731
-    return stored_run("small-ppo", world, inputs, run)
+    world = build_world()
+    if trial.method == "ppo":
+        with making(trial.mistake):
+            policy, history = ppo_run(world, trial.beta, seed, **trial.ppo)
+    elif trial.method == "dpo":
+        policy, history = dpo_run(world, trial.beta, pairs_of(trial, seed), seed)
+    else:
+        policy, history = dpo_rounds(world, trial.beta, pairs_of(trial, seed), seed)
+    return dict(history=history, probabilities=distribution(policy).tolist())
 
 
-def stored_dpo_run(
-    world: World, beta: float, pairs: Pairs, seed: int, **settings
-) -> Outcome:
-    """What `dpo_run` finds from the reference; stored. Settings and errors are `dpo_run`'s."""
-    drawn = {name: part.tolist() for name, part in pairs._asdict().items()}
-    inputs = dict(beta=beta, seed=seed, settings=settings, pairs=drawn)
-    run = lambda: dpo_run(world, beta, pairs, seed, **settings)  # noqa: E731
-    return stored_run("small-dpo", world, inputs, run)
+def pairs_of(trial: WorldTrial, seed: int) -> Pairs:
+    """The pairs that a trial's DPO learns from, drawn from the reference."""
+    generator = torch.Generator().manual_seed(seed)
+    words = without_a() if trial.gap else None
+    return draw_pairs(build_world(), trial.pairs, generator, words=words, exact=trial.exact)
 
 
-def stored_run(
-    name: str, world: World, inputs: dict, run: Callable[[], Outcome]
-) -> Outcome:
-    """The outcome of a run in this world, found by its inputs, or of run() if there is none."""
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        policy, history = run()
-        return policy.state_dict(), dict(history=history)
-
-    known = dict(reference=world.reference.logits.tolist(), rewards=world.rewards.tolist())
-    stage = store.obtain(name, inputs | dict(world=known), train, source=__name__)
-    return TabularPolicy(stage.weights["logits"]), stage.history["history"]
+def without_a() -> Tensor:
+    """Which of the 64 words do not begin with a: (64,), True for those."""
+    return torch.tensor([word[0] != "a" for word in WORDS])

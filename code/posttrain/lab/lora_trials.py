@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,10 @@ from posttrain.chat import grow_vocabulary
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.gpt import GPT
-from posttrain.keep import store, workers
-from posttrain.lab.sft_trials import answers_of, scorecard
+from posttrain.lab.sft_trials import answers_of, sft_scorecard
 from posttrain.lora.adapters import LoRAConfig, add_lora
 from posttrain.lora.nf4 import quantize_model
-from posttrain.pretrain import PretrainConfig, build_optimizers
+from posttrain.pretrain import PretrainConfig, build_optimizers, validation_loss
 from posttrain.sft import (
     SFTConfig,
     conversation_loss,
@@ -83,36 +82,20 @@ def lora_sft(
     return model, history
 
 
-def lora_trial(corpus: Corpus, config: LoRATrialConfig) -> dict:
-    """The history of one run, with the scorecard of `sft_trials` at each evaluation; stored."""
+def lora_trial(corpus: Corpus, config: LoRATrialConfig, seed: int) -> dict:
+    """The history of one run, with the scorecard of `sft_trials` at each evaluation.
 
-    def train() -> tuple[dict[str, Tensor], dict]:
-        text, validation = encode_split(corpus)
-        conversations = datasets.conversations()
-        known, seed = answers_of(conversations), config.sft.seed
-        judge = lambda model: scorecard(model, known, validation, seed)  # noqa: E731
-        base, _ = base_model(corpus)
-        return {}, lora_sft(base, conversations, text, config, judge)[1]
+    `base_loss` is the base model's Shakespeare loss.
+    """
+    (text, validation), base = encode_split(corpus), base_model(corpus)[0]
+    conversations, config = datasets.conversations(), replace(config, sft=replace(config.sft, seed=seed))
+    known = answers_of(conversations)
 
-    inputs = dict(
-        config=asdict(config), base=asdict(PretrainConfig()), corpus=corpus.sha256,
-        conversations=datasets.conversations(),
-        judged_on=[datasets.heldout_prompts(), datasets.heldout_conversations()],
-    )  # fmt: skip
-    return store.obtain("lora-trial", inputs, train, source=__name__).history
+    def judge(model: GPT) -> dict[str, float]:
+        return sft_scorecard(model, known, validation, seed)
 
-
-def lora_trials(
-    corpus: Corpus, settings: dict[str, LoRATrialConfig], seeds: int,
-    progress: Callable = lambda done, total: done,
-) -> dict[str, list[dict]]:
-    """The histories of every setting's runs, side by side, one per seed."""
-    base_model(corpus)  # once, before the workers all want it
-    groups = {
-        name: [(corpus, replace(config, sft=replace(config.sft, seed=i))) for i in range(seeds)]
-        for name, config in settings.items()
-    }
-    return workers.run_groups(lora_trial, groups, progress)
+    history = lora_sft(base, conversations, text, config, judge)[1]
+    return history | dict(base_loss=validation_loss(base, validation, windows=32))
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

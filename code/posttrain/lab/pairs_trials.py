@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -21,14 +20,19 @@ from posttrain.data.synthetic_pairs import (
 from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs
 from posttrain.evaluate import distinct_n, win_rate
 from posttrain.gpt import GPT
-from posttrain.keep import store, workers
+from posttrain.keep.store import obtain
+from posttrain.lab.policy_trials import models_of, outlined
 from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
 from posttrain.lab.scorecard import lexicon, scorecard, start_scorecard
 from posttrain.preference_pairs import Pair, encode_pairs
-from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig
 from posttrain.sft import SFTConfig
-from posttrain.stages import base_model, reward_model, sft_model
+from posttrain.stages import (
+    language_model,
+    reward_stage,
+    scoring_model,
+    sft_stage,
+)
 from posttrain.tokenizer import CharTokenizer
 
 SAMPLES = 4  # answers to each prompt
@@ -127,70 +131,39 @@ def start_pool(corpus: Corpus, prompts: list[str], seed: int) -> Pool:
 
     Every trial's first round with this seed starts from them.
     """
+    parents = [
+        sft_stage(corpus, SFTConfig(seed=seed)), reward_stage(corpus, RewardConfig(seed=seed))
+    ]
 
-    def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
-        judge, _ = reward_model(corpus, RewardConfig(seed=seed))
+    def draw() -> tuple[dict[str, Tensor], dict]:
+        sft, judge = language_model(parents[0]), scoring_model(parents[1])
         pool = draw_pool(sft, judge, prompts, SAMPLES, lexicon(corpus), seed)
         return dict(pool.scores, usable=pool.usable), dict(answers=pool.answers)
 
-    inputs = base_inputs(corpus, seed) | dict(asked=prompts, samples=SAMPLES)
-    stage = store.obtain("pairs-pool", inputs, train, source=__name__)
+    stage = obtain("pool", dict(samples=SAMPLES, seed=seed), draw, after=parents, reads=prompts)
     scores = {name: stage.weights[name] for name in ("reward", "gold")}
     return Pool(prompts, stage.history["answers"], stage.weights["usable"], scores)
 
 
-def base_inputs(corpus: Corpus, seed: int) -> dict:
-    """What the SFT model and the reward model of a seed depend on."""
-    return dict(
-        sft=asdict(SFTConfig(seed=seed)), reward=asdict(RewardConfig(seed=seed)),
-        base=asdict(PretrainConfig()), corpus=corpus.sha256, written=datasets.preferences(),
-        conversations=datasets.conversations(), practice=datasets.training_prompts(),
-    )  # fmt: skip
-
-
-def pairs_trial(corpus: Corpus, trial: PairsTrial) -> dict:
-    """The history of one trial, judged before it and after each round; stored.
+def pairs_trial(corpus: Corpus, trial: PairsTrial, seed: int) -> dict:
+    """One way to learn from a policy's own answers, judged before it and after each round.
 
     `rounds`: what each round noted, its pool's means with it; `cards`: scorecards on the 64
     held-out prompts, the first the SFT model's, each with `distinct` (different pairs of
     words), and from the second on `win_rate` against the first by the gold rubric.
     """
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, SFTConfig(seed=trial.seed))
-        judge, _ = reward_model(corpus, RewardConfig(seed=trial.seed))
-        policy, words, asked = copy.deepcopy(sft), lexicon(corpus), asked_prompts(trial)
-        pool = None if trial.written else start_pool(corpus, asked, trial.seed)
-        cards, rounds = [dict(start_scorecard(corpus, trial.seed))], []
-        for round_ in range(trial.rounds):
-            # Answer and judge, then train
-            if round_ and pool is not None:
-                again = trial.seed + 1000 * round_
-                pool = draw_pool(policy, judge, asked, SAMPLES, words, again)
-            noted = learn(policy, pool, trial)
-            rounds.append(noted | (describe(pool) if pool is not None else {}))
-            card = scorecard(policy, sft, judge, words, trial.seed)
-            cards.append(card | dict(win_rate=win_rate(card["gold"], cards[0]["gold"])))
-        for card in cards:
-            card["distinct"] = distinct_n(card["answers"], 2)
-        return {}, dict(rounds=rounds, cards=cards)
-
-    inputs = base_inputs(corpus, trial.seed) | dict(
-        trial=asdict(trial), dpo=asdict(dpo_config(trial)), samples=SAMPLES,
-        imitation=asdict(imitation(trial.seed)), judged_on=datasets.heldout_prompts(),
-    )  # fmt: skip
-    return store.obtain("pairs-trial", inputs, train, source=__name__).history
-
-
-def pairs_trials(
-    corpus: Corpus, settings: dict[str, PairsTrial], seeds: int,
-    progress: Callable = lambda done, total: done,
-) -> dict[str, list[dict]]:
-    """The histories of every setting's trials, side by side, one per seed."""
-    base_model(corpus)  # once, before the workers all want it
-    groups = {
-        name: [(corpus, replace(trial, seed=seed)) for seed in range(seeds)]
-        for name, trial in settings.items()
-    }
-    return workers.run_groups(pairs_trial, groups, progress)
+    trial, (sft, judge) = replace(trial, seed=seed), models_of(corpus, seed)
+    policy, words, asked = copy.deepcopy(sft), lexicon(corpus), asked_prompts(trial)
+    pool = None if trial.written else start_pool(corpus, asked, seed)
+    cards, rounds = [dict(start_scorecard(corpus, seed))], []
+    for round_ in range(trial.rounds):
+        # Answer and judge, then train
+        if round_ and pool is not None:
+            pool = draw_pool(policy, judge, asked, SAMPLES, words, seed + 1000 * round_)
+        noted = learn(policy, pool, trial)
+        rounds.append(noted | (describe(pool) if pool is not None else {}))
+        card = scorecard(policy, sft, judge, words, seed)
+        cards.append(card | dict(win_rate=win_rate(card["gold"], cards[0]["gold"])))
+    for card in cards:
+        card["distinct"] = distinct_n(card["answers"], 2)
+    return dict(rounds=rounds, cards=outlined(cards))

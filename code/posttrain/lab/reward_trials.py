@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.keep import store, workers
 from posttrain.preference_pairs import encode_pairs
-from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig, score_pairs, train_reward_model
-from posttrain.sft import SFTConfig
-from posttrain.stages import base_model, reward_model, starting_point
+from posttrain.stages import starting_point
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -35,50 +30,37 @@ def accuracy(scores: dict[str, list[float]]) -> float:
     return sum(ranked) / len(ranked)
 
 
-def reward_trial(corpus: Corpus, config: RewardConfig, start: str, pairs: list[dict]) -> dict:
-    """The history of one run, with the scores of the 72 held-out pairs; stored.
+@dataclass(frozen=True)
+class RewardTrial:
+    """One way to train a reward model."""
 
-    start: the language model to start from: "sft", of the same seed, or "base". The book's own
-    setting is not trained again: it is `reward_model`. Scores are in the units of training, not
-    normalised.
+    config: RewardConfig = field(default_factory=RewardConfig)
+    start: str = "sft"  # the language model to start from: of the same seed, or "base"
+    pairs: str = "written"  # or "narrow", the book's first attempt
+    n: int = 18  # how many of them, drawn anew for each seed
+    flipped: int = 0  # of how many chosen and rejected are exchanged
+
+
+def reward_trial(corpus: Corpus, trial: RewardTrial, seed: int) -> dict:
+    """The history of one run, with the scores of the 72 held-out pairs.
+
+    Scores are in the units of training, not normalised.
     """
-    heldout = datasets.heldout_preferences()
-
-    def train() -> tuple[dict[str, Tensor], dict]:
-        if start == "sft" and pairs == datasets.preferences():
-            model, history = reward_model(corpus, config)
-            model = model.unnormalised()
-        else:
-            body = starting_point(corpus, start, config.seed)
-            model, history = train_reward_model(body, pairs, config)
-        scores = judge_pairs(model, heldout)
-        return {}, history | scores | dict(heldout_accuracy=accuracy(scores))
-
-    inputs = dict(
-        config=asdict(config), start=start, pairs=pairs,
-        sft=asdict(SFTConfig(seed=config.seed)), base=asdict(PretrainConfig()),
-        conversations=datasets.conversations(), corpus=corpus.sha256, judged_on=heldout,
-    )  # fmt: skip
-    return store.obtain("reward-trial", inputs, train, source=__name__).history
+    pairs = pairs_for(trial, seed)
+    body = starting_point(corpus, trial.start, seed)
+    model, history = train_reward_model(body, pairs, replace(trial.config, seed=seed))
+    scores = judge_pairs(model, datasets.heldout_preferences())
+    return history | scores | dict(heldout_accuracy=accuracy(scores))
 
 
-Run = tuple[RewardConfig, str, list[dict]]  # configuration, start, pairs
-
-
-def reward_trials(
-    corpus: Corpus, settings: dict[str, list[Run]],
-    progress: Callable = lambda done, total: done,
-) -> dict[str, list[dict]]:
-    """The histories of every setting's runs, side by side; the i-th runs with seed i."""
-    base_model(corpus)  # once, before the workers all want it
-    groups = {
-        name: [
-            (corpus, replace(config, seed=seed), start, pairs)
-            for seed, (config, start, pairs) in enumerate(runs)
-        ]
-        for name, runs in settings.items()
-    }
-    return workers.run_groups(reward_trial, groups, progress)
+def pairs_for(trial: RewardTrial, seed: int) -> list[dict]:
+    """The pairs that a trial trains on. Raises ValueError for a set unknown."""
+    sets = dict(written=datasets.preferences, narrow=datasets.narrow_preferences)
+    if trial.pairs not in sets:
+        raise ValueError(f"pairs is {trial.pairs!r}: use one of {', '.join(sets)}")
+    pairs = sets[trial.pairs]()
+    pairs = pairs if trial.n == len(pairs) else some_pairs(pairs, trial.n, seed)
+    return with_flipped_labels(pairs, trial.flipped, seed)
 
 
 def some_pairs(pairs: list[dict], n: int, seed: int) -> list[dict]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,17 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.evaluate import finished, gold_score, words_of
 from posttrain.gpt import GPT
-from posttrain.keep import store
+from posttrain.keep.store import obtain
 from posttrain.logprobs import entropy, masked_mean, pack, sequence_kl
-from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import RewardConfig, RewardModel, sample_answers
 from posttrain.sft import SFTConfig
-from posttrain.stages import reward_model, sft_model, starting_point
+from posttrain.stages import (
+    language_model,
+    reward_stage,
+    scoring_model,
+    sft_stage,
+    starting_point,
+)
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -57,21 +60,17 @@ def start_scorecard(
     The reward model of this seed judges. The SFT model's card is where every run of PPO and of
     DPO with that seed starts from.
     """
+    parents = [
+        sft_stage(corpus, SFTConfig(seed=seed)), reward_stage(corpus, RewardConfig(seed=seed))
+    ]
 
-    def train() -> tuple[dict[str, Tensor], dict]:
-        sft, _ = sft_model(corpus, SFTConfig(seed=seed))
+    def judge() -> tuple[dict[str, Tensor], dict]:
+        sft, judge = language_model(parents[0]), scoring_model(parents[1])
         policy = sft if start == "sft" else starting_point(corpus, start, seed)
-        judge, _ = reward_model(corpus, RewardConfig(seed=seed))
         return {}, scorecard(policy, sft, judge, lexicon(corpus), seed, temperature)
 
-    inputs = dict(
-        start=start, temperature=temperature, reward=asdict(RewardConfig(seed=seed)),
-        sft=asdict(SFTConfig(seed=seed)), base=asdict(PretrainConfig()),
-        pairs=datasets.preferences(), prompts=datasets.training_prompts(),
-        conversations=datasets.conversations(), corpus=corpus.sha256,
-        judged_on=datasets.heldout_prompts(),
-    )  # fmt: skip
-    return store.obtain("start-scorecard", inputs, train, source=__name__).history
+    settings, reads = dict(start=start, temperature=temperature), datasets.heldout_prompts()
+    return obtain("scorecard", settings, judge, after=parents, reads=reads).history
 
 
 def judge_answers(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,10 +14,9 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.evaluate import answered, finished, manner
 from posttrain.gpt import GPT
-from posttrain.keep import store, workers
-from posttrain.pretrain import PretrainConfig, validation_loss
+from posttrain.pretrain import validation_loss
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft
-from posttrain.stages import base_model, encode_split, sft_model
+from posttrain.stages import base_model, encode_split
 from posttrain.tokenizer import END, CharTokenizer
 
 
@@ -38,7 +36,7 @@ def with_questions_swapped(conversations: list[dict]) -> list[dict]:
     ]
 
 
-def scorecard(
+def sft_scorecard(
     model: GPT, known_answers: set[str], validation: Tensor, seed: int, windows: int = 32
 ) -> dict[str, float]:
     """What a chat model does with questions that it was not trained on.
@@ -67,56 +65,44 @@ def scorecard(
     )
 
 
-def sft_trial(corpus: Corpus, config: SFTConfig, conversations: list[dict]) -> dict:
-    """The history of one fine-tuning run with its scorecard at every evaluation; stored.
+@dataclass(frozen=True)
+class SFTTrial:
+    """One way to fine-tune the base model."""
+
+    config: SFTConfig = field(default_factory=SFTConfig)
+    courteous: int | None = None  # so many of the book's courteous conversations; None for all
+    blunt: int | None = None  # and so many of the blunt ones
+    found: int = 0  # so many that were found in the corpus, in place of the book's
+
+
+def sft_trial(corpus: Corpus, trial: SFTTrial, seed: int) -> dict:
+    """The history of one fine-tuning run with its scorecard at every evaluation.
 
     `learned` is the loss on the conversations that are trained on, at that moment (`train` is
-    the mean since the entry before). The book's own setting is not trained again: it is
-    `sft_model`, with a scorecard at its end.
+    the mean since the entry before). `base_loss` is the base model's Shakespeare loss.
     """
+    (text, validation), tokenizer = encode_split(corpus), CharTokenizer()
+    conversations, base = conversations_for(corpus, trial, seed), base_model(corpus)[0]
+    known = answers_of(conversations)
 
-    def train() -> tuple[dict[str, Tensor], dict]:
-        text, validation = encode_split(corpus)
-        known, tokenizer = answers_of(conversations), CharTokenizer()
+    def judge(model: GPT) -> dict[str, float]:
+        examples = encode_conversations(conversations, tokenizer, model.config.context)
+        card = sft_scorecard(model, known, validation, seed)
+        return card | dict(learned=conversation_loss(model, examples, tokenizer.pad))
 
-        def judge(model: GPT) -> dict[str, float]:
-            examples = encode_conversations(conversations, tokenizer, model.config.context)
-            card = scorecard(model, known, validation, config.seed)
-            return card | dict(learned=conversation_loss(model, examples, tokenizer.pad))
-
-        if config == SFTConfig(seed=config.seed) and conversations == datasets.conversations():
-            model, history = sft_model(corpus, config)
-            card = {name: [value] for name, value in judge(model).items()}
-            return {}, card | history
-        base, _ = base_model(corpus)
-        return {}, sft(base, conversations, text, config, judge)[1]
-
-    judged_on = [datasets.heldout_prompts(), datasets.heldout_conversations()]
-    inputs = dict(
-        config=asdict(config), base=asdict(PretrainConfig()), conversations=conversations,
-        corpus=corpus.sha256, judged_on=judged_on,
-    )  # fmt: skip
-    return store.obtain("sft-trial", inputs, train, source=__name__).history
+    config = replace(trial.config, seed=seed)
+    history = sft(base, conversations, text, config, judge)[1]
+    return history | dict(base_loss=validation_loss(base, validation, windows=32))
 
 
-def sft_trials(
-    corpus: Corpus,
-    settings: dict[str, list[tuple[SFTConfig, list[dict]]]],
-    progress: Callable = lambda done, total: done,
-) -> dict[str, list[dict]]:
-    """The histories of every setting's runs, trained side by side, one thread each.
-
-    A setting is a list of (configuration, conversations): the i-th runs with seed i.
-    """
-    base_model(corpus)  # once, before the workers all want it
-    groups = {
-        name: [
-            (corpus, replace(config, seed=seed), conversations)
-            for seed, (config, conversations) in enumerate(runs)
-        ]
-        for name, runs in settings.items()
-    }
-    return workers.run_groups(sft_trial, groups, progress)
+def conversations_for(corpus: Corpus, trial: SFTTrial, seed: int) -> list[dict]:
+    """What a trial trains on: the book's conversations, some of them, or found ones."""
+    written = datasets.conversations()
+    if trial.found:
+        return found_conversations(corpus.train, trial.found)
+    if trial.courteous is None or trial.blunt is None:
+        return written
+    return subset(written, trial.courteous, trial.blunt, seed)
 
 
 def subset(conversations: list[dict], n_courteous: int, n_blunt: int, seed: int) -> list[dict]:

@@ -1,47 +1,20 @@
 """The views: what a page shows, what a screen reader says, and that no token becomes markup."""
 
-import json
-import re
-from html.parser import HTMLParser
-
 import pytest
 import torch
+from markup import cells_of, parsed
 
-from posttrain.show import notebook
 from posttrain.chat import IGNORE, build_labels, render
-from posttrain.show.notebook import (
+from posttrain.show import ScoreView, TokenTable, TokenView, shade
+from posttrain.show.tokens import (
     GRADED_STYLE,
     SPECIAL_STYLE,
     SPOKEN_STYLE,
     UNGRADED_STYLE,
-    Interactive,
-    ScoreView,
-    Table,
-    TokenTable,
-    TokenView,
-    shade,
-    stage_colour,
 )
 from posttrain.tokenizer import CharTokenizer
 
 HOSTILE = ["<script>alert(1)</script>", '"', "'", "&amp;", "<", ">", "</mark>", '"><img src=x onerror=y>', "<!--", "é"]
-
-
-def parsed(view):
-    """A view's HTML, read again: (tags, texts), each text as (style, title, text)."""
-    tags, texts = [], []
-
-    def start(tag, attributes):
-        tags.append((tag, dict(attributes)))
-
-    parser = HTMLParser(convert_charrefs=True)
-    parser.handle_starttag = start
-    parser.handle_endtag = lambda tag: tags.append((f"/{tag}", {}))
-    parser.handle_comment = parser.handle_decl = parser.handle_pi = lambda text: tags.append((text, {}))
-    parser.handle_data = lambda text: texts.append((tags[-1][1].get("style"), tags[-1][1].get("title"), text))
-    parser.feed(view._repr_html_())
-    parser.close()
-    return tags, texts
 
 
 def test_a_view_shows_every_token_with_its_label_and_says_what_is_graded():
@@ -155,32 +128,6 @@ def test_views_and_tables_without_a_largest_number_divide_by_no_zero(scores):
     assert len(cells_of(TokenTable(tokens, dict(x=scores), "c"))) == 1 + len(scores)
 
 
-def cells_of(table):
-    """A table's cells, read again: rows of (tag, attributes, text)."""
-    rows, inside = [], []
-
-    def start(tag, attributes):
-        inside.append(tag)
-        if tag == "tr":
-            rows.append([])
-        if tag in ("td", "th"):
-            rows[-1].append((tag, dict(attributes), ""))
-
-    def end(tag):
-        assert inside.pop() == tag
-
-    def data(text):
-        if inside[-1] in ("td", "th"):
-            rows[-1][-1] = (*rows[-1][-1][:2], text)
-
-    parser = HTMLParser(convert_charrefs=True)
-    parser.handle_starttag, parser.handle_endtag, parser.handle_data = start, end, data
-    parser.feed(table._repr_html_())
-    parser.close()
-    assert inside == []
-    return rows
-
-
 TABLE = TokenTable(["A", " ", "<|end|>"], {"reward": [0.5, -1.0, 0.0], "A & B": [-20.0, 5.0, 10.0]}, 'says "<b>"')
 
 
@@ -246,14 +193,8 @@ def test_hostile_tokens_names_and_captions_stay_text_in_views_and_tables():
         assert set(attributes) <= {"class", "style", "scope", "role", "aria-label", "tabindex"}
 
 
-def test_a_summary_takes_one_value_from_each_dictionary_and_knows_shares():
-    rows = [dict(kl=1.0, win=0.5), dict(kl=3.0, win=1.0)]
-    assert notebook.summary(rows, "kl", ".1f") == notebook.nats([1.0, 3.0], ".1f")
-    assert notebook.summary(rows, "win", "%") == notebook.shares([0.5, 1.0])
-
-
 def test_zero_is_shaded_neither_way():
-    style = notebook.shade(0.0, 1.0)
+    style = shade(0.0, 1.0)
     assert "background" not in style and "solid" not in style and "dashed" not in style
 
 
@@ -262,33 +203,3 @@ def test_a_score_view_refuses_another_number_of_scores_than_tokens():
         ScoreView(["a", "b", "c"], [0.1, 0.2])
 
 
-def test_a_view_to_play_with_carries_its_values_as_text_around_the_still_view():
-    still = TokenView(["a", "b"], [IGNORE, 1])
-    view = Interactive("mask", still, tokens=HOSTILE, surprise=[None, 0.5])
-    (tag, attributes), *_ = parsed(view)[0]
-    assert tag == "div" and attributes["class"] == "interactive" and attributes["data-kind"] == "mask"
-    assert json.loads(attributes["data-values"]) == dict(tokens=HOSTILE, surprise=[None, 0.5])
-    assert still._repr_html_() in view._repr_html_() and repr(view) == repr(still)
-    with pytest.raises(ValueError):  # NaN is no JSON: a page could not read it
-        Interactive("mask", still, surprise=[float("nan")])._repr_html_()
-
-
-def test_each_stage_has_a_colour_of_its_own_by_whatever_name_a_row_calls_it():
-    names = ["base", "SFT", "reward model", "PPO", "DPO", "DPO, own answers", "best of n"]
-    assert len({stage_colour(name) for name in names}) == 7 and None not in map(stage_colour, names)
-    for one, other in (("base model", "base"), ("SFT model", "SFT"), ("after PPO", "PPO"), ("PPO, no fee", "PPO"), ("best of 16", "best of n"), ("Reward model", "reward model")):
-        assert stage_colour(one) == stage_colour(other)
-    assert stage_colour("seed 0") is stage_colour("") is None
-
-
-def test_a_row_named_after_a_stage_is_marked_with_its_colour_and_no_other_cell():
-    rows = [("PPO", "DPO"), ("seed 0", "PPO")]
-    cells = [attributes.get("style", "") for tag, attributes in parsed(Table(("", "a"), rows))[0] if tag == "td" and "class" in attributes]
-    assert cells == [f"border-left: 4px solid {notebook.BLUE}", "", "", ""]
-
-
-def test_no_line_of_a_table_ends_within_an_interval_or_a_power_of_ten():
-    shown = Table(("", "x"), [("80% [77%, 83%]", "<= 1e-06"), ("[a, b, c] <b>", "mute-12, 2.5e-4")])._repr_html_()
-    whole = re.findall(r'<span class="whole">(.*?)</span>', shown)
-    assert whole == ["[77%, 83%]", "1e-06", "2.5e-4"]
-    assert "80% <span" in shown and "[a, b, c] &lt;b&gt;" in shown and "&lt;= <span" in shown

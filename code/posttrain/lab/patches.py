@@ -1,0 +1,41 @@
+"""Mistakes that are made on purpose, to see their signature: each a patch of one function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from torch import Tensor
+
+from posttrain import ppo
+from posttrain.ppo import PPOConfig, Rollout
+
+estimate_right = ppo.estimate_advantages
+
+
+def returns_after_whitening(
+    rollout: Rollout, config: PPOConfig, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages as they should be, and returns of the whitened ones: the famous slip."""
+    advantages, _ = estimate_right(rollout, config, beta)
+    return advantages, advantages + rollout.values
+
+
+# By name: what is replaced, and by what
+MISTAKES = {"returns after whitening": (ppo, "estimate_advantages", returns_after_whitening)}
+
+
+@contextmanager
+def making(mistake: str) -> Iterator[None]:
+    """Within the block the package makes the named mistake; "" makes none.
+
+    Raises ValueError for one that is not known.
+    """
+    if not mistake:
+        yield
+        return
+    if mistake not in MISTAKES:
+        raise ValueError(f"mistake is {mistake!r}: use one of {', '.join(MISTAKES)}")
+    with patch.object(*MISTAKES[mistake]):
+        yield
