@@ -781,7 +781,7 @@ def test_every_module_that_has_the_function_is_given_the_readers_and_then_its_ow
     having = [
         module
         for path in (ROOT / "code" / "posttrain").rglob("*.py")
-        if path.stem not in ("__main__", "exercises", "mistakes") and name in bound(path)
+        if path.stem != "__main__" and "practice" not in path.parts and name in bound(path)
         for module in [importlib.import_module(module_name(path))]
     ]
     assert having and all(getattr(module, name) is own for module in having)

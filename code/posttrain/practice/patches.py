@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import __future__
+
 import ast
 import importlib
 import inspect
@@ -47,9 +49,13 @@ def plain(code: str) -> str:
             block = ast.parse(text[2 * chained :] + " pass")
             return "el" * chained + ast.unparse(block).rpartition("\n")[0]
         try:
-            return ast.unparse(ast.parse(text, mode="eval"))
+            expression = ast.parse(text, mode="eval")
         except SyntaxError:
             return ast.unparse(ast.parse(text))
+        written = ast.unparse(expression)
+        # Take a list of values as it stands, in whatever brackets it is
+        bare = isinstance(expression.body, ast.Tuple) and text[0] != "("
+        return written[1:-1] if bare else written
     except SyntaxError:
         raise ValueError(
             f"{code!r} is no code by itself: write a whole expression, a statement, or "
@@ -129,11 +135,10 @@ def patched(function: Callable, *changes: tuple[str, str]) -> Callable:
     where = f"{own.__module__}.{own.__name__}"
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(own))).body
     source, made = replaced(undocumented(node), changes, where), {}
-    exec(
-        compile(source, f"<patched {where}>", "exec", dont_inherit=True),
-        own.__globals__,
-        made,
-    )
+    # Leave annotations as the package's modules do, unread
+    flags = __future__.annotations.compiler_flag
+    code = compile(source, f"<patched {where}>", "exec", flags, dont_inherit=True)
+    exec(code, own.__globals__, made)
     return made[own.__name__]
 
 
