@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
 SINGLE = 1e-5  # tolerance for a result in single precision where double is wanted
 SHARE = 1e-6  # and for one of which the value alone counts
+
 
 @dataclass(frozen=True, repr=False)
 class Result:
@@ -42,6 +44,7 @@ class Outcome:
     gradients: tuple[Tensor, ...] | None = None  # None where the result has none
     changed: tuple[str, ...] = ()  # the arguments that it changed in place
     error: BaseException | None = None  # what it raised instead
+    given: tuple[str, ...] = ()  # the arguments that it takes, in its own order
 
 
 def names() -> dict[str, int]:
@@ -62,6 +65,7 @@ def check(name: str, function: Callable) -> Result:
     for found in (
         wrong_value(exercise, mine, right), wrong_dtype(exercise, mine, right),
         not_refused(exercise, mine, right), changed_input(exercise, mine),
+        other_order(exercise, mine),
     ):  # fmt: skip
         if found is not None:
             what, i = found
@@ -86,16 +90,40 @@ def find(name: str, function: Callable) -> Exercise:
 def outcome(exercise: Exercise, function: Callable, case: Case) -> Outcome:
     """Call a function on copies of a case's arguments, and take gradients where asked."""
     given, leaves = copies(case, exercise.gradients)
+    names = taken(exercise, function, given)
     try:
-        parts = parts_of(function(*given.values()), len(exercise.results) > 1)
+        returned = function(*(given[name] for name in names))
+        parts = parts_of(returned, len(exercise.results) > 1)
         gradients = gradients_of(parts[0], leaves) if leaves and parts else None
     except (Exception, SystemExit) as error:
-        return Outcome((), error=error)
-    changed = tuple(
-        name for name in given if not unchanged(case.arguments[name], given[name])
+        return Outcome((), error=error, given=names)
+    before = case.arguments
+    changed = tuple(name for name in given if not unchanged(before[name], given[name]))
+    parts = tuple(part.detach() if torch.is_tensor(part) else part for part in parts)
+    return Outcome(parts, gradients, changed, given=names)
+
+
+def taken(exercise: Exercise, function: Callable, given: dict) -> tuple[str, ...]:
+    """The arguments to call a function with, in its order, by the book's names.
+
+    A draft may order them in another way, where its parameters have the book's names, and
+    may lack what is optional.
+    """
+    own = inspect.signature(exercise.function).parameters
+    needed = [name for name, each in own.items() if each.default is each.empty]
+    try:
+        mine = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return tuple(given)
+    kinds = {each.kind for each in mine.values()}
+    if kinds - {inspect.Parameter.POSITIONAL_OR_KEYWORD} or len(mine) < len(needed):
+        return tuple(given)
+    names = (
+        list(mine) if set(needed) <= set(mine) <= set(own) else list(own)[: len(mine)]
     )
-    parts = tuple(part.detach() if isinstance(part, Tensor) else part for part in parts)
-    return Outcome(parts, gradients, changed)
+    # Stop at the first that is not given, so that none takes another's place
+    lacking = next((i for i, name in enumerate(names) if name not in given), len(names))
+    return tuple(names[:lacking])
 
 
 def copies(case: Case, gradients: tuple[str, ...]) -> tuple[dict, list[Tensor]]:
@@ -276,7 +304,16 @@ def named(
     """
     answered = [i for i, seen in enumerate(right) if seen.error is None]
     ordinary = [i for i in answered if not exercise.cases[i].rounding]
-    for chosen, view in ((answered, whole), (ordinary, whole), (ordinary, first_part)):
+    # Leave out what a draft was not given, after a look at all
+    full = [
+        i for i in answered if len(mine[i].given) == len(exercise.cases[i].arguments)
+    ]
+    for chosen, view in (
+        (answered, whole),
+        (full, whole),
+        (ordinary, whole),
+        (ordinary, first_part),
+    ):
         ours, truth = ([view(seen[i]) for i in chosen] for seen in (mine, right))
         if agree(exercise, ours, truth):
             continue
@@ -297,7 +334,7 @@ def whole(seen: Outcome) -> Outcome:
 
 def first_part(seen: Outcome) -> Outcome:
     """An outcome as if only the first value had been returned."""
-    return Outcome(seen.parts[:1], seen.gradients, seen.changed, seen.error)
+    return replace(seen, parts=seen.parts[:1])
 
 
 def agree(exercise: Exercise, some: list[Outcome], others) -> bool:
@@ -319,10 +356,9 @@ def where(exercise: Exercise, failing: list[int], differ: dict[int, str]) -> str
     if "" in kinds:
         return ": in the plain case, too"
     if len(kinds) == 1:
-        return f": right without {kinds[0]}, wrong with it"
-    return (
-        f": right in the plain case, wrong with {', '.join(kinds[:-1])} and {kinds[-1]}"
-    )
+        return f": wrong with {kinds[0]}, right in all other cases"
+    listed = f"{', '.join(kinds[:-1])}, and with {kinds[-1]}"
+    return f": right in the plain case, wrong with {listed}"
 
 
 def wrong_dtype(
@@ -351,7 +387,10 @@ def not_refused(
             due = type(right[i].error).__name__
             if mine[i].error:
                 raised = type(mine[i].error).__name__
-                return f"refused with {raised}; it should be {due}: for {case.kind}", i
+                return (
+                    f"refused with {raised}: it should raise {due} for {case.kind}",
+                    i,
+                )
             return f"not refused: it should raise {due} for {case.kind}", i
     return None
 
@@ -364,6 +403,16 @@ def changed_input(exercise: Exercise, mine: list[Outcome]) -> tuple[str, int] | 
                 f"its input is changed: right, but {seen.changed[0]} is overwritten",
                 i,
             )
+    return None
+
+
+def other_order(exercise: Exercise, mine: list[Outcome]) -> tuple[str, int] | None:
+    """Parameters in another order than the book's, where all else is right."""
+    for i, seen in enumerate(mine):
+        due = [name for name in exercise.cases[i].arguments if name in seen.given]
+        if list(seen.given) != due:
+            called = f"the book calls it with ({', '.join(due)})"
+            return f"another order of the parameters: right, but {called}", i
     return None
 
 

@@ -14,7 +14,11 @@ ROTATE = exercise(
         ("", normal(0, 3, 1, 4), TURNS[:3]),
         ("the first position", normal(1, 1, 1, 4), TURNS[:1]),
         ("two heads, two rows", normal(2, 2, 3, 2, 4), TURNS[:3]),
-        ("positions of each row", normal(3, 2, 2, 1, 4), TURNS[torch.tensor([[0, 1], [4, 5]])]),
+        (
+            "positions of each row",
+            normal(3, 2, 2, 1, 4),
+            TURNS[torch.tensor([[0, 1], [4, 5]])],
+        ),
     ],
     """
 the other way round: (x, y) becomes (x cos - y sin, x sin + y cos)

@@ -49,6 +49,9 @@ the mean before the logarithm: first each pair's surprise, then the mean
   F.logsigmoid(chosen - rejected).mean() -> F.logsigmoid((chosen - rejected).mean())
 a pointwise loss: each answer is judged by itself, not the gap of the two
   F.logsigmoid(chosen - rejected) -> (F.logsigmoid(chosen) + F.logsigmoid(-rejected))
+  or
+  F.logsigmoid(chosen - rejected)
+    -> (F.logsigmoid(chosen) + F.logsigmoid(-rejected)).div(2)
 centring is ignored: add c times the mean of (chosen + rejected) squared
   loss + centring * (chosen + rejected).square().mean() -> loss
 centring of the gap: it is the sum of the two scores that is held near 0
