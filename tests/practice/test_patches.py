@@ -88,7 +88,9 @@ def test_all_that_is_not_broken_stays_as_it_was():
 
 def test_the_head_of_a_block_is_found_and_one_that_is_chained_too():
     source = "def f(a):\n    if (a == 'x'):\n        return 1\n    elif (a == 'y'):\n        pass\n"
-    head = Patch("", "m", (('if a == "x":', "if False:"), ('elif a == "y":', "elif a:")))
+    head = Patch(
+        "", "m", (('if a == "x":', "if False:"), ('elif a == "y":', "elif a:"))
+    )
     assert "if False:\n        return 1\n    elif a:" in patched_source(source, head)
 
 
@@ -124,14 +126,22 @@ def test_all_changes_are_of_the_right_source():
         ("advantages, advantages + values", "advantages + values, advantages"),
         ("next_value = values[:, t]", "next_value = values[:, t]"),
     )
-    assert all(map(torch.equal, swapped(ones, ones, ones > 0), ppo.gae(ones, ones, ones > 0)[::-1]))
+    assert all(
+        map(
+            torch.equal,
+            swapped(ones, ones, ones > 0),
+            ppo.gae(ones, ones, ones > 0)[::-1],
+        )
+    )
 
 
 def test_a_patched_function_runs_in_its_modules_namespace_and_leaves_it_alone():
     own = ppo.whiten
     made = patched(own, ("masked_mean(values, mask)", "masked_mean(values, mask) + 1"))
     assert ppo.whiten is own is not made and made.__module__ == own.__module__
-    assert made.__globals__ is vars(ppo) and inspect.signature(made) == inspect.signature(own)
+    assert made.__globals__ is vars(ppo) and inspect.signature(
+        made
+    ) == inspect.signature(own)
 
 
 @pytest.mark.parametrize("i", range(len(WAYS)))
@@ -139,7 +149,10 @@ def test_each_mistake_is_a_patch_that_changes_what_runs(i):
     mistake, way = WAYS[i]
     if isinstance(way, Patch):
         function = patched(mistake.right, *way.changes)
-        assert function.__code__.co_code + repr(function.__code__.co_consts).encode() != b""
+        assert (
+            function.__code__.co_code + repr(function.__code__.co_consts).encode()
+            != b""
+        )
         assert patches.target_of(way) is mistake.right
         assert all(plain(old) != new for old, new in way.changes)
 
@@ -151,7 +164,9 @@ def test_hardly_any_mistake_is_written_out():
 def test_no_mistake_is_compiled_before_it_is_asked_for():
     module = importlib.import_module("posttrain.practice.mistakes.ppo")
     fresh = importlib.reload(module)
-    assert not [m for each in fresh.EXERCISES for m in each.mistakes if "functions" in vars(m)]
+    assert not [
+        m for each in fresh.EXERCISES for m in each.mistakes if "functions" in vars(m)
+    ]
 
 
 def test_a_text_is_read_as_mistakes():
@@ -167,7 +182,10 @@ def test_the_package_runs_with_a_patch_and_then_with_its_own_again():
     with running_with(patch):
         assert ppo.gae is not own
         ones = torch.ones(1, 3, dtype=torch.float64)
-        assert ppo.gae(ones, ones, ones > 0, 1.0, 0.5)[0][0, 0] == own(ones, ones, ones > 0, 1.0, 1.0)[0][0, 0]
+        assert (
+            ppo.gae(ones, ones, ones > 0, 1.0, 0.5)[0][0, 0]
+            == own(ones, ones, ones > 0, 1.0, 1.0)[0][0, 0]
+        )
     assert ppo.gae is own
 
 

@@ -1,4 +1,4 @@
-"""What an exercise is made of: inputs to grade on, and mistakes as patches of the answer."""
+"""What an exercise is made of: inputs to grade on, mistakes as patches of the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posttrain.practice.patches import Patch, patched
 
 @dataclass(frozen=True)
 class Case:
-    """One input. kind: what is special about it, in a few words; "" for the plain case."""
+    """One input. kind: in a few words, what is special; "" for the plain case."""
 
     kind: str
     arguments: dict[str, object]  # by the parameters' names, in their order
@@ -71,8 +71,8 @@ def exercise(
 ) -> Exercise:
     """An exercise; cases: (kind, argument, ...); mistakes: a text, as `parse` reads it.
 
-    written: the wrong functions that the text names. rounding: the kinds of cases that ask
-    for a formula which keeps its digits.
+    written: the wrong functions that the text names. rounding: the kinds of cases that
+    ask for a formula which keeps its digits.
     """
     names = list(inspect.signature(function).parameters)
     inputs = [Case(kind, dict(zip(names, a)), kind in rounding) for kind, *a in cases]
@@ -85,13 +85,17 @@ def parse(
 ) -> Iterator[Mistake]:
     """The mistakes of a text.
 
-    At the margin stands a mistake's "name: why", indented its changes, "old -> new" each;
-    a line "or" before another way to make it. A function that is written out stands there
-    by its name. Four spaces continue the line before.
+    At the margin stands a mistake's "name: why", indented its changes, "old -> new"
+    each; a line "or" before another way to make it. What several replace may stand at the
+    margin before them, as "@ old"; "-> new" is then enough. A function that is written
+    out stands there by its name. Four spaces continue the line before.
     """
     target = f"{right.__module__}.{right.__name__}".removeprefix("posttrain.")
     lines = text.strip().replace("\n    ", " ").splitlines()
+    shared = ""
     while lines:
+        if lines[0].startswith("@ "):
+            shared = lines.pop(0)[2:]
         name, _, why = lines.pop(0).partition(": ")
         ways: list[list[str]] = [[]]
         while lines and lines[0].startswith("  "):
@@ -99,17 +103,16 @@ def parse(
             if line == "or":
                 ways.append([])
             else:
-                ways[-1].append(line)
-        yield Mistake(
-            name, why, right, tuple(way_of(w, name, target, written) for w in ways)
-        )
+                ways[-1].append(f"{shared} {line}" if line.startswith("-> ") else line)
+        made = tuple(way_of(each, name, target, written) for each in ways)
+        yield Mistake(name, why, right, made)
 
 
 def way_of(
     lines: list[str], name: str, target: str, written: dict[str, Callable]
 ) -> Patch | Callable:
     """One way to make a mistake, from its lines."""
-    if len(lines) == 1 and lines[0] in written:
+    if lines[0] in written:
         return written[lines[0]]
     changes = (line.partition(" -> ") for line in lines)
     return Patch(name, target, tuple((old, new) for old, _, new in changes))

@@ -1,4 +1,4 @@
-"""Deliberate mistakes: patches of the right source, and the package run with one of them."""
+"""Deliberate mistakes: patches of the right source, and the package run with one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Changes = tuple[tuple[str, str], ...]  # (old, new), one or more
 class Patch:
     """A mistake: what stands in the right source exactly once, and what instead.
 
-    Both are expressions, statements, or the head of a block with its colon. The layout of
-    the source does not count: line breaks, quotes, comments, docstrings.
+    Both are expressions, statements, or the head of a block with its colon. The layout
+    of the source does not count: line breaks, quotes, comments, docstrings.
     """
 
     what: str  # the mistake, in a few words
@@ -82,7 +82,7 @@ def places(source: str, old: str) -> list[tuple[int, int]]:
 
 
 def replaced(source: str, changes: Changes, where: str) -> str:
-    """A definition's source, as `undocumented` writes it, with all changes made at once.
+    """A definition's source, as `undocumented` writes it, with all changes made.
 
     Raises ValueError where a text does not stand in it exactly once.
     """
@@ -161,7 +161,7 @@ def in_place_of(own: Callable, function: Callable) -> Iterator[None]:
     """Within the block, the package runs with a function in the place of its own.
 
     Afterwards, even after an error, the book's own is back. Stored stages and other
-    processes know that one alone, so asking for them within the block raises RuntimeError.
+    processes know that one alone: asking for them within the block raises RuntimeError.
     """
     name = own.__name__
 
@@ -186,7 +186,7 @@ def in_place_of(own: Callable, function: Callable) -> Iterator[None]:
 
 
 def exchange(name: str, old: Callable, new: Callable) -> None:
-    """Put a function in the place of another, in each loaded module that has it by name.
+    """Put a function in another's place, in each loaded module that has it by name.
 
     The exercises' own keep what they have, to grade by.
     """

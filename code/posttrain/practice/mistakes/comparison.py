@@ -16,18 +16,20 @@ BEST_OF_N_KL = exercise(
         ("a number of draws below 0", -1),
     ],
     """
+@ math.log(n) - (n - 1) / n
 log n alone: (n - 1) / n is taken off it
-  math.log(n) - (n - 1) / n -> math.log(n)
+  -> math.log(n)
 bits: nats: the natural logarithm
   math.log(n) -> math.log2(n)
 the wrong sign: (n - 1) / n is taken off, not added
-  math.log(n) - (n - 1) / n -> math.log(n) + (n - 1) / n
+  -> math.log(n) + (n - 1) / n
+@ (n - 1) / n
 1 / n: it is (n - 1) / n that is taken off
-  (n - 1) / n -> 1 / n
+  -> 1 / n
 not divided by n: it is (n - 1) / n that is taken off
-  (n - 1) / n -> (n - 1)
+  -> (n - 1)
 the limit of many draws: (n - 1) / n is 1 for large n only
-  (n - 1) / n -> 1
+  -> 1
 the two the wrong way round: KL(one draw || best of n) is n - 1 - log n: another number
   math.log(n) - (n - 1) / n -> n - 1 - math.log(n)
 negated: a KL divergence is never below 0
@@ -54,10 +56,11 @@ a tie is a win: a tie counts one half
 ties are left out: a tie counts one half, and as a prompt
   zip(scores, others) -> zip(scores, others) if a != b
   len(wins) -> max(1, len(wins))
+@ sum(wins) / len(wins)
 the number instead of the share: divide by the number of prompts
-  sum(wins) / len(wins) -> sum(wins)
+  -> sum(wins)
 percent: the share is a number from 0 to 1
-  sum(wins) / len(wins) -> 100 * sum(wins) / len(wins)
+  -> 100 * sum(wins) / len(wins)
 the wrong way round: it is the first that wins where it is higher
   a > b -> a < b
 wins less losses: a loss counts 0, and not -1
@@ -67,15 +70,13 @@ the mean of the gaps: by how much it wins does not count
 all against all: compare the answers to the same prompt
   zip(scores, others) -> ((a, b) for a in scores for b in others)
 the means are compared: compare prompt by prompt, then take the mean
-  sum(wins) / len(wins)
-    -> float(sum(scores) / len(scores) > sum(others) / len(others))
+  -> float(sum(scores) / len(scores) > sum(others) / len(others))
   or
-  sum(wins) / len(wins)
-    -> float(sum(scores) / len(scores) >= sum(others) / len(others))
+  -> float(sum(scores) / len(scores) >= sum(others) / len(others))
   or
   zip(scores, others) -> [(sum(scores) / len(scores), sum(others) / len(others))]
 negated: a share is never below 0
-  sum(wins) / len(wins) -> -sum(wins) / len(wins)
+  -> -sum(wins) / len(wins)
 """,
     tolerance=1e-6,  # so that single precision is right
 )

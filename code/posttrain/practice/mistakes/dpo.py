@@ -20,36 +20,35 @@ RESPONSE_LOG_PROBS = exercise(
         ("a temperature", Bigram(0), FOUR, spans(4, (2, 4)), 0.5),
     ],
     """
-the mean instead of the sum: the logarithm of an answer's probability is the sum over its
-    tokens
+the mean instead of the sum: the logarithm of an answer's probability is the sum over
+    its tokens
   logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)
     -> logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1) / mask.sum(-1)
+@ mask[:, 1:]
 off by one: the logits at t are about token t + 1, and not about token t
   token_logprobs(model(tokens), tokens, temperature) -> (model(tokens) / temperature)
     .log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-  mask[:, 1:] -> mask
+  -> mask
 the prompt is counted: only the answer's tokens count
-  mask[:, 1:] -> (mask.flip(1).cumsum(1).flip(1) > 0)[:, 1:]
+  -> (mask.flip(1).cumsum(1).flip(1) > 0)[:, 1:]
 the padding is counted: nothing after the answer counts
-  mask[:, 1:] -> (mask[:, 1:].cumsum(1) > 0)
+  -> (mask[:, 1:].cumsum(1) > 0)
 the mask is ignored: prompt and padding do not count
   logprobs.masked_fill(~mask[:, 1:], 0.0) -> logprobs
 the mask is not shifted: it moves with the tokens: mask[:, 1:]
-  mask[:, 1:] -> mask[:, :-1]
+  -> mask[:, :-1]
 the end is not counted: the answer's last token is part of it
-  mask[:, 1:] -> (mask & (mask.flip(1).cumsum(1).flip(1) > 1))[:, 1:]
+  -> (mask & (mask.flip(1).cumsum(1).flip(1) > 1))[:, 1:]
+@ token_logprobs(model(tokens), tokens, temperature)
 logits instead of log-probabilities: log_softmax is missing
-  token_logprobs(model(tokens), tokens, temperature)
-    -> (model(tokens)[:, :-1] / temperature).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+  -> (model(tokens)[:, :-1] / temperature).gather(-1, tokens[:, 1:, None]).squeeze(-1)
 the temperature is ignored: it divides the logits
-  token_logprobs(model(tokens), tokens, temperature)
-    -> token_logprobs(model(tokens), tokens)
+  -> token_logprobs(model(tokens), tokens)
 the temperature after the softmax: divide the logits, not the log-probabilities
-  token_logprobs(model(tokens), tokens, temperature)
-    -> token_logprobs(model(tokens), tokens) / temperature
+  -> token_logprobs(model(tokens), tokens) / temperature
+@ logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)
 the probability instead of its logarithm: leave out the exponential
-  logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)
-    -> logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1).exp()
+  -> logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1).exp()
 the wrong sign: a log-probability is below 0: it is no surprise
   token_logprobs(model(tokens), tokens, temperature)
     -> -token_logprobs(model(tokens), tokens, temperature)
@@ -57,11 +56,9 @@ the temperature multiplies: it divides the logits
   token_logprobs(model(tokens), tokens, temperature)
     -> token_logprobs(model(tokens), tokens, 1 / temperature)
 the mean over all columns: sum over the answer's tokens, and do not divide
-  logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)
-    -> logprobs.masked_fill(~mask[:, 1:], 0.0).mean(-1)
+  -> logprobs.masked_fill(~mask[:, 1:], 0.0).mean(-1)
   or
-  logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)
-    -> logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1) / tokens.size(1)
+  -> logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1) / tokens.size(1)
 """,
     gradients=("model",),
 )
@@ -81,14 +78,15 @@ DPO_LOSS = exercise(
         ("extreme log-probabilities", *FAR),
     ],
     """
+@ beta * (chosen_ratio - rejected_ratio)
 beta the wrong way round: beta multiplies the log-ratios, and does not divide
-  beta * (chosen_ratio - rejected_ratio) -> (chosen_ratio - rejected_ratio) / beta
+  -> (chosen_ratio - rejected_ratio) / beta
 beta is ignored: a nat of log-ratio counts beta, an argument
-  beta * (chosen_ratio - rejected_ratio) -> 0.1 * (chosen_ratio - rejected_ratio)
+  -> 0.1 * (chosen_ratio - rejected_ratio)
 beta is missing: beta multiplies the log-ratios
-  beta * (chosen_ratio - rejected_ratio) -> chosen_ratio - rejected_ratio
+  -> chosen_ratio - rejected_ratio
 beta outside the sigmoid: it belongs inside, with the log-ratios
-  beta * (chosen_ratio - rejected_ratio) -> chosen_ratio - rejected_ratio
+  -> chosen_ratio - rejected_ratio
   (1 - wrong) * F.logsigmoid(h) -> beta * (1 - wrong) * F.logsigmoid(h)
   wrong * F.logsigmoid(-h) -> beta * wrong * F.logsigmoid(-h)
 the reference is ignored: it is the change since the reference that counts

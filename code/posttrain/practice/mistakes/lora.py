@@ -15,16 +15,17 @@ LOW_RANK = exercise(
         ("(B, T, in)", normal(6, 2, 2, 4), normal(7, 3, 4), normal(8, 5, 3), 1.0),
     ],
     """
+@ alpha / A.size(0)
 alpha without the rank: it is alpha / r
-  alpha / A.size(0) -> alpha
+  -> alpha
 alpha is ignored: it is scaled by alpha / r
-  alpha / A.size(0) -> 1.0
+  -> 1.0
 alpha over the inputs: r is the first of A's sizes
   A.size(0) -> A.size(1)
 alpha over the root of the rank: that is rsLoRA; here it is alpha / r
   A.size(0) -> A.size(0) ** 0.5
 the rank over alpha: it is alpha / r
-  alpha / A.size(0) -> A.size(0) / alpha
+  -> A.size(0) / alpha
 """,
     gradients=("x", "A", "B"),
 )
@@ -48,12 +49,13 @@ the level below: the nearest counts
 the level above: the nearest counts
   torch.bucketize(unit, midpoints.to(unit.device))
     -> torch.bucketize(unit, levels).clamp_max(len(levels) - 1)
+@ rows.abs().amax(-1)
 the largest weight with its sign: it is the largest without its sign
-  rows.abs().amax(-1) -> rows.amax(-1)
+  -> rows.amax(-1)
 the mean size as the scale: it is the block's largest
-  rows.abs().amax(-1) -> rows.abs().mean(-1)
+  -> rows.abs().mean(-1)
 one scale for all: each block has its own
-  rows.abs().amax(-1) -> rows.abs().amax().expand(len(rows)).clone()
+  -> rows.abs().amax().expand(len(rows)).clone()
 """,
     results=("codes", "scales"),
     tolerance=1e-6,

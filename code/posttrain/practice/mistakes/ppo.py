@@ -74,21 +74,19 @@ GAE = exercise(
     """
 off by one: the surprise takes V_t where V_{t+1} belongs
   gamma * next_value -> gamma * values[:, t]
+@ next_value = next_advantage = torch.zeros_like(values[:, 0])
 something after the end: after the last action the next value is 0
-  values = values * actions -> values = values * actions
-    ; rewards = rewards + gamma * values * (actions.flip(1).cumsum(1).flip(1) == 1)
+  values = values * actions -> values = values * actions ; rewards = rewards + gamma *
+    values * (actions.flip(1).cumsum(1).flip(1) == 1)
   or
-  next_value = next_advantage = torch.zeros_like(values[:, 0])
-    -> next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])
+  -> next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])
   or
   values = values * actions -> pass
-  next_value = next_advantage = torch.zeros_like(values[:, 0])
-    -> next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])
+  -> next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])
   advantages + values -> advantages + values * actions
   or
   values = values * actions -> pass
-  next_value = next_advantage = torch.zeros_like(values[:, 0])
-    -> next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])
+  -> next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])
 the mask is ignored: what stands in prompt and padding flows into the answer
   values = values * actions -> actions = torch.ones_like(actions)
 only the results are masked: what stands in the padding flows into the answer: mask
@@ -113,22 +111,24 @@ the padding's value leaks in: the last action has no V_{t+1}: mask the values be
   advantages + values -> advantages + values * actions
   or
   values = values * actions -> pass
+@ gamma * lam
 lambda is ignored: each further surprise is discounted by lambda, too
-  gamma * lam -> gamma
+  -> gamma
 gamma is ignored: gamma stands in the surprise, and in the sum
   gamma * next_value -> next_value
-  gamma * lam -> lam
+  -> lam
+@ gamma * next_value
 gamma is missing in the surprise: V_{t+1} is discounted by gamma
-  gamma * next_value -> next_value
+  -> next_value
 gamma is missing in the sum: A_{t+1} is discounted by gamma times lambda
   gamma * lam -> lam
 gamma and lambda the wrong way round: the next value is discounted by gamma
-  gamma * next_value -> lam * next_value
+  -> lam * next_value
 one surprise alone: the surprises that follow belong to the advantage
   delta + gamma * lam * next_advantage -> delta
 forwards in time: an advantage looks at what comes after: go backwards
   reversed(range(values.size(1))) -> range(values.size(1))
-  gamma * next_value -> gamma * (values[:, t + 1] if t + 1 < values.size(1) else 0)
+  -> gamma * (values[:, t + 1] if t + 1 < values.size(1) else 0)
   or
   reversed(range(values.size(1))) -> range(values.size(1))
 the sign of a value: a surprise is r_t + gamma V_{t+1} - V_t
@@ -140,20 +140,21 @@ the sign of a value: a surprise is r_t + gamma V_{t+1} - V_t
   rewards[:, t] + gamma * next_value -> rewards[:, t] - gamma * next_value
 the two results swapped: first the advantages, then the returns
   return advantages, advantages + values -> return advantages + values, advantages
+@ advantages + values
 returns without the values: a return is the advantage plus the value
-  advantages + values -> advantages
+  -> advantages
 returns of whitened advantages: whiten later: returns keep the reward's unit
-  advantages + values -> whiten(advantages, actions) + values
+  -> whiten(advantages, actions) + values
 returns less the values: the return is A + V, and not A - V
-  advantages + values -> advantages - values
+  -> advantages - values
 returns of the rewards alone: the return is A + V, and not the sum of the rewards still
     to come
-  advantages + values -> gae(rewards, 0 * values, actions, gamma, 1.0)[0]
+  -> gae(rewards, 0 * values, actions, gamma, 1.0)[0]
   or
-  advantages + values -> gae(rewards, 0 * values, actions, 1.0, 1.0)[0]
+  -> gae(rewards, 0 * values, actions, 1.0, 1.0)[0]
 returns that are not masked: both results are 0 where actions is False
   values = values * actions -> raw, values = values, values * actions
-  advantages + values -> advantages + raw
+  -> advantages + raw
 """,
     results=("advantages", "returns"),
 )
@@ -188,14 +189,15 @@ each row by itself: one mean and one variance for the whole batch
   masked_mean(values, mask) -> (values * mask).sum(1, True) / mask.sum(1, True)
   masked_mean((values - mean).square(), mask)
     -> ((values - mean).square() * mask).sum(1, True) / mask.sum(1, True)
+@ whitened if shift_mean else whitened + mean
 shift_mean is ignored: without shift_mean the mean is added again
-  whitened if shift_mean else whitened + mean -> whitened
+  -> whitened
 the mean is scaled, too: without shift_mean the mean stays what it was
   whitened + mean -> values * (variance + 1e-8).rsqrt()
 the mean is added again: only without shift_mean does the mean stay
-  whitened if shift_mean else whitened + mean -> whitened + mean
+  -> whitened + mean
 shift_mean the wrong way round: True takes the mean away, False keeps it
-  whitened if shift_mean else whitened + mean -> whitened + mean if shift_mean else whitened
+  -> whitened + mean if shift_mean else whitened
 """,
     tolerance=1e-5,  # so that any small number inside the root is right
 )
@@ -218,13 +220,14 @@ POLICY_LOSS = exercise(
         ("actions that are False everywhere", numbers([0.1]), ZERO, GOOD, ~ONE),
     ],
     """
+@ torch.max(free, clipped)
 no clip: a ratio outside the range goes on being paid
-  torch.max(free, clipped) -> free
+  -> free
   clipped > free -> free > free
 the smaller loss instead of the larger: of two losses the maximum counts
-  torch.max(free, clipped) -> torch.min(free, clipped)
+  -> torch.min(free, clipped)
 the clipped loss alone: a bad token that became likely has to count in full
-  torch.max(free, clipped) -> clipped
+  -> clipped
 the wrong sign: a loss falls where the advantage is gained: it is minus
   -ratio * advantages -> ratio * advantages
   -ratio.clamp -> ratio.clamp
@@ -232,17 +235,15 @@ the ratio upside down: it is the new probability over the old one
   logprobs - old_logprobs -> old_logprobs - logprobs
 no exponential: the difference of logarithms is not yet the ratio
   (logprobs - old_logprobs).exp() -> logprobs - old_logprobs
+@ masked_mean(torch.max(free, clipped), actions)
 the sum instead of the mean: take the mean over the actions
-  masked_mean(torch.max(free, clipped), actions)
-    -> (torch.max(free, clipped) * actions).sum()
+  -> (torch.max(free, clipped) * actions).sum()
 the mean over all columns: prompt and padding do not count in the mean
-  masked_mean(torch.max(free, clipped), actions)
-    -> (torch.max(free, clipped) * actions).mean()
+  -> (torch.max(free, clipped) * actions).mean()
 the mean of the rows' means: a token of a short answer counts for more
-  masked_mean(torch.max(free, clipped), actions)
-    -> ((torch.max(free, clipped) * actions).sum(1) / actions.sum(1)).mean()
+  -> ((torch.max(free, clipped) * actions).sum(1) / actions.sum(1)).mean()
 the mask is ignored: prompt and padding are no actions
-  masked_mean(torch.max(free, clipped), actions) -> torch.max(free, clipped).mean()
+  -> torch.max(free, clipped).mean()
   masked_mean(held, actions) -> held.mean()
 clip_eps is ignored: the room around 1 is an argument
   ratio.clamp(1 - clip_eps, 1 + clip_eps) -> ratio.clamp(0.8, 1.2)
@@ -251,18 +252,19 @@ the share of ratios outside: the clip holds where it makes the loss larger, not 
   clipped > free -> (ratio - 1).abs() > clip_eps
 the share with >=: where the two sides are the same the clip holds nothing
   clipped > free -> clipped >= free
+@ masked_mean(held, actions)
 a number instead of the share: divide it by the number of actions
-  masked_mean(held, actions) -> (held * actions).sum()
+  -> (held * actions).sum()
 the share of all columns: prompt and padding do not count in the share
-  masked_mean(held, actions) -> (held * actions).mean()
+  -> (held * actions).mean()
   or
-  masked_mean(held, actions) -> held.mean()
+  -> held.mean()
 the two results swapped: first the loss, then the share
   masked_mean(torch.max(free, clipped), actions) -> masked_mean(held, actions)
-  masked_mean(held, actions) -> masked_mean(torch.max(free, clipped), actions)
+  -> masked_mean(torch.max(free, clipped), actions)
   or
   masked_mean(torch.max(free, clipped), actions) -> masked_mean(held, actions).item()
-  masked_mean(held, actions) -> masked_mean(torch.max(free, clipped), actions)
+  -> masked_mean(torch.max(free, clipped), actions)
 """,
     gradients=("logprobs",),
     results=("loss", "share"),
@@ -297,14 +299,15 @@ the value itself is clipped: it is its distance from the old value
 not squared: the error is squared
   (values - returns).square() -> (values - returns).abs()
   (near - returns).square() -> (near - returns).abs()
+@ masked_mean(error, actions)
 the sum instead of the mean: take the mean over the actions
-  masked_mean(error, actions) -> (error * actions).sum()
+  -> (error * actions).sum()
 the mean over all columns: prompt and padding do not count in the mean
-  masked_mean(error, actions) -> (error * actions).mean()
+  -> (error * actions).mean()
 the mean of the rows' means: a token of a short answer counts for more
-  masked_mean(error, actions) -> ((error * actions).sum(1) / actions.sum(1)).mean()
+  -> ((error * actions).sum(1) / actions.sum(1)).mean()
 the mask is ignored: prompt and padding are no actions
-  masked_mean(error, actions) -> error.mean()
+  -> error.mean()
 clip is ignored: the room around the old value is an argument
   (values - old_values).clamp(-clip, clip) -> (values - old_values).clamp(-0.2, 0.2)
 clip 0 leaves no room: 0 stands for no clipping

@@ -41,42 +41,44 @@ the sum instead of the mean: take the mean over the pairs
   (chosen + rejected).square().mean() -> (chosen + rejected).square().sum()
 the wrong sign: a surprise is minus the logarithm
   -F.logsigmoid(chosen - rejected) -> F.logsigmoid(chosen - rejected)
+@ F.logsigmoid(chosen - rejected)
 the logarithm of a rounded 0: sigmoid rounds, so use logsigmoid
-  F.logsigmoid(chosen - rejected) -> torch.sigmoid(chosen - rejected).log()
+  -> torch.sigmoid(chosen - rejected).log()
 no logarithm: the surprise is -log p, and not 1 - p
   -F.logsigmoid(chosen - rejected) -> (1 - torch.sigmoid(chosen - rejected))
 the mean before the logarithm: first each pair's surprise, then the mean
   F.logsigmoid(chosen - rejected).mean() -> F.logsigmoid((chosen - rejected).mean())
 a pointwise loss: each answer is judged by itself, not the gap of the two
-  F.logsigmoid(chosen - rejected) -> (F.logsigmoid(chosen) + F.logsigmoid(-rejected))
+  -> (F.logsigmoid(chosen) + F.logsigmoid(-rejected))
   or
-  F.logsigmoid(chosen - rejected)
-    -> (F.logsigmoid(chosen) + F.logsigmoid(-rejected)).div(2)
+  -> (F.logsigmoid(chosen) + F.logsigmoid(-rejected)).div(2)
 centring is ignored: add c times the mean of (chosen + rejected) squared
   loss + centring * (chosen + rejected).square().mean() -> loss
 centring of the gap: it is the sum of the two scores that is held near 0
   chosen + rejected -> chosen - rejected
+@ (chosen + rejected).square().mean()
 the centring's sum: of c (chosen + rejected) squared, too, it is the mean
-  (chosen + rejected).square().mean() -> (chosen + rejected).square().sum()
+  -> (chosen + rejected).square().sum()
 half the centring: it is c times the mean of the squares, without a half
-  (chosen + rejected).square().mean() -> (chosen + rejected).square().mean() / 2
+  -> (chosen + rejected).square().mean() / 2
 the centring is taken off: what lies far from 0 costs: add it
   loss + centring -> loss - centring
 each score is centred by itself: it is the sum of the two that is squared, and not each
     of them
   (chosen + rejected).square() -> (chosen.square() + rejected.square())
 the centring's mean is squared: first square, then take the mean
-  (chosen + rejected).square().mean() -> (chosen + rejected).mean().square()
+  -> (chosen + rejected).mean().square()
 the sigmoid is clamped: a lost pair has then no gradient, and its surprise is cut: use
     logsigmoid
 {FLOORED}
+@ chosen - rejected
 all against all: compare the two answers of each pair
-  chosen - rejected -> chosen[:, None] - rejected
+  -> chosen[:, None] - rejected
   or
-  chosen - rejected -> chosen[:, None] - rejected
+  -> chosen[:, None] - rejected
   chosen + rejected -> chosen[:, None] + rejected
 half the gradient: the rejected score is detached; both have to move
-  chosen - rejected -> chosen - rejected.detach()
+  -> chosen - rejected.detach()
   chosen + rejected -> chosen + rejected.detach()
 """,
     rounding=("extreme scores",),
@@ -100,26 +102,29 @@ LAST_OF = exercise(
         ),
     ],
     """
+@ values.gather(1, last).squeeze(1)
 the last column: a short row is scored by its padding
-  values.gather(1, last).squeeze(1) -> values[:, -1]
+  -> values[:, -1]
+@ values.gather(1, last)
 off by one: it is the token before the last
-  values.gather(1, last) -> values.gather(1, (last - 1).clamp(min=0))
+  -> values.gather(1, (last - 1).clamp(min=0))
 one too far: it is the token after the last
-  values.gather(1, last) -> values.gather(1, (last + 1).clamp(max=mask.size(1) - 1))
+  -> values.gather(1, (last + 1).clamp(max=mask.size(1) - 1))
 the first instead of the last: the first token has read nothing of the answer
-  values.gather(1, last) -> values.gather(1, mask.int().argmax(1, keepdim=True))
+  -> values.gather(1, mask.int().argmax(1, keepdim=True))
 the prompt is forgotten: the answer's length is no column: the prompt precedes
-  values.gather(1, last) -> values.gather(1, mask.sum(1, keepdim=True) - 1)
+  -> values.gather(1, mask.sum(1, keepdim=True) - 1)
+@ values.gather(1, last).squeeze(1)
 the mean over the answer: read one token, the last
-  values.gather(1, last).squeeze(1) -> (values * mask).sum(1) / mask.sum(1)
+  -> (values * mask).sum(1) / mask.sum(1)
 the sum over the answer: read one token, the last
-  values.gather(1, last).squeeze(1) -> (values * mask).sum(1)
+  -> (values * mask).sum(1)
 the largest: read the last token, whatever the others say
-  values.gather(1, last).squeeze(1) -> values.masked_fill(~mask, -torch.inf).amax(1)
+  -> values.masked_fill(~mask, -torch.inf).amax(1)
 one column for all rows: each row ends where its own mask does
   values.gather(1, last) -> values.gather(1, last.max().expand_as(last))
 the mask multiplies: the last column of values * mask is 0 in a short row
-  values.gather(1, last).squeeze(1) -> (values * mask)[:, -1]
+  -> (values * mask)[:, -1]
 """,
     gradients=("values",),
 )

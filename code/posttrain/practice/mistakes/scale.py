@@ -47,18 +47,20 @@ BREAK_EVEN = exercise(
         ("another network", 400.0, 50.0, 2.0),
     ],
     """
+@ 6 * bytes_per_second
 bits for bytes: the speed is in bytes
-  6 * bytes_per_second -> 6 * bytes_per_second / 8
+  -> 6 * bytes_per_second / 8
+@ transfers * 2
 one byte a number: 16 bits are two bytes
-  transfers * 2 -> transfers
+  -> transfers
 four bytes a number: 16 bits are two bytes
-  transfers * 2 -> transfers * 4
+  -> transfers * 4
 the forward pass alone: forward and backward pass are 6 P operations
   6 * bytes_per_second -> 2 * bytes_per_second
 the backward pass alone: forward and backward pass are 6 P operations
   6 * bytes_per_second -> 4 * bytes_per_second
 one transfer: the bytes are sent `transfers` times
-  transfers * 2 -> 2
+  -> 2
 upside down: t is the tokens, not their inverse
   transfers * 2 * flops_per_second / (6 * bytes_per_second)
     -> 6 * bytes_per_second / (transfers * 2 * flops_per_second)

@@ -22,32 +22,30 @@ BUILD_LABELS = exercise(
         ("text without an answer", SPELL.encode("to be"), SPELL),
     ],
     """
+@ token if answering else IGNORE
 the mask is missing: every token is its own label, the user's too
-  token if answering else IGNORE -> token
+  -> token
 the mask the wrong way round: what is read is graded, and what is to be written is not
-  token if answering else IGNORE -> IGNORE if answering else token
+  -> IGNORE if answering else token
 the end is not graded: without a label for <|end|> the model never stops
-  token if answering else IGNORE
-    -> token if answering and token != tokenizer.end else IGNORE
+  -> token if answering and token != tokenizer.end else IGNORE
 the role is graded: <|assistant|> is written by us and has no label
-  token if answering else IGNORE
-    -> token if answering or token == tokenizer.assistant else IGNORE
+  -> token if answering or token == tokenizer.assistant else IGNORE
 grading never stops: after <|end|> it is the user's turn again, or padding
   answering = False -> pass
 only the first answer: every answer is graded
   if token == tokenizer.assistant:
     -> if token == tokenizer.assistant and tokenizer.end not in tokens[:len(labels)]:
 only the last answer: every answer is graded
-  token if answering else IGNORE
-    -> token if answering and tokenizer.assistant not in tokens[len(labels):] else IGNORE
+  -> token if answering and tokenizer.assistant not in tokens[len(labels):] else IGNORE
 off by one: labels stand at their own token: it is the loss that shifts
   return labels -> return [*labels[1:], IGNORE]
 0 for what is not graded: 0 is a token, the line break; IGNORE is -100
-  token if answering else IGNORE -> token if answering else 0
+  -> token if answering else 0
 -1 for what is not graded: the loss skips IGNORE, and that is -100
-  token if answering else IGNORE -> token if answering else -1
+  -> token if answering else -1
 None for what is not graded: labels become a tensor: use IGNORE, which is -100
-  token if answering else IGNORE -> token if answering else None
+  -> token if answering else None
 """,
 )
 
@@ -76,47 +74,49 @@ SFT_LOSS = exercise(
         ),
     ],
     """
+@ logits, targets = logits[:, :-1], labels[:, 1:]
 off by one: each position is graded by its own token, not by the one after it
-  logits, targets = logits[:, :-1], labels[:, 1:] -> targets = labels
+  -> targets = labels
   count_graded(labels) -> (labels != IGNORE).sum()
   or
-  logits, targets = logits[:, :-1], labels[:, 1:] -> targets = labels
+  -> targets = labels
   or
-  logits, targets = logits[:, :-1], labels[:, 1:] -> targets = labels
+  -> targets = labels
   surprise / n_graded -> surprise / (labels != IGNORE).sum()
 shifted the wrong way: each position is graded by the token before it
   logits[:, :-1] -> logits[:, 1:]
   labels[:, 1:] -> labels[:, :-1]
   count_graded(labels) -> (targets != IGNORE).sum()
+@ surprise / n_graded
 the sum instead of the mean: divide by the number of graded tokens
-  surprise / n_graded -> surprise
+  -> surprise
 the mean over all tokens: what is not graded does not count in the mean
-  surprise / n_graded -> surprise / targets.numel()
+  -> surprise / targets.numel()
 the mean of the rows' means: a token of a short answer counts for more
   'sum' -> 'none'
-  surprise / n_graded
-    -> (surprise.view_as(targets).sum(1) / (targets != IGNORE).sum(1)).mean()
+  -> (surprise.view_as(targets).sum(1) / (targets != IGNORE).sum(1)).mean()
 the mask is ignored: labels of -100 are graded as if they were token 0
   targets.flatten() -> targets.flatten().clamp(min=0)
-  surprise / n_graded -> surprise / targets.numel()
+  -> surprise / targets.numel()
 the first token is counted: nothing stands before it, so it is not graded
   count_graded(labels) -> (labels != IGNORE).sum()
 n_graded is ignored: the losses of a batch's parts have to add up
   count_graded(labels) if n_graded is None else n_graded -> count_graded(labels)
 the wrong sign: a surprise is minus the log-probability
-  surprise / n_graded -> -surprise / n_graded
+  -> -surprise / n_graded
+@ F.cross_entropy
 the logarithm of a rounded 0: softmax rounds, so use log_softmax
-  F.cross_entropy -> F.nll_loss
+  -> F.nll_loss
   logits.flatten(0, 1) -> logits.softmax(-1).log().flatten(0, 1)
 softmax over the wrong axis: the probabilities of the V tokens add up to 1, and V is the
     last axis
-  F.cross_entropy -> F.nll_loss
+  -> F.nll_loss
   logits[:, :-1] -> logits.log_softmax(1)[:, :-1]
   or
-  F.cross_entropy -> F.nll_loss
+  -> F.nll_loss
   logits.flatten(0, 1) -> logits.log_softmax(1).flatten(0, 1)
   or
-  F.cross_entropy -> F.nll_loss
+  -> F.nll_loss
   logits.flatten(0, 1) -> logits.log_softmax(0).flatten(0, 1)
   or
   logits.flatten(0, 1) -> logits
