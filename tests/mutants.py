@@ -15,7 +15,6 @@ its code and its tests; only where all were caught.
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import shutil
 import subprocess
@@ -27,6 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "code"))
+
+from posttrain.practice.patches import Patch, broken_definition, patched_source  # noqa: E402
+
 PACKAGE = Path("code") / "posttrain"
 TIMEOUT = 300  # seconds for one mutant's test, the start of Python and PyTorch included
 
@@ -152,9 +155,20 @@ class Mutant:
     detail: str  # a key of DETAILS, or the part of the package where none fits
     what: str  # the mistake, in a few words
     module: str  # the file in the package
-    old: str  # what is there, once
+    old: str  # what is there, once: as in `Patch`
     new: str  # what is there instead
     test: str  # file::name, in this folder
+
+    @property
+    def patch(self) -> Patch:
+        """The mistake alone, by the module's name."""
+        target = self.module.removesuffix(".py").replace("/", ".")
+        return Patch(self.what, target, ((self.old, self.new),))
+
+    @property
+    def source(self) -> str:
+        """The module as it is."""
+        return (ROOT / PACKAGE / self.module).read_text(encoding="utf-8")
 
 
 MUTANTS = (
@@ -264,16 +278,16 @@ MUTANTS = (
     ),
     # Reward model 3: pairs after the cut
     Mutant(
-        "Reward model 3", "pairs compared before the cut", "reward_model.py",
+        "Reward model 3", "pairs compared before the cut", "preference_pairs.py",
         "if chosen == rejected:",
         'if pair["chosen"] == pair["rejected"]:',
         "test_reward_model.py::test_pairs_that_are_the_same_after_the_cut_are_left_out_with_a_warning",
     ),
     # Reward model 4: zero and unit
     Mutant(
-        "Reward model 4", "normalised on answers to the pairs' prompts", "reward_model.py",
-        "answers = sample_answers(sft, data.prompts, config.seed)",
-        'answers = sample_answers(sft, [pair["prompt"] for pair in data.pairs], config.seed)',
+        "Reward model 4", "normalised on answers to the pairs' prompts", "stages.py",
+        "answers = sample_answers(body, data.prompts, config.seed)",
+        'answers = sample_answers(body, [pair["prompt"] for pair in data.pairs], config.seed)',
         "test_reward_model.py::test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_answers",
     ),
     # Reward model 5: centring
@@ -599,7 +613,7 @@ MUTANTS = (
     ),
     # DPO 5: one pass, one frozen reference
     Mutant(
-        "DPO 5", "chosen and rejected answers take turns", "reward_model.py",
+        "DPO 5", "chosen and rejected answers take turns", "preference_pairs.py",
         "responses = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]",
         "responses = [answer for _, *answers in pairs for answer in answers]",
         "test_dpo.py::test_a_pairs_log_probs_are_sums_over_each_answer_and_its_end_read_one_by_one",
@@ -625,8 +639,8 @@ MUTANTS = (
     ),
     Mutant(
         "DPO 6", "the margin has no sign", "dpo.py",
-        "margin=(chosen - rejected).mean().item()",
-        "margin=(chosen - rejected).mean().abs().item()",
+        "(chosen - rejected).mean().item()",
+        "(chosen - rejected).mean().abs().item()",
         "test_dpo.py::test_swapping_the_pairs_swaps_the_rewards_and_turns_the_margins_sign",
     ),
     # LoRA and NF4
@@ -826,8 +840,8 @@ MUTANTS = (
     # Pairs 6: rounds
     Mutant(
         "Pairs 6", "the SFT model answers in every round", "lab/pairs_trials.py",
-        "pool = draw_pool(policy, judge, asked, SAMPLES, words, again)",
-        "pool = draw_pool(sft, judge, asked, SAMPLES, words, again)",
+        "draw_pool(policy, judge, asked, SAMPLES, words, seed + 1000 * round_)",
+        "draw_pool(sft, judge, asked, SAMPLES, words, seed + 1000 * round_)",
         "lab/test_pairs_trials.py::test_each_round_draws_from_the_last_rounds_policy_its_reference",
     ),
     Mutant(
@@ -928,8 +942,8 @@ MUTANTS = (
     # Processes 5: random numbers
     Mutant(
         "Processes 5", "one stream for all chunks", "scale/distributed.py",
-        "generator=stream(seed, i), temperature=temperature, stop=stop,",
-        "generator=stream(seed, dist.get_rank()), temperature=temperature, stop=stop,",
+        "stream(seed, i)",
+        "stream(seed, dist.get_rank())",
         "scale/test_distributed.py::test_samples_are_bit_for_bit_the_same_for_any_number_of_processes",
     ),
     # The ring
@@ -948,14 +962,14 @@ MUTANTS = (
     ),
     Mutant(
         "Estimates", "gradients are cut up from ZeRO-1 on", "scale/estimate.py",
-        "cut_from = dict(adam=1, gradients=2, weights=3,",
-        "cut_from = dict(adam=1, gradients=1, weights=3,",
+        "dict(adam=1, gradients=2, weights=3, adapters=3, reference=3)",
+        "dict(adam=1, gradients=1, weights=3, adapters=3, reference=3)",
         "scale/test_estimate.py::test_zeros_stages_need_what_its_paper_says",
     ),
     Mutant(
         "Estimates", "a pair takes the memory of one row", "scale/estimate.py",
-        'batch_size=run.sequences * (2 if run.stage == "dpo" else 1)',
-        "batch_size=run.sequences",
+        'run.sequences * (2 if run.stage == "dpo" else 1)',
+        "run.sequences",
         "scale/test_estimate.py::test_activations_and_logits_by_hand",
     ),
     # The tokenizer
@@ -976,13 +990,14 @@ MUTANTS = (
 
 
 def faults() -> list[str]:
-    """What is wrong with the list itself: details without a mutant, and strings that do not occur once."""
+    """What is wrong with the list itself: details without a mutant, and code that does not occur once."""
     covered = {mutant.detail for mutant in MUTANTS}
     found = [f"{detail} has no mutant" for detail in DETAILS if detail not in covered]
     for mutant in MUTANTS:
-        times = (ROOT / PACKAGE / mutant.module).read_text(encoding="utf-8").count(mutant.old)
-        if times != 1:
-            found.append(f"{mutant.module} has {mutant.old!r} {times} times")
+        try:
+            patched_source(mutant.source, mutant.patch)
+        except ValueError as error:
+            found.append(str(error))
     return found
 
 
@@ -992,13 +1007,11 @@ def run_tests(tests: list[str], mutant: Mutant | None = None) -> str:
         folder = Path(name)
         for part in ("code", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "book" / "_ext").mkdir(parents=True)
-        for part in ("pyproject.toml", "conftest.py", "book/_ext/book_kernels.py"):
+        for part in ("pyproject.toml", "conftest.py"):
             shutil.copy(ROOT / part, folder / part)
         if mutant:
             path = folder / PACKAGE / mutant.module
-            source = path.read_text(encoding="utf-8").replace(mutant.old, mutant.new)
-            path.write_text(source, encoding="utf-8")
+            path.write_text(patched_source(mutant.source, mutant.patch), encoding="utf-8")
         options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=short", "--color=no"]
         command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
         single = dict(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", PYTHONUTF8="1")
@@ -1031,10 +1044,7 @@ def markdown() -> str:
 
 def place(mutant: Mutant) -> str:
     """module.name of the function or class that a mutant breaks."""
-    source = (ROOT / PACKAGE / mutant.module).read_text(encoding="utf-8")
-    line = source[: source.index(mutant.old)].count("\n") + 1
-    (node,) = (node for node in ast.parse(source).body if node.lineno <= line <= node.end_lineno)
-    return f"{mutant.module.removesuffix('.py').replace('/', '.')}.{node.name}"
+    return f"{mutant.patch.target}.{broken_definition(mutant.source, mutant.patch).name}"
 
 
 def legend() -> str:

@@ -421,6 +421,28 @@ def unbiased_whitening(values, mask, shift_mean=True):
     return (white if shift_mean else white + chosen.mean()) * mask
 
 
+def pointwise_by_the_library(chosen, rejected, centring=0.0):
+    """The mean over all 2B answers, as the library takes it."""
+    scores, labels = torch.cat([chosen, rejected]), torch.cat([chosen * 0 + 1, rejected * 0])
+    loss = F.binary_cross_entropy_with_logits(scores, labels)
+    return loss + centring * (chosen + rejected).square().mean()
+
+
+def sft_draft(labels, logits):
+    """The two in another order, and n_graded forgotten."""
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    return loss / labels[:, 1:].numel()
+
+
+def policy_draft(old_logprobs, logprobs, actions, advantages):
+    return EXERCISES["policy_loss"].function(old_logprobs, logprobs, advantages, actions)
+
+
+def gae_draft(values, rewards, actions):
+    advantages, _ = gae(rewards, values, actions)
+    return advantages, advantages
+
+
 @pytest.mark.parametrize(
     ("name", "function", "called"),
     [
@@ -476,6 +498,13 @@ def unbiased_whitening(values, mask, shift_mean=True):
         ("bradley_terry_loss", lambda c, r, k=0.0: (-(r - c).sigmoid().log() + k * (c + r) ** 2).mean(), "chosen and rejected the wrong way round"),
         ("value_loss", lambda v, o, r, m, clip=0.2: ((v - r)[m] ** 2).mean() / 2, "no clip"),
         ("best_of_n_kl", lambda n: math.log(n), "log n alone"),
+        ("bradley_terry_loss", pointwise_by_the_library, "a pointwise loss"),
+        ("sft_loss", lambda logits, labels: sft_loss_in_a_loop(logits, labels), "n_graded is ignored"),
+        ("sft_loss", lambda logits, labels: -sft_loss_in_a_loop(logits, labels), "the wrong sign"),
+        ("sft_loss", sft_draft, "the mean over all tokens"),
+        ("last_of", lambda mask, values: values[:, -1], "the last column"),
+        ("policy_loss", policy_draft, "the ratio upside down"),
+        ("gae", gae_draft, "returns without the values"),
         ("build_labels", lambda tokens, tokenizer: list(tokens), "the mask is missing"),
         ("win_rate", lambda a, b: sum(x > y for x, y in zip(a, b)) / len(a), "a tie is a loss"),
     ],
@@ -566,7 +595,7 @@ def labels_in_place(tokens, tokenizer):
         ("last_of", lambda values, mask: last_of(values, mask) / 0, "it returns NaN or infinity"),
         ("last_of", lambda values, mask: last_of(values, mask).detach(), "right value, no gradient"),
         ("last_of", lambda values, mask: last_of(values, mask) + values[:, 0] - values[:, 0].detach(), "right value, wrong gradient"),
-        ("last_of", lambda values, mask: with_gradient_of(last_of(values, mask), last_of(values, mask).flip(0)), "right value, wrong gradient: right without rows of unequal length"),
+        ("last_of", lambda values, mask: with_gradient_of(last_of(values, mask), last_of(values, mask).flip(0)), "right value, wrong gradient: wrong with rows of unequal length, right in all other cases"),
         ("last_of", lambda values: values, "it raises TypeError"),
         ("last_of", lambda values, mask: last_of(values, mask | ~mask.any(1, keepdim=True)), "not refused: it should raise ValueError for a row without an answer"),
         ("last_of", last_of_in_place, "its input is changed: right, but values is overwritten"),
@@ -576,7 +605,7 @@ def labels_in_place(tokens, tokenizer):
         ("build_labels", lambda tokens, tokenizer: [torch.ones(2) for _ in tokens], "it returns something other than numbers"),
         ("build_labels", lambda tokens, tokenizer: tuple(tokens), "the wrong type, a tuple instead of a list"),
         ("gae", lambda *arguments: gae(*arguments)[0], "it returns 1 value, and should return 2 values"),
-        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae(r, v, m, gamma, lam if lam != 0.5 else 0.6), "the wrong value for the advantages: right without gamma and lambda, wrong with it"),
+        ("gae", lambda r, v, m, gamma=1.0, lam=0.95: gae(r, v, m, gamma, lam if lam != 0.5 else 0.6), "the wrong value for the advantages: wrong with gamma and lambda, right in all other cases"),
         ("gae", lambda r, v, m, *rest: gae(r + (v * ~m).sum(1, keepdim=True), v, m, *rest), "the wrong value for the advantages: right in the plain case, wrong with padding, a prompt"),
         ("gae", lambda *arguments: (gae(*arguments)[0], None), "it returns None for the returns: in every case"),
         ("gae", lambda *arguments: (gae(*arguments)[0], 2 * gae(*arguments)[1]), "the wrong value for the returns: in every case"),
@@ -601,23 +630,26 @@ def labels_in_place(tokens, tokenizer):
         ("bradley_terry_loss", lambda c, r, k=0.0: refused_where(c.isnan().any()) or bradley_terry(c, r, k), "not refused: it should raise ValueError for a rejected score that is NaN"),
         ("bradley_terry_loss", lambda c, r, k=0.0: refused_where((c - r).isnan().any()) or bradley_terry(c, r, k), "not refused: it should raise ValueError for a score that is infinite"),
         ("bradley_terry_loss", lambda c, r, k=0.0: refused_where((c + r).isnan().any() or c.isinf().any()) or bradley_terry(c, r, k), "not refused: it should raise ValueError for a rejected score that is infinite"),
-        ("win_rate", lambda a, b: sum((x > y + 0.05) + (abs(x - y) <= 0.05) / 2 for x, y in zip(a, b)) / len(a), "the wrong value: right without scores that are close, wrong with it"),
-        ("win_rate", lambda a, b: sum((x > y + 0.001) + (abs(x - y) <= 0.001) / 2 for x, y in zip(a, b)) / len(a), "the wrong value: right without scores that are close, wrong with it"),
+        ("win_rate", lambda a, b: sum((x > y + 0.05) + (abs(x - y) <= 0.05) / 2 for x, y in zip(a, b)) / len(a), "the wrong value: wrong with scores that are close, right in all other cases"),
+        ("win_rate", lambda a, b: sum((x > y + 0.001) + (abs(x - y) <= 0.001) / 2 for x, y in zip(a, b)) / len(a), "the wrong value: wrong with scores that are close, right in all other cases"),
         ("win_rate", lambda a, b: torch.tensor(EXERCISES["win_rate"].function(a, b)), "the wrong type, a tensor instead of a number"),
         ("sft_loss", lambda logits, labels, n=None: refused_where(not (labels != -100).any()) or sft(logits, labels, n), "not refused: it should raise ValueError for no graded token but the first"),
         ("best_of_n_kl", lambda n: refused_where(n == 0) or math.log(abs(n)) - (n - 1) / n, "not refused: it should raise ValueError for a number of draws below 0"),
         ("policy_loss", lambda p, q, a, m, *eps: policy_loss(p, q, a, m | ~m.any(), *eps), "not refused: it should raise ValueError for actions that are False everywhere"),
         ("value_loss", lambda v, o, r, m, *clip: EXERCISES["value_loss"].function(v, o, r, m | ~m.any(), *clip), "not refused: it should raise ValueError for actions that are False everywhere"),
-        ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p, q, dict(k1="k1", k2="k2", k3="k3")[kind]), "refused with KeyError; it should be ValueError: for another kind"),
-        ("best_of_n_kl", lambda n: best_of_n_kl_asserted(n), "refused with AssertionError; it should be ValueError: for no draw"),
-        ("last_of", last_of_in_order, "refused with IndexError; it should be ValueError: for a row without an answer"),
-        ("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n >= 1 else sys.exit(1), "refused with SystemExit; it should be ValueError: for no draw"),
+        ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p, q, dict(k1="k1", k2="k2", k3="k3")[kind]), "refused with KeyError: it should raise ValueError for another kind"),
+        ("best_of_n_kl", lambda n: best_of_n_kl_asserted(n), "refused with AssertionError: it should raise ValueError for no draw"),
+        ("last_of", last_of_in_order, "refused with IndexError: it should raise ValueError for a row without an answer"),
+        ("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n >= 1 else sys.exit(1), "refused with SystemExit: it should raise ValueError for no draw"),
         ("dpo_loss", lambda *arguments: EXERCISES["dpo_loss"].function(*arguments).item(), "the wrong type, a number instead of a tensor"),
         ("kl_estimate", lambda p, q, kind="k1": EXERCISES["kl_estimate"].function(p, q, kind if kind != "k4" else "k1"), "not refused: it should raise ValueError for another kind"),
         ("best_of_n_kl", lambda n: math.log(n) - 1 + 1 / n if n else 0.0, "not refused: it should raise ValueError for no draw"),
         ("best_of_n_kl", lambda n: torch.tensor(1.0), "the wrong type, a tensor instead of a number"),
         ("best_of_n_kl", lambda n: 0.5 if n == 2 else EXERCISES["best_of_n_kl"].function(n), "the wrong value: in the plain case, too"),
         ("best_of_n_kl", lambda n: math.inf, "it returns NaN or infinity"),
+        ("last_of", lambda mask, values: last_of(values, mask), "another order of the parameters: right, but the book calls it with (values, mask)"),
+        ("gae", lambda r, v, m: gae(r, v, m), "the wrong value for the advantages: right in the plain case, wrong with gamma and lambda, and with rows of unequal length"),
+        ("gae", lambda r, v, m, *rest: gae(r, v, m, *(rest and (rest[0], rest[1] + 0.1))), "the wrong value for the advantages: right in the plain case, wrong with gamma and lambda, and with rows of unequal length"),
         ("whiten", lambda v, m, shift_mean=True: EXERCISES["whiten"].function(v, m, shift_mean) + 0.1, "the wrong value: in every case"),
     ],
 )  # fmt: skip
@@ -781,7 +813,7 @@ def test_every_module_gets_the_readers_function_and_then_its_own_again(name):
     having = [
         module
         for path in (ROOT / "code" / "posttrain").rglob("*.py")
-        if path.stem not in ("__main__", "exercises", "mistakes") and name in bound(path)
+        if path.stem != "__main__" and "practice" not in path.parts and name in bound(path)
         for module in [importlib.import_module(module_name(path))]
     ]
     assert having and all(getattr(module, name) is own for module in having)

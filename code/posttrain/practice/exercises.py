@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from unittest.mock import patch
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from posttrain import (
-    best_of_n,
-    chat,
-    dpo,
-    evaluate,
-    gpt,
-    logprobs,
-    online_dpo,
-    ppo,
-    reward_model,
-    sampling,
-    sft,
-)
-from posttrain.data import synthetic_pairs
-from posttrain.keep import store, workers
-from posttrain.lab import (
-    dpo_trials,
-    enumerable,
-    lora_trials,
-    pairs_trials,
-    ppo_trials,
-    rejection_sampling,
-)
-from posttrain.lora import adapters as lora
-from posttrain.lora import nf4
-from posttrain.practice.mistakes import EXERCISES, Case, Exercise, Mistake
-from posttrain.real import memory as real_memory
-from posttrain.real import model as real_model
-from posttrain.real import training as real_training
-from posttrain.scale import distributed, estimate
+from posttrain.practice.cases import Case, Exercise, Mistake
+from posttrain.practice.mistakes import EXERCISES
+from posttrain.practice.patches import in_place_of
 from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
 SINGLE = 1e-5  # tolerance for a result in single precision where double is wanted
 SHARE = 1e-6  # and for one of which the value alone counts
-
-# Where the package defines or imports what is graded
-MODULES = (
-    best_of_n, chat, distributed, dpo, dpo_trials, enumerable, estimate, evaluate, gpt,
-    logprobs, lora, lora_trials, nf4, online_dpo, pairs_trials, ppo, ppo_trials, real_memory,
-    real_model, real_training, rejection_sampling, reward_model, sampling, sft, synthetic_pairs,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,6 +44,7 @@ class Outcome:
     gradients: tuple[Tensor, ...] | None = None  # None where the result has none
     changed: tuple[str, ...] = ()  # the arguments that it changed in place
     error: BaseException | None = None  # what it raised instead
+    given: tuple[str, ...] = ()  # the arguments that it takes, in its own order
 
 
 def names() -> dict[str, int]:
@@ -98,6 +65,7 @@ def check(name: str, function: Callable) -> Result:
     for found in (
         wrong_value(exercise, mine, right), wrong_dtype(exercise, mine, right),
         not_refused(exercise, mine, right), changed_input(exercise, mine),
+        other_order(exercise, mine),
     ):  # fmt: skip
         if found is not None:
             what, i = found
@@ -122,14 +90,40 @@ def find(name: str, function: Callable) -> Exercise:
 def outcome(exercise: Exercise, function: Callable, case: Case) -> Outcome:
     """Call a function on copies of a case's arguments, and take gradients where asked."""
     given, leaves = copies(case, exercise.gradients)
+    names = taken(exercise, function, given)
     try:
-        parts = parts_of(function(*given.values()), len(exercise.results) > 1)
+        returned = function(*(given[name] for name in names))
+        parts = parts_of(returned, len(exercise.results) > 1)
         gradients = gradients_of(parts[0], leaves) if leaves and parts else None
     except (Exception, SystemExit) as error:
-        return Outcome((), error=error)
-    changed = tuple(name for name in given if not unchanged(case.arguments[name], given[name]))
-    parts = tuple(part.detach() if isinstance(part, Tensor) else part for part in parts)
-    return Outcome(parts, gradients, changed)
+        return Outcome((), error=error, given=names)
+    before = case.arguments
+    changed = tuple(name for name in given if not unchanged(before[name], given[name]))
+    parts = tuple(part.detach() if torch.is_tensor(part) else part for part in parts)
+    return Outcome(parts, gradients, changed, given=names)
+
+
+def taken(exercise: Exercise, function: Callable, given: dict) -> tuple[str, ...]:
+    """The arguments to call a function with, in its order, by the book's names.
+
+    A draft may order them in another way, where its parameters have the book's names, and
+    may lack what is optional.
+    """
+    own = inspect.signature(exercise.function).parameters
+    needed = [name for name, each in own.items() if each.default is each.empty]
+    try:
+        mine = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return tuple(given)
+    kinds = {each.kind for each in mine.values()}
+    if kinds - {inspect.Parameter.POSITIONAL_OR_KEYWORD} or len(mine) < len(needed):
+        return tuple(given)
+    names = (
+        list(mine) if set(needed) <= set(mine) <= set(own) else list(own)[: len(mine)]
+    )
+    # Stop at the first that is not given, so that none takes another's place
+    lacking = next((i for i, name in enumerate(names) if name not in given), len(names))
+    return tuple(names[:lacking])
 
 
 def copies(case: Case, gradients: tuple[str, ...]) -> tuple[dict, list[Tensor]]:
@@ -181,7 +175,9 @@ def difference(exercise: Exercise, mine: Outcome, right: Outcome) -> str:
     tolerance = SINGLE if other_dtypes(exercise, mine, right) else 0.0
     tolerance = max(tolerance, exercise.tolerance)
     for part, wanted, name in zip(mine.parts, right.parts, exercise.results):
-        found = part_difference(part, wanted, tolerance, name, name in exercise.by_value)
+        found = part_difference(
+            part, wanted, tolerance, name, name in exercise.by_value
+        )
         if found:
             return found
     if right.gradients is None:
@@ -211,7 +207,9 @@ def part_difference(
     if part is None or wanted is None:
         return f"it returns something other than numbers{of}"
     if part.shape != wanted.shape:
-        return f"the wrong shape{of}, {tuple(part.shape)} instead of {tuple(wanted.shape)}"
+        return (
+            f"the wrong shape{of}, {tuple(part.shape)} instead of {tuple(wanted.shape)}"
+        )
     if near(part, wanted, SHARE if by_value else tolerance):
         return ""
     finite = part.isfinite().all()
@@ -250,7 +248,11 @@ def kind(part: object) -> str:
 def numbers_of(part: object) -> Tensor | None:
     """A tensor, number or list as a tensor; None where it holds anything else."""
     try:
-        return part if isinstance(part, Tensor) else torch.tensor(part, dtype=torch.float64)
+        return (
+            part
+            if isinstance(part, Tensor)
+            else torch.tensor(part, dtype=torch.float64)
+        )
     except (TypeError, ValueError, RuntimeError):
         return None
 
@@ -270,11 +272,15 @@ def wrong_value(
     if not any(differ.values()):
         return None
     mistake = named(exercise, mine, right)
-    failing = sorted((i for i in differ if differ[i]), key=lambda i: size(exercise.cases[i]))
+    failing = sorted(
+        (i for i in differ if differ[i]), key=lambda i: size(exercise.cases[i])
+    )
     if mistake is not None:
         return f"{mistake.name}: {mistake.why}", failing[0]
     what = differ[failing[0]]
-    return what + where(exercise, [i for i in failing if differ[i] == what], differ), failing[0]
+    return what + where(
+        exercise, [i for i in failing if differ[i] == what], differ
+    ), failing[0]
 
 
 def differences(
@@ -288,7 +294,9 @@ def differences(
     }
 
 
-def named(exercise: Exercise, mine: list[Outcome], right: list[Outcome]) -> Mistake | None:
+def named(
+    exercise: Exercise, mine: list[Outcome], right: list[Outcome]
+) -> Mistake | None:
     """The mistake that gives the same as mine, or None.
 
     In every case that is no error; or else, where something is wrong there already, in those
@@ -296,13 +304,24 @@ def named(exercise: Exercise, mine: list[Outcome], right: list[Outcome]) -> Mist
     """
     answered = [i for i, seen in enumerate(right) if seen.error is None]
     ordinary = [i for i in answered if not exercise.cases[i].rounding]
-    for chosen, view in ((answered, whole), (ordinary, whole), (ordinary, first_part)):
+    # Leave out what a draft was not given, after a look at all
+    full = [
+        i for i in answered if len(mine[i].given) == len(exercise.cases[i].arguments)
+    ]
+    for chosen, view in (
+        (answered, whole),
+        (full, whole),
+        (ordinary, whole),
+        (ordinary, first_part),
+    ):
         ours, truth = ([view(seen[i]) for i in chosen] for seen in (mine, right))
         if agree(exercise, ours, truth):
             continue
         for mistake in exercise.mistakes:
             for function in mistake.functions:
-                theirs = (outcome(exercise, function, exercise.cases[i]) for i in chosen)
+                theirs = (
+                    outcome(exercise, function, exercise.cases[i]) for i in chosen
+                )
                 if agree(exercise, ours, map(view, theirs)):
                     return mistake
     return None
@@ -315,7 +334,7 @@ def whole(seen: Outcome) -> Outcome:
 
 def first_part(seen: Outcome) -> Outcome:
     """An outcome as if only the first value had been returned."""
-    return Outcome(seen.parts[:1], seen.gradients, seen.changed, seen.error)
+    return replace(seen, parts=seen.parts[:1])
 
 
 def agree(exercise: Exercise, some: list[Outcome], others) -> bool:
@@ -337,8 +356,9 @@ def where(exercise: Exercise, failing: list[int], differ: dict[int, str]) -> str
     if "" in kinds:
         return ": in the plain case, too"
     if len(kinds) == 1:
-        return f": right without {kinds[0]}, wrong with it"
-    return f": right in the plain case, wrong with {', '.join(kinds[:-1])} and {kinds[-1]}"
+        return f": wrong with {kinds[0]}, right in all other cases"
+    listed = f"{', '.join(kinds[:-1])}, and with {kinds[-1]}"
+    return f": right in the plain case, wrong with {listed}"
 
 
 def wrong_dtype(
@@ -351,7 +371,9 @@ def wrong_dtype(
             like = next(n for n, v in case.arguments.items() if isinstance(v, Tensor))
             advice = f"keep the dtype of {like}"
             if found == torch.get_default_dtype():
-                advice = f"new tensors default to float32, so use torch.zeros_like({like})"
+                advice = (
+                    f"new tensors default to float32, so use torch.zeros_like({like})"
+                )
             return f"the wrong dtype{of}, {found} instead of {wanted}: {advice}", i
     return None
 
@@ -365,7 +387,10 @@ def not_refused(
             due = type(right[i].error).__name__
             if mine[i].error:
                 raised = type(mine[i].error).__name__
-                return f"refused with {raised}; it should be {due}: for {case.kind}", i
+                return (
+                    f"refused with {raised}: it should raise {due} for {case.kind}",
+                    i,
+                )
             return f"not refused: it should raise {due} for {case.kind}", i
     return None
 
@@ -374,7 +399,20 @@ def changed_input(exercise: Exercise, mine: list[Outcome]) -> tuple[str, int] | 
     """The first argument that the function changes, where all else is right."""
     for i, seen in enumerate(mine):
         if seen.changed:
-            return f"its input is changed: right, but {seen.changed[0]} is overwritten", i
+            return (
+                f"its input is changed: right, but {seen.changed[0]} is overwritten",
+                i,
+            )
+    return None
+
+
+def other_order(exercise: Exercise, mine: list[Outcome]) -> tuple[str, int] | None:
+    """Parameters in another order than the book's, where all else is right."""
+    for i, seen in enumerate(mine):
+        due = [name for name in exercise.cases[i].arguments if name in seen.given]
+        if list(seen.given) != due:
+            called = f"the book calls it with ({', '.join(due)})"
+            return f"another order of the parameters: right, but {called}", i
     return None
 
 
@@ -386,10 +424,14 @@ def example(case: Case, mine: Outcome, right: Outcome) -> str:
     lines = [f"{name} = {show(value, 6)}" for name, value in case.arguments.items()]
     # Show no more than it takes to see the difference
     views = [(4, False), (4, True), (8, True), (17, True)]
-    views = [(digits, wanted and right.gradients is not None) for digits, wanted in views]
+    views = [
+        (digits, wanted and right.gradients is not None) for digits, wanted in views
+    ]
     pairs = [(result(mine, *view), result(right, *view)) for view in views]
     yours, wanted = next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
-    return "\n".join(f"    {line}" for line in [*lines, f"yours: {yours}", f"right: {wanted}"])
+    return "\n".join(
+        f"    {line}" for line in [*lines, f"yours: {yours}", f"right: {wanted}"]
+    )
 
 
 def result(seen: Outcome, digits: int, gradients: bool) -> str:
@@ -426,18 +468,5 @@ def plugged_in(name: str, function: Callable) -> Iterator[None]:
     and other processes know the book's own alone, so asking for one within the block raises
     RuntimeError: load models before it. Raises as `check` does.
     """
-    find(name, function)
-
-    def refuse(*arguments, **options):
-        raise RuntimeError(
-            f"{name} is plugged in, and stored stages and other processes have the book's own: "
-            "load the models before this block, and train in it with ppo_steps and the like"
-        )
-
-    places = [(module, name, function) for module in MODULES if hasattr(module, name)]
-    places += [(store, "obtain", refuse), (workers, "start_workers", refuse),
-               (workers.Workers, "get", refuse)]  # fmt: skip
-    with ExitStack() as stack:
-        for place in places:
-            stack.enter_context(patch.object(*place))
+    with in_place_of(find(name, function).function, function):
         yield
