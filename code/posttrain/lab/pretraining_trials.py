@@ -70,3 +70,15 @@ def sprint() -> PretrainConfig:
     return PretrainConfig(
         steps=240, muon_lr=0.03, adamw_lr=0.01, evaluations=24, whole_split=False
     )
+
+
+def seconds_until(history: dict, loss: float) -> float:
+    """Seconds of training when the validation loss was first measured to be at most `loss`.
+
+    Raises ValueError for a run that never got there.
+    """
+    for seconds, measured in zip(history["seconds"], history["validation"]):
+        if measured <= loss:
+            return seconds
+    least = min(history["validation"])
+    raise ValueError(f"the loss never came down to {loss}: it was {least} at the least")
