@@ -16,7 +16,9 @@ ODDS = {
 
 
 def test_one_policy_has_the_words_in_the_order_of_the_first_odds_and_a_line_per_seed():
-    run = dict(history=[dict(tv=0.5, kl=0.0), dict(tv=0.1, kl=0.2), dict(tv=0.01, kl=0.3)])
+    run = dict(
+        history=[dict(tv=0.5, kl=0.0), dict(tv=0.1, kl=0.2), dict(tv=0.01, kl=0.3)]
+    )
     figure = one_policy(WORDS, ODDS, {"PPO": Runs([run, run])}, aim=0.02, kl=0.31)
     bars, distance, divergence = figure.axes
     names = [tick.get_text() for tick in bars.get_xticklabels()]
@@ -33,7 +35,9 @@ def test_one_policy_has_the_words_in_the_order_of_the_first_odds_and_a_line_per_
 
 def test_the_best_policies_go_to_the_view_by_the_likeliest_words_of_the_middle_one():
     optima = [[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.1, 0.2], [0.25] * 4]
-    view = best_by_beta(WORDS, [0.1, 0.5, 2.0], optima, [0.9, 0.4, 0.0], [0.25] * 4, [2, 1, 1, 0])
+    view = best_by_beta(
+        WORDS, [0.1, 0.5, 2.0], optima, [0.9, 0.4, 0.0], [0.25] * 4, [2, 1, 1, 0]
+    )
     assert view.kind == "beta" and view.values["start"] == 1
     assert view.values["words"] == ["ab", "bb", "aa", "ba"]
     assert view.values["rewards"] == [1, 0, 2, 1]

@@ -38,7 +38,9 @@ def one_policy(
     draw_odds(bars, words, odds)
     for axis, key, level in ((distance, "tv", aim), (divergence, "kl", kl)):
         for style, (method, found) in zip(STYLES, runs.items()):
-            lines = [(percent_done(line), line) for line in found.series("history", key)]
+            lines = [
+                (percent_done(line), line) for line in found.series("history", key)
+            ]
             look = (stage_colour(method) or GREY, style, "")
             draw_lines(axis, lines, method, look, "lines")
         axis.axhline(level, linestyle=":", color=GREY)
@@ -138,9 +140,9 @@ def training_curves(groups: Mapping[str, Runs]) -> Figure:
             colours[name] = colours[label]
     panels = {
         "loss (nats)": losses,
-        "implicit reward, training pairs": training,
-        "implicit reward, held-out pairs": heldout,
-        "held-out pairs ranked right (%)": ranked | {"guessing": 50.0},
+        "reward, training pairs": training,
+        "reward, held-out pairs": heldout,
+        "held-out ranked right (%)": ranked | {"guessing": 50.0},
     }
     figure = curves(panels, x="step", draw="mean", colours=colours)
     figure.axes[0].set(yscale="log")
