@@ -176,7 +176,7 @@ TYPED = {
         "an aim, or a level of confidence": "0.02 95%",
         "a symptom, not a result": "100% 0.000",
     },
-    "comparison": {"a setting": "0.8 0.02 0.2", "literature": "1.2 2.5 8_points"},
+    "comparison": {"a setting": "0.8 0.02 0.2 0.005", "literature": "1.2 2.5 8_points"},
     "lora": {"worked out by hand": "0.4 0.5 0.25 0.246 4.127"},
     "real": {
         "an aim, or a level of confidence": "0.0001",

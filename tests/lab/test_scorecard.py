@@ -66,6 +66,8 @@ def test_a_card_has_one_entry_per_prompt_and_means_of_them(monkeypatch):
     assert card["gold"] == [gold_score(text, WORDS) for text in SAID]
     assert card["score"] == pytest.approx(sum(alone) / 6) and card["gold_score"] == pytest.approx(sum(card["gold"]) / 6)
     assert card["finished"] == 3 / 6 and card["different"] == 5 / 6
+    # "no" is no word; my follows ay, lord follows my, ay follows ay, sir follows ay, of seven
+    assert card["non_words"] == 1 / 12 and card["distinct"] == 4 / 7
     assert json.loads(json.dumps(card)) == card
 
 

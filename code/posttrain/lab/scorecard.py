@@ -7,7 +7,7 @@ from torch import Tensor
 
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import finished, gold_score, words_of
+from posttrain.evaluate import distinct_n, finished, gold_score, words_of
 from posttrain.gpt import GPT
 from posttrain.keep.store import obtain
 from posttrain.logprobs import entropy, masked_mean, pack, sequence_kl
@@ -41,7 +41,8 @@ def scorecard(
 
     Lists, one entry per prompt: `answers`, `scores` (the reward model's), `gold` (the
     rubric's). Means: `score`, `gold_score`, `kl` (to the reference, nats per response),
-    `entropy` (nats per token), `finished` and `different` (shares of the answers).
+    `entropy` (nats per token), `finished` and `different` (shares of the answers), `distinct`
+    (of neighbouring words) and `non_words` (share of the words).
     """
     asked, responses = sample_answers(policy, datasets.heldout_prompts(), seed, temperature)
     tokens, mask = pack(asked, responses, CharTokenizer().pad)  # (B, T)
@@ -83,5 +84,12 @@ def judge_answers(
     return dict(
         answers=answers, scores=scores.tolist(), gold=gold, score=scores.mean().item(),
         gold_score=sum(gold) / n, finished=sum(map(finished, answers)) / n,
-        different=len(set(answers)) / n,
+        different=len(set(answers)) / n, distinct=distinct_n(answers, 2),
+        non_words=non_words(answers, real_words),
     )  # fmt: skip
+
+
+def non_words(answers: list[str], real_words: frozenset[str]) -> float:
+    """The share of the answers' words that are none: that stand in no text a model was given."""
+    words = [word for answer in answers for word in words_of(answer)]
+    return sum(word not in real_words for word in words) / max(1, len(words))
