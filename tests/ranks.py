@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from tiny import CONFIG, PAD, moved, seeded, weights
 
-from posttrain.scale import distributed, ring
 from posttrain.batches import add_gradients
 from posttrain.chat import IGNORE
-from posttrain.lab.patches import mean_of_means
+from posttrain.lab.patches import making
+from posttrain.scale import distributed, ring
 from posttrain.sft import conversation_parts
 
 
@@ -69,7 +69,7 @@ def dpo_runs(pairs, talks, configs, settings):
 
 def wrong_gradients(examples, size, engine):
     """`gradients` where each process divides by its own graded tokens."""
-    with mean_of_means():
+    with making("mean of means"):
         return gradients(examples, size, engine)
 
 

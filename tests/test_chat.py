@@ -18,11 +18,10 @@ from posttrain.chat import (
     render,
     render_prompt,
 )
-from posttrain.tokenizer import ALPHABET
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.sampling import generate
 from posttrain.sft import sft_loss
-from posttrain.tokenizer import CharTokenizer, UnknownCharacterError
+from posttrain.tokenizer import ALPHABET, CharTokenizer, UnknownCharacterError
 
 TOKENIZER = CharTokenizer()
 SHAPE = dict(context=64, n_layer=2, n_head=2, width=16)

@@ -4,9 +4,9 @@ import determinism
 import pytest
 from determinism import chapters, compare, differences, fill, stages_apart
 
-from posttrain.keep import store
 from posttrain.data import corpus
 from posttrain.dpo import DPOConfig
+from posttrain.keep import store
 from posttrain.stages import dpo_inputs
 
 

@@ -26,6 +26,7 @@ from tiny import (
 )
 
 from posttrain import dpo as module
+from posttrain.batches import epochs
 from posttrain.chat import IGNORE
 from posttrain.dpo import (
     DPOConfig,
@@ -39,12 +40,11 @@ from posttrain.dpo import (
     pair_report,
     preference_loss,
 )
-from posttrain.stages import dpo_model, train_dpo
 from posttrain.logprobs import pack
-from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.preference_pairs import encode_pairs
+from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.sft import SFTConfig, encode_conversations
-from posttrain.batches import epochs
+from posttrain.stages import dpo_model, train_dpo
 
 WRITTEN = [
     pair("a", "Who?", "I am.", "You"),

@@ -7,6 +7,7 @@ import re
 import mutants
 import pytest
 from mutants import DETAILS, MUTANTS, PACKAGE, ROOT, SOURCES, faults, legend, markdown
+
 from posttrain.practice.patches import patched_source, places, plain, undocumented
 
 NUMBERED = {"SFT": 6, "Reward model": 5, "Rollouts": 6, "PPO": 10, "DPO": 6, "LoRA": 6, "Pairs": 6, "Real model": 7, "Processes": 5, "Tutorials": 12}

@@ -11,6 +11,7 @@ from tiny import CONFIG, END, PAD, TOKENIZER, close, judge, moved, same, seeded,
 
 from posttrain import dpo
 from posttrain import online_dpo as module
+from posttrain.batches import epochs
 from posttrain.chat import render_prompt
 from posttrain.dpo import pair_logprobs, pair_report
 from posttrain.online_dpo import (
@@ -19,7 +20,6 @@ from posttrain.online_dpo import (
     online_dpo_rounds,
 )
 from posttrain.sampling import generate
-from posttrain.batches import epochs
 
 QUESTIONS = ["Who?", "Why so?", "Where is the duke?", "Say", "Ay", "No"]
 PROMPTS = [render_prompt([user(text)], TOKENIZER) for text in QUESTIONS]

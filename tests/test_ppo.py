@@ -28,7 +28,7 @@ from torch import nn
 
 from posttrain import ppo as module
 from posttrain.chat import render_prompt
-from posttrain.lab.patches import returns_after_whitening
+from posttrain.lab.patches import making
 from posttrain.logprobs import kl_estimate, sequence_kl
 from posttrain.optim import Descent
 from posttrain.ppo import (
@@ -52,9 +52,9 @@ from posttrain.ppo import (
     value_loss,
     whiten,
 )
-from posttrain.stages import ppo_model, ppo_models
 from posttrain.reward_model import RewardConfig
 from posttrain.sft import SFTConfig
+from posttrain.stages import ppo_model, ppo_models
 
 QUESTIONS = ["Who?", "Why so?"]
 PROMPTS = [
@@ -375,7 +375,7 @@ def test_estimated_advantages_are_gae_and_returns_come_before_whitening(kind, kl
     close(advantages, white, 1e-7)
     close(returns, expected + rollout.values)
     # The swapped order, where it is patched in, and afterwards the right one
-    with returns_after_whitening():
+    with making("returns after whitening"):
         wrong, returns = module.estimate_advantages(rollout, config, 0.3)
     close(wrong, white, 1e-7)
     close(returns, white + rollout.values, 1e-7)

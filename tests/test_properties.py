@@ -16,13 +16,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny import END, PAD, TOKENIZER, close, judge, moved, normal, pair, seeded
 
-from posttrain.lab import enumerable
-from posttrain.keep import store
+from posttrain.batches import add_gradients, epochs
 from posttrain.best_of_n import best_of_n, best_of_n_kl
 from posttrain.chat import IGNORE, build_labels, collate, render, render_prompt
 from posttrain.data.corpus import ALPHABET
 from posttrain.dpo import dpo_loss, implicit_rewards, pair_logprobs, pair_report
-from posttrain.lab.enumerable import TabularPolicy, World, all_responses, distribution, exact_kl
 from posttrain.evaluate import (
     BLUNT,
     COURTEOUS,
@@ -37,6 +35,9 @@ from posttrain.evaluate import (
     words_of,
 )
 from posttrain.gpt import GPTConfig, KVCache, attention_maps, rotate, rotation_table
+from posttrain.keep import store
+from posttrain.lab import enumerable
+from posttrain.lab.enumerable import TabularPolicy, World, all_responses, distribution, exact_kl
 from posttrain.logprobs import (
     entropy,
     get_response_log_probs,
@@ -62,13 +63,13 @@ from posttrain.ppo import (
     whiten,
 )
 from posttrain.preference_losses import ipo_loss, kto_loss, log_odds, orpo_loss, simpo_loss
+from posttrain.preference_pairs import encode_pairs, pack_pairs
 from posttrain.reward_model import (
     bradley_terry_loss,
     last_of,
     normalise,
     token_level_loss,
 )
-from posttrain.preference_pairs import encode_pairs, pack_pairs
 from posttrain.sampling import generate, left_pad, visible
 from posttrain.sft import (
     conversation_parts,
@@ -76,7 +77,6 @@ from posttrain.sft import (
     encode_conversations,
     sft_loss,
 )
-from posttrain.batches import add_gradients, epochs
 from posttrain.tokenizer import SPECIAL_TOKENS, SUBSTITUTES, UnknownCharacterError
 
 

@@ -29,9 +29,11 @@ from tiny import (
 )
 
 from posttrain import reward_model as module
+from posttrain.batches import epochs
 from posttrain.chat import render_prompt
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.logprobs import pack
+from posttrain.preference_pairs import encode_pairs, encode_response, pack_pairs
 from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import (
     HEAD_STD,
@@ -48,11 +50,9 @@ from posttrain.reward_model import (
     token_level_loss,
     train_reward_model,
 )
-from posttrain.preference_pairs import encode_pairs, encode_response, pack_pairs
-from posttrain.stages import reward_model, starting_point
 from posttrain.sampling import generate
 from posttrain.sft import SFTConfig
-from posttrain.batches import epochs
+from posttrain.stages import reward_model, starting_point
 
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [65, 66], [65, 7, 66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6], [8, 20, 30, 67]]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain import sft as module
+from posttrain.batches import add_gradients, epochs, turns
 from posttrain.chat import IGNORE, ask, collate, grow_vocabulary, render
 from posttrain.data import corpus, datasets
 from posttrain.gpt import GPT, GPTConfig
@@ -26,7 +27,6 @@ from posttrain.sft import (
     sft_loss,
     sft_steps,
 )
-from posttrain.batches import add_gradients, epochs, turns
 from posttrain.stages import sft_model
 from posttrain.tokenizer import CharTokenizer
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.tokenizer import ALPHABET
-from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer, UnknownCharacterError
+from posttrain.tokenizer import ALPHABET, SPECIAL_TOKENS, CharTokenizer, UnknownCharacterError
 
 tokenizer = CharTokenizer()
 

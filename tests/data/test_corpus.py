@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from posttrain.data import corpus
-from posttrain.tokenizer import ALPHABET
 from posttrain.data.corpus import Corpus, CorpusError, load
 from posttrain.data.corpus import checkout as find_checkout
 from posttrain.data.standin import generate
+from posttrain.tokenizer import ALPHABET
 
 # A short text plays the part of tinyshakespeare, another that of the stand-in.
 REAL = generate(12_000, seed=2)

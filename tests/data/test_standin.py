@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.data import standin
-from posttrain.tokenizer import ALPHABET
 from posttrain.data.standin import doubled, generate, inflect
+from posttrain.tokenizer import ALPHABET
 
 SHA256 = "1a6e93ebf5bad471d37a4a11999235c1ed3a05019a8c12a81d71031670f8fed1"
 

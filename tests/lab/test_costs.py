@@ -6,10 +6,10 @@ import sys
 import pytest
 from tiny import CORPUS, LONG, empty_shelf, judge, moved, stored
 
-from posttrain.lab import costs as module
-from posttrain.lab.costs import METHODS, WATCHED, begin, costs, measure, peak_memory
 from posttrain.dpo import DPOConfig
 from posttrain.gpt import GPT, GPTConfig
+from posttrain.lab import costs as module
+from posttrain.lab.costs import METHODS, WATCHED, begin, costs, measure, peak_memory
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
 from posttrain.reward_model import RewardConfig

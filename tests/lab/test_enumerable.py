@@ -10,6 +10,7 @@ from tiny import close, normal, same, seeded, weights
 
 from posttrain import ppo
 from posttrain.dpo import dpo_loss
+from posttrain.gpt import GPT, GPTConfig
 from posttrain.lab.enumerable import (
     LETTERS,
     SMALL_PPO,
@@ -37,7 +38,6 @@ from posttrain.lab.enumerable import (
     total_variation,
     within,
 )
-from posttrain.gpt import GPT, GPTConfig
 from posttrain.logprobs import get_response_log_probs
 from posttrain.ppo import Models
 

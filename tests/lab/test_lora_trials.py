@@ -6,10 +6,9 @@ import pytest
 import torch
 from tiny import CONFIG, CORPUS, PAD, TOKENIZER, empty_shelf, same, seeded, weights
 
-from posttrain.lab import lora_trials as module
 from posttrain.chat import collate, grow_vocabulary
 from posttrain.gpt import GPT
-from posttrain.lora.adapters import LoRAConfig, adapter_state, adapters_of, adapters_off
+from posttrain.lab import lora_trials as module
 from posttrain.lab.lora_trials import (
     LoRATrialConfig,
     lora_model,
@@ -18,6 +17,7 @@ from posttrain.lab.lora_trials import (
     lora_trials,
     training_memory,
 )
+from posttrain.lora.adapters import LoRAConfig, adapter_state, adapters_of, adapters_off
 from posttrain.lora.nf4 import NF4Linear
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft_steps
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny import CORPUS, LONG, TOKENIZER, empty_shelf, judge, moved, pair, same
 
-from posttrain.lab import pairs_trials as module
+from posttrain.data.synthetic_pairs import any_two, draw_pool, flip, pick_extremes, token_pairs
 from posttrain.dpo import dpo_steps
 from posttrain.evaluate import distinct_n
+from posttrain.lab import pairs_trials as module
 from posttrain.lab.pairs_trials import (
     PairsTrial,
     clean_pairs,
@@ -24,7 +25,6 @@ from posttrain.lab.pairs_trials import (
 )
 from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
 from posttrain.preference_pairs import encode_pairs
-from posttrain.data.synthetic_pairs import any_two, draw_pool, flip, pick_extremes, token_pairs
 
 PRACTICE = ["What now?", "Is it so?", "Where?", "Who goes there?"]
 WRITTEN = [pair("a", "Who?", "I am.", "You"), pair("b", "Where is he?", "At sea.", "At")]

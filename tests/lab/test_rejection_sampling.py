@@ -8,7 +8,13 @@ from test_synthetic_pairs import SMALL, encoded
 from tiny import LONG, PAD, TOKENIZER, moved, same
 
 from posttrain.chat import IGNORE, collate
-from posttrain.lab.rejection_sampling import as_examples, imitate, imitation, keep_any, keep_best
+from posttrain.lab.rejection_sampling import (
+    as_examples,
+    imitate,
+    imitation,
+    keep_any,
+    keep_best,
+)
 from posttrain.sft import sft_loss, sft_steps
 
 

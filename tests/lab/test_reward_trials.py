@@ -9,7 +9,6 @@ import torch
 from tiny import CORPUS, empty_shelf, judge, moved, pair, stored
 
 from posttrain.lab import reward_trials as module
-from posttrain.reward_model import RewardConfig, score_answer, train_reward_model
 from posttrain.lab.reward_trials import (
     accuracy,
     judge_pairs,
@@ -18,6 +17,7 @@ from posttrain.lab.reward_trials import (
     some_pairs,
     with_flipped_labels,
 )
+from posttrain.reward_model import RewardConfig, score_answer, train_reward_model
 
 NAMES = ["Ann", "Ben", "Carl", "Dora", "Eve"]
 PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(NAMES)]

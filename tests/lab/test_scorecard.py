@@ -20,13 +20,12 @@ from tiny import (
     user,
 )
 
-from posttrain.lab import scorecard as module
 from posttrain.chat import render_prompt
 from posttrain.evaluate import gold_score, words_of
-from posttrain.lab.scorecard import lexicon
+from posttrain.lab import scorecard as module
+from posttrain.lab.scorecard import judge_answers, lexicon, scorecard, start_scorecard
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
-from posttrain.lab.scorecard import judge_answers, scorecard, start_scorecard
 from posttrain.sft import SFTConfig
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]

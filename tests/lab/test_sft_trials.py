@@ -7,15 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posttrain.lab import sft_trials
 from posttrain.chat import ask
 from posttrain.data import standin
 from posttrain.data.datasets import conversations, heldout_conversations, heldout_prompts
 from posttrain.evaluate import answered, interval
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.show import nats, shares
-from posttrain.pretrain import validation_loss
-from posttrain.sft import SFTConfig, conversation_loss, encode_conversations
+from posttrain.lab import sft_trials
 from posttrain.lab.sft_trials import (
     answers_of,
     found_conversations,
@@ -23,6 +20,9 @@ from posttrain.lab.sft_trials import (
     subset,
     with_questions_swapped,
 )
+from posttrain.pretrain import validation_loss
+from posttrain.sft import SFTConfig, conversation_loss, encode_conversations
+from posttrain.show import nats, shares
 from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from tiny import CORPUS, TOKENIZER, close, empty_shelf, judge, moved, pair, same, weights
 
 from posttrain import dpo, logprobs, ppo, reward_model
-from posttrain.lab import enumerable
-from posttrain.practice import exercises
-from posttrain.keep import store, workers
 from posttrain.dpo import DPOConfig, dpo_steps
+from posttrain.keep import store, workers
+from posttrain.lab import enumerable
+from posttrain.ppo import PPOConfig, assemble, ppo_steps
+from posttrain.practice import exercises
 from posttrain.practice.exercises import (
     EXERCISES,
     Outcome,
@@ -32,7 +33,6 @@ from posttrain.practice.exercises import (
     plugged_in,
     size,
 )
-from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,6 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 from real_models import CONVERSATIONS, PAIRS, data_file, folder  # noqa: E402
 
-from posttrain.real import model as real_model  # noqa: E402
 from posttrain.cli.commands import main  # noqa: E402
 from posttrain.lora.adapters import is_transposed, linear_kinds  # noqa: E402
 from posttrain.lora.nf4 import (  # noqa: E402
@@ -23,6 +22,7 @@ from posttrain.lora.nf4 import (  # noqa: E402
     quantize,
     quantize_scales,
 )
+from posttrain.real import model as real_model  # noqa: E402
 from posttrain.real.adapter import adapter_settings, peft_state, quantize_blocks, targets_of  # noqa: E402
 from posttrain.real.checkpoint import CHECKPOINT, METRICS, read_metrics  # noqa: E402
 from posttrain.real.memory import Setting, architecture_of, stage_memory  # noqa: E402

@@ -32,8 +32,8 @@ from posttrain.real.training import (  # noqa: E402
     normalise_scores,
     ppo_config,
     ppo_steps,
-    reward_steps,
     reseed,
+    reward_steps,
     sft_steps,
     write_answers,
 )

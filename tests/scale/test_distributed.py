@@ -17,15 +17,15 @@ import torch.distributed as dist
 from test_dpo import CONVERSATIONS, PAIRS
 from tiny import CONFIG, END, PAD, moved, seeded
 
-from posttrain.scale import distributed, launch, ring
 from posttrain import dpo, sft
+from posttrain.batches import add_gradients
 from posttrain.chat import IGNORE, collate
-from posttrain.scale.distributed import stream
 from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.gpt import GPT
-from posttrain.scale.launch import LaunchError
 from posttrain.sampling import generate
-from posttrain.batches import add_gradients
+from posttrain.scale import distributed, launch, ring
+from posttrain.scale.distributed import stream
+from posttrain.scale.launch import LaunchError
 from posttrain.sft import SFTConfig, conversation_parts, count_graded, sft_loss, sft_steps
 
 SHARDED = distributed.fully_shard is not None

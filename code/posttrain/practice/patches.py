@@ -1,7 +1,6 @@
 """Deliberate mistakes: patches of the right source, and the package run with one."""
 
 from __future__ import annotations
-
 import __future__
 
 import ast

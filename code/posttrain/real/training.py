@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from posttrain.batches import epochs, follow, turns
 from posttrain.dpo import DPOConfig, dpo_batches
