@@ -14,7 +14,9 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
+from posttrain import optim, stages
 from posttrain.keep import code
 
 PARTS = {
@@ -543,3 +545,9 @@ def test_the_module_needs_the_standard_library_alone():
     names = {a.name for n in imported if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in imported if isinstance(n, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_what_pytorch_wraps_round_an_optimisers_step_replaces_nothing():
+    optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))])
+    assert hasattr(optim.Muon.step, "__wrapped__")
+    assert code.changed(stages.base_stage) == []

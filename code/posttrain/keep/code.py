@@ -403,12 +403,21 @@ def is_same(
             is_same(vars(loaded).get(each.name), each, known, f"{of}{line.name}.")
             for each in inner
         )
+    # PyTorch wraps an optimiser's step when the first one is made
+    while decorated(loaded) is not None and is_torchs(loaded):
+        loaded = decorated(loaded)
     for _ in line.decorator_list:
         inner = decorated(loaded)
         loaded = loaded if inner is None else inner
     if decorated(loaded) is not None:
         return False
     return getattr(loaded, "__code__", None) in known.get(f"{of}{line.name}", [])
+
+
+def is_torchs(value: object) -> bool:
+    """Whether a function is a wrapper that PyTorch has put round another."""
+    home = getattr(value, "__globals__", {}).get("__name__", "")
+    return home.partition(".")[0] == "torch"
 
 
 def decorated(value: object) -> object:
