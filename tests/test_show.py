@@ -14,10 +14,11 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 SITE = ROOT / "_build" / "html" / "book"
 # What the book teaches. Not in it: files and processes, data, drawing, the command line
 CORE = [
-    "tokenizer", "gpt", "optim", "pretrain", "sampling", "chat", "sft", "logprobs", "reward_model", "ppo", "dpo",
-    "preference_losses", "online_dpo", "best_of_n", "evaluate", "lab.scorecard", "lab.sft_trials", "lab.reward_trials",
-    "lab.ppo_trials", "lab.dpo_trials", "lab.enumerable_trials", "lora.adapters", "lora.nf4", "lab.lora_trials", "real.data",
-    "real.training", "real.gpt2_weights", "scale.ring", "scale.estimate", "data.synthetic_pairs", "lab.rejection_sampling", "lab.pairs_trials",
+    "tokenizer", "gpt", "optim", "batches", "pretrain", "sampling", "chat", "sft",
+    "logprobs", "preference_pairs", "reward_model", "ppo", "dpo", "preference_losses",
+    "online_dpo", "best_of_n", "evaluate", "lab.scorecard", "lab.rejection_sampling",
+    "lora.adapters", "lora.nf4", "real.data", "real.training", "real.gpt2_weights",
+    "scale.ring", "scale.estimate", "data.synthetic_pairs",
 ]  # fmt: skip
 
 
