@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def entry(history: dict, place: int = -1) -> dict:
-    """What a run noted at one of its evaluations, the last one unless another is named."""
+    """What a run noted at one of its evaluations: the last, unless one is named."""
     return {
         name: values[place] if isinstance(values, list) else values
         for name, values in history.items()

@@ -73,7 +73,7 @@ def sprint() -> PretrainConfig:
 
 
 def seconds_until(history: dict, loss: float) -> float:
-    """Seconds of training when the validation loss was first measured to be at most `loss`.
+    """Seconds of training until the validation loss was first measured at most `loss`.
 
     Raises ValueError for a run that never got there.
     """

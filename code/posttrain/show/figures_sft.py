@@ -1,4 +1,4 @@
-"""Chapter 2's view: a conversation's tokens, what is graded, and how surprising they are."""
+"""Chapter 2's view: a conversation's tokens, what is graded, each one's surprise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def mask_view(
     conversations: Mapping[str, Sequence[dict]], models: Mapping[str, GPT]
 ) -> Interactive:
-    """A view to walk along tokens: conversations by kind, and models to be surprised."""
+    """A view to walk along tokens: conversations by kind, models to be surprised."""
     examples = [
         example(f"{kind}: {row['messages'][0]['content']}", row["messages"], models)
         for kind, rows in conversations.items()
