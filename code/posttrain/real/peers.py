@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from posttrain.batches import epochs
 from posttrain.real.data import end_token, pad_token, render_prompt
 from posttrain.real.model import fetch, library, load_model, start_scores
-from posttrain.real.training import RealConfig, batches_from
+from posttrain.real.training import RealConfig
 
 
 def have_peers() -> bool:
@@ -25,7 +27,9 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
 
     Pairs go in as text with their end, so that TRL's own template code has nothing to add.
     """
-    taken = [rows[i] for batch in batches_from(len(rows), config, 0) for i in batch]
+    order = torch.Generator().manual_seed(config.seed)
+    batches = epochs(len(rows), min(config.batch_size, len(rows)), order)
+    taken = [rows[i] for batch in islice(batches, config.steps) for i in batch]
     if config.stage == "sft":
         return [dict(messages=row["messages"]) for row in taken]
     end = tokenizer.decode([end_token(tokenizer)])
