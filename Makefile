@@ -28,7 +28,7 @@ endif
 .PHONY: help book posts test lab bench mutants determinism evidence evidence-check lock clean
 
 help:
-	@echo "make book    build the book into _build/html (the first time trains every model: three quarters of an hour)"
+	@echo "make book    build the book into _build/html (the first time trains each model)"
 	@echo "make posts   write the book's posts as plain Markdown with PNG figures into _build/posts, to publish elsewhere"
 	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
 	@echo "make lab     open the chapters as notebooks in JupyterLab"
