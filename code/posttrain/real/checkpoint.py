@@ -63,8 +63,10 @@ def load_checkpoint(
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
             states.setdefault(int(i), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(dict(state=states, param_groups=groups))
+    # Keep the very groups that a descent sets the rates in
+    groups, described = optimizer.param_groups, optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(dict(state=states, param_groups=described))
+    optimizer.param_groups = groups
 
 
 def stored_state(folder: Path) -> dict | None:
