@@ -468,7 +468,7 @@ def refuse(*arguments, **options):
     [
         ("", "required: command"),
         ("talk", "invalid choice: 'talk'"),
-        ("chat --stage dpo", "argument --stage: invalid choice: 'dpo'"),
+        ("chat --stage reward", "argument --stage: invalid choice: 'reward'"),
         ("chat --temperature nan", "argument --temperature: nan is not a number from 0 to 100"),
         ("chat --temperature -1", "argument --temperature: -1 is not a number from 0 to 100"),
         ("chat --temperature inf", "argument --temperature: inf is not a number from 0 to 100"),
