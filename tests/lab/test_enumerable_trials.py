@@ -79,10 +79,11 @@ def test_a_gap_leaves_out_the_words_that_begin_with_a():
 
 
 def test_a_mistake_is_made_in_this_run_alone():
-    right, slip = PPO, "returns after whitening"
+    white = dict(SHORT, whiten_advantages=True)
+    right, slip = replace(PPO, ppo=white), "returns after whitening"
     plain = world_trial(CORPUS, right, 0)
     with making(slip):
-        expected = found(ppo_run(WORLD, 0.5, 0, **SHORT))
+        expected = found(ppo_run(WORLD, 0.5, 0, **white))
     assert world_trial(CORPUS, replace(right, mistake=slip), 0) == expected != plain
     assert world_trial(CORPUS, right, 0) == plain
 

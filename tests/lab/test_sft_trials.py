@@ -277,7 +277,7 @@ def test_a_trials_history_has_its_scorecard_at_every_evaluation(play_of_letters,
     config, corpus = SFTConfig(steps=4, evaluations=2, seed=9), play_of_letters
     history = sft_trial(corpus, SFTTrial(config), seed)
     text, validation = encode_split(corpus)
-    base = GPT(GPTConfig(context=256, n_layer=1, n_head=1, width=16))
+    base, _ = sft_trials.base_model(corpus)
     _, expected = sft(base, conversations(), text, replace(config, seed=seed))
     assert history["step"] == [2, 4] and history["train"] == expected["train"]
     assert history["seed"] == [seed, seed] and history["shown"] == [len(validation)] * 2
