@@ -8,9 +8,8 @@ starts both from copies of the stages that are there. Printed text, tables, figu
 and the stored stages have to be the same; the first difference of each cell is printed, and ends in
 exit code 1.
 
-What a clock says is no chance and no result, so both runs read one that counts the times it is asked;
-what the memory costs (chapter 6) is measured in the first run alone. Python hashes strings differently
-in the two runs, so that an order which depends on that shows.
+What a clock says is no chance and no result, so both runs read one that counts the times it is asked.
+Python hashes strings differently in the two runs, so that an order which depends on that shows.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ def run_chapter(name: str, stages: Path, seed: int) -> list[list[dict]]:
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def fill(stages: Path, source: Path | None, pattern: str = "*", leave_out: tuple[str, ...] = ()) -> None:
-    """Put the files of source that fit the pattern into a stages folder, less those that fit one of leave_out."""
+def fill(stages: Path, source: Path | None, leave_out: tuple[str, ...] = ()) -> None:
+    """Put the files of source into a stages folder, less those that fit one of leave_out."""
     stages.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.glob(pattern)) if source else []:
+    for file in sorted(source.iterdir()) if source else []:
         if file.suffix != ".lock" and not any(file.match(left) for left in leave_out):
             shutil.copyfile(file, stages / file.name)
 
@@ -99,8 +98,6 @@ def compare(names: list[str], source: Path | None = None, leave_out: tuple[str, 
         runs, places = [], [Path(folder, "one"), Path(folder, "other")]
         for seed, stages in enumerate(places, start=1):
             fill(stages, source, leave_out=leave_out)
-            if seed == 2:
-                fill(stages, places[0], "costs-*")  # measurements of a machine, as a clock's
             runs.append({name: run_chapter(name, stages, seed) for name in names})
         found = [line for name in names for line in differences(name, runs[0][name], runs[1][name])]
         return found + stages_apart(*places)

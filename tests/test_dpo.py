@@ -9,18 +9,15 @@ import pytest
 import torch
 from tiny import (
     CONFIG,
-    CORPUS,
     END,
     PAD,
     TOKENIZER,
     close,
-    empty_shelf,
     moved,
     normal,
     pair,
     same,
     seeded,
-    stored,
     user,
     weights,
 )
@@ -43,8 +40,7 @@ from posttrain.dpo import (
 from posttrain.logprobs import pack
 from posttrain.preference_pairs import encode_pairs
 from posttrain.pretrain import PretrainConfig, build_optimizers
-from posttrain.sft import SFTConfig, encode_conversations
-from posttrain.stages import dpo_model, train_dpo
+from posttrain.sft import encode_conversations
 
 WRITTEN = [
     pair("a", "Who?", "I am.", "You"),
@@ -655,114 +651,6 @@ def test_weights_that_are_no_numbers_stop_the_run():
         policy.head.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="the loss of step 0 is nan"):
         next(dpo_steps(policy, reference, PAIRS, TINY))
-
-
-# The run of the book, and what is stored
-
-
-@pytest.fixture
-def books(monkeypatch):
-    """Few pairs and conversations instead of the book's."""
-    monkeypatch.setattr(module.datasets, "preferences", lambda: WRITTEN)
-    monkeypatch.setattr(module.datasets, "conversations", lambda: TALKS)
-
-
-def test_a_run_is_on_the_books_pairs_cut_to_the_context_and_its_conversations(books):
-    short = replace(CONFIG, context=29)
-    (policy, reference), (by_hand, _) = two_models(torch.float32, short), two_models(torch.float32, short)
-    config = replace(TINY, steps=4)
-    noted = list(train_dpo(policy, reference, config))
-    pairs, conversations = encode_pairs(WRITTEN, TOKENIZER, 29), encode_conversations(TALKS, TOKENIZER, 29)
-    assert max(len(prompt) + len(chosen) for prompt, chosen, _ in pairs) == 29 and pairs != PAIRS
-    assert noted == list(dpo_steps(by_hand, reference, pairs, config, conversations))
-    assert same(weights(by_hand), policy) and len(noted) == 4
-
-
-def test_a_run_on_the_books_own_data_starts_and_ends_with_finite_numbers():
-    roomy = replace(CONFIG, context=256)
-    policy = moved(dtype=torch.float32, config=roomy)
-    noted = list(train_dpo(policy, copy.deepcopy(policy), DPOConfig(steps=2)))
-    assert noted[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert len(noted) == 2 and all(math.isfinite(value) for each in noted for value in each.values())
-
-
-@pytest.fixture
-def shelf(tmp_path, monkeypatch, books):
-    """An empty stages folder, a tiny SFT model, and who asked for it and trained how long."""
-    shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32), trained=[])
-    empty_shelf(monkeypatch, tmp_path)
-    find, shelf.asked = stored(shelf.sft)
-    monkeypatch.setattr(module, "sft_model", find)
-
-    def progress(steps, total):
-        shelf.trained.append(total)
-        return steps
-
-    shelf.progress = progress
-    return shelf
-
-
-@pytest.mark.parametrize("changes", [dict(), dict(loss="kto"), dict(replay=0, steps=2)], ids=str)
-def test_a_run_is_trained_once_and_found_again_bit_for_bit(shelf, changes):
-    config = replace(TINY, **changes)
-    first, history = dpo_model(CORPUS, config, shelf.progress)
-    second, again = dpo_model(CORPUS, config, shelf.progress)
-    assert shelf.trained == [config.steps] and again == history
-    by_hand = copy.deepcopy(shelf.sft)
-    steps = list(train_dpo(by_hand, copy.deepcopy(shelf.sft), config))
-    assert set(history) == {"steps", "seconds"} and history["seconds"] > 0
-    assert history["steps"] == steps and len(steps) == config.steps
-    assert set(steps[0]) == {
-        "loss", "chosen_reward", "rejected_reward", "margin", "accuracy", "chosen_logprob", "rejected_logprob",
-    }  # fmt: skip
-    for found in (first, second):
-        assert same(weights(by_hand), found) and not same(weights(shelf.sft), found)
-
-
-def test_a_stored_run_starts_at_its_reference_and_without_progress_is_the_same(shelf):
-    _, history = dpo_model(CORPUS, TINY)
-    assert history["steps"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert abs(history["steps"][0]["margin"]) < 1e-4 < abs(history["steps"][1]["margin"])
-    _, again = dpo_model(CORPUS, TINY, shelf.progress)
-    assert again == history and shelf.trained == [] and shelf.asked == [(CORPUS, SFTConfig(seed=TINY.seed))] * 2
-
-
-def test_there_is_no_reward_model_in_it():
-    assert not hasattr(module, "reward_model")
-
-
-def test_another_config_corpus_pair_or_conversation_is_another_run(shelf, monkeypatch):
-    def trains(corpus=CORPUS, **changes):
-        before = len(shelf.trained)
-        dpo_model(corpus, replace(TINY, **{**dict(steps=1), **changes}), shelf.progress)
-        return len(shelf.trained) > before
-
-    assert trains() and not trains()
-    assert trains(seed=1) and trains(beta=0.2) and trains(loss="ipo") and trains(replay=1)
-    assert trains(corpus=replace(CORPUS, sha256="1" * 64))
-    for name, rows in (("preferences", WRITTEN[:3]), ("conversations", TALKS[:3])):
-        monkeypatch.setattr(module.datasets, name, lambda rows=rows: rows)
-        assert trains() and not trains()
-    for name in ("SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **rates: replace(plain(**rates), steps=7))
-        assert trains() and not trains()
-
-
-def test_progress_is_handed_on_to_the_models_before_it(shelf, monkeypatch):
-    handed = []
-    monkeypatch.setattr(module, "sft_model", lambda corpus, config, **options: handed.append(options) or (copy.deepcopy(shelf.sft), {}))
-    dpo_model(CORPUS, TINY, shelf.progress)
-    dpo_model(CORPUS, TINY)
-    data = module.datasets.training_data()
-    assert handed == [dict(data=data, progress=shelf.progress), dict(data=data)]
-
-
-def test_unless_told_otherwise_the_stored_run_is_the_default_configs(shelf, monkeypatch):
-    monkeypatch.setattr(module, "DPOConfig", lambda: TINY)
-    dpo_model(CORPUS, progress=shelf.progress)
-    dpo_model(CORPUS, TINY, shelf.progress)
-    assert shelf.trained == [3]
 
 
 def test_ktos_baseline_cuts_another_pairs_answer_to_the_context():

@@ -3,25 +3,21 @@
 import copy
 import itertools
 import math
-import types
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny import (
     CONFIG,
-    CORPUS,
     END,
     PAD,
     TOKENIZER,
     close,
-    empty_shelf,
     judge,
     moved,
     normal,
     same,
     seeded,
-    stored,
     weights,
 )
 from torch import nn
@@ -52,9 +48,6 @@ from posttrain.ppo import (
     value_loss,
     whiten,
 )
-from posttrain.reward_model import RewardConfig
-from posttrain.sft import SFTConfig
-from posttrain.stages import ppo_model, ppo_models
 
 QUESTIONS = ["Who?", "Why so?"]
 PROMPTS = [
@@ -871,87 +864,3 @@ def test_a_mean_over_actions_needs_an_action():
         policy_loss(*(normal(2, 3) for _ in range(3)), torch.zeros(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="False everywhere"):
         value_loss(*(normal(2, 3) for _ in range(3)), torch.zeros(2, 3, dtype=torch.bool))
-
-
-# What is stored
-
-
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """An empty stages folder, tiny models before PPO, and who asked for which and trained how long."""
-    shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32), judge=judge(5, torch.float32), trained=[])
-    empty_shelf(monkeypatch, tmp_path)
-    find_sft, shelf.asked_sft = stored(shelf.sft)
-    find_judge, shelf.asked = stored(shelf.judge)
-    monkeypatch.setattr(module, "sft_model", find_sft)
-    monkeypatch.setattr(module, "reward_model", find_judge)
-    monkeypatch.setattr(module.datasets, "training_prompts", lambda: QUESTIONS)
-
-    def progress(steps, total):
-        shelf.trained.append(total)
-        return steps
-
-    shelf.progress = progress
-    return shelf
-
-
-STORED = [
-    dict(), dict(value_start="zero"), dict(value_start="shared"), dict(normalised=False),
-    dict(estimator="rloo", group=2),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("changes", STORED, ids=str)
-def test_a_run_is_trained_once_and_found_again_bit_for_bit(shelf, changes):
-    config = replace(TINY, lr=0.01, **changes)
-    first, history = ppo_models(CORPUS, config, shelf.progress)
-    second, again = ppo_models(CORPUS, config, shelf.progress)
-    assert shelf.trained == [2] and again == history
-    by_hand = assemble(copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge), config)
-    rounds = list(ppo_steps(by_hand, QUESTIONS, config))
-    assert history["rounds"] == rounds and len(rounds) == 2 and history["seconds"] > 0
-    for found in (first, second):
-        assert same(weights(by_hand.policy), found.policy) and not same(weights(shelf.sft), found.policy)
-        if "estimator" in changes:
-            assert found.value_model is None
-        else:
-            assert same(weights(by_hand.value_model), found.value_model)
-            assert (found.value_model.body is found.policy) == ("shared" in changes.values())
-
-
-def test_a_stored_runs_reference_and_reward_model_are_those_before_it(shelf):
-    for _ in range(2):
-        found, _ = ppo_models(CORPUS, TINY)
-        assert same(weights(shelf.sft), found.reference) and same(weights(shelf.judge), found.reward_model)
-
-
-def test_a_stored_run_starts_from_and_is_scored_by_its_own_seeds_models(shelf):
-    for seed in (0, 3):
-        ppo_models(CORPUS, replace(TINY, iterations=1, seed=seed))
-    assert shelf.asked_sft == [(CORPUS, SFTConfig(seed=0)), (CORPUS, SFTConfig(seed=3))]
-    assert shelf.asked == [(CORPUS, RewardConfig(seed=0)), (CORPUS, RewardConfig(seed=3))]
-
-
-def test_another_config_corpus_prompt_pair_or_conversation_is_another_run(shelf, monkeypatch):
-    def trains(corpus=CORPUS, **changes):
-        before = len(shelf.trained)
-        ppo_models(corpus, replace(TINY, iterations=1, **changes), shelf.progress)
-        return len(shelf.trained) > before
-
-    assert trains() and not trains()
-    assert trains(seed=1) and trains(beta=0.1)
-    assert trains(corpus=replace(CORPUS, sha256="1" * 64))
-    for name, rows in (("training_prompts", ["Who?"]), ("preferences", [1]), ("conversations", [1])):
-        monkeypatch.setattr(module.datasets, name, lambda rows=rows: rows)
-        assert trains() and not trains()
-    for name in ("RewardConfig", "SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
-        assert trains() and not trains()
-
-
-def test_the_stored_policy_is_that_of_the_default_run(shelf, monkeypatch):
-    monkeypatch.setattr(module, "PPOConfig", lambda: TINY)
-    policy, history = ppo_model(CORPUS, shelf.progress)
-    found, again = ppo_models(CORPUS, TINY, shelf.progress)
-    assert shelf.trained == [2] and history == again and same(weights(found.policy), policy)

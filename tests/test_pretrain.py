@@ -6,20 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posttrain.data import corpus
 from posttrain.gpt import GPT, GPTConfig
+from posttrain.lab.pretraining_trials import ladder
 from posttrain.optim import POLAR_EXPRESS, Muon, adamw, orthogonalise
 from posttrain.pretrain import (
     PretrainConfig,
     build_optimizers,
-    ladder,
     learning_rate_scale,
     next_token_loss,
     pretrain,
     random_batch,
     validation_loss,
 )
-from posttrain.stages import base_model, encode_split
 
 TINY = PretrainConfig(GPTConfig(context=16, n_layer=1, n_head=1, width=16), steps=30, sequence_length=16, evaluations=3)
 
@@ -179,22 +177,3 @@ def test_training_stops_once_the_loss_is_low_enough():
     text = torch.arange(4000) % 13
     _, history = pretrain(replace(TINY, steps=300, evaluations=30), text, text[:500], stop_at=1.0)
     assert history["validation"][-1] <= 1.0 and history["step"][-1] < 300
-
-
-def test_base_model_is_trained_once_and_then_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
-    text = "".join(corpus.ALPHABET[i] for i in data(2000))
-    small = corpus.Corpus(text=text, source="test", sha256="0" * 64)
-    first, history = base_model(small, TINY)
-    calls = []
-    second, again = base_model(small, TINY, progress=lambda steps, total: calls.append(total) or steps)
-    assert calls == [] and again == history
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
-    base_model(small, replace(TINY, seed=1), progress=lambda steps, total: calls.append(total) or steps)
-    assert calls == [30]
-
-
-def test_encode_split_is_karpathys_nine_tenths():
-    text = "ab\n" * 1000
-    training, validation = encode_split(corpus.Corpus(text=text, source="test", sha256=""))
-    assert (len(training), len(validation)) == (2700, 300)

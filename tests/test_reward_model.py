@@ -3,27 +3,21 @@
 import copy
 import logging
 import math
-import types
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
 from tiny import (
-    CORPUS,
     END,
     LONG,
     PAD,
     TOKENIZER,
     close,
-    empty_shelf,
     judge,
     moved,
     normal,
     pair,
-    same,
     seeded,
-    stored,
     user,
     weights,
 )
@@ -34,7 +28,6 @@ from posttrain.chat import render_prompt
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.logprobs import pack
 from posttrain.preference_pairs import encode_pairs, encode_response, pack_pairs
-from posttrain.pretrain import PretrainConfig
 from posttrain.reward_model import (
     HEAD_STD,
     RewardConfig,
@@ -51,8 +44,6 @@ from posttrain.reward_model import (
     train_reward_model,
 )
 from posttrain.sampling import generate
-from posttrain.sft import SFTConfig
-from posttrain.stages import reward_model, starting_point
 
 PROMPTS = [[65, 3, 66], [65, 9, 9, 9, 9, 9, 66], [65, 66], [65, 7, 66]]
 RESPONSES = [[1, 2, 3, 4, 67], [67], [5, 6], [8, 20, 30, 67]]
@@ -503,24 +494,6 @@ def test_what_fills_the_context_is_scored_and_one_token_more_is_refused():
 # What a reward model starts from, and the answers that set its unit
 
 
-def test_a_start_is_the_seeds_sft_model_or_the_base_model_with_special_tokens(monkeypatch):
-    sft, base = moved(), GPT(GPTConfig(context=64, n_layer=1, n_head=1, width=16), seeded())
-    with torch.no_grad():
-        base.head.weight.normal_(generator=seeded(1))
-    monkeypatch.setattr(module, "sft_model", lambda *asked: (sft, {}) if asked == (CORPUS, SFTConfig(seed=3)) else None)
-    monkeypatch.setattr(module, "base_model", lambda corpus: (base, {}) if corpus is CORPUS else None)
-    assert starting_point(CORPUS, "sft", 3) is sft
-    grown, tokens = starting_point(CORPUS, "base", 3), torch.randint(65, (2, 9), generator=seeded())
-    assert grown.config == replace(base.config, vocab_size=69)
-    close(grown(tokens)[..., :65], base(tokens))
-
-
-@pytest.mark.parametrize("start", ["", "ppo", "SFT"])
-def test_another_start_is_refused_by_name(start):
-    with pytest.raises(ValueError, match=f"^{start!r} is no start for a reward model: use 'sft' or 'base'"):
-        starting_point(CORPUS, start, 0)
-
-
 def test_answers_are_drawn_in_chat_format_to_their_end_or_96_tokens_by_seed():
     model, questions = moved(config=LONG), ["Who?", "Where is the duke?", "Say", "Why so?"] * 4
     torch.manual_seed(1)
@@ -538,72 +511,3 @@ def test_an_answer_that_does_not_end_is_96_tokens_long():
     model = moved(config=LONG)
     model.register_forward_hook(lambda module, inputs, logits: logits - 1e9 * (torch.arange(69) == END))
     assert [len(answer) for answer in sample_answers(model, ["Who?", "Say"], 0)[1]] == [96, 96]
-
-
-# What is stored
-
-SHORT = RewardConfig(steps=3, batch_size=2, lr=0.01)
-
-
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """An empty stages folder, a tiny SFT model, few pairs and prompts, and how long who was trained."""
-    shelf = types.SimpleNamespace(trained=[], prompts=["Who?", "Say", "Why so?"])
-    shelf.sft = moved(dtype=torch.float32, config=LONG)
-    empty_shelf(monkeypatch, tmp_path)
-    find, shelf.asked = stored(shelf.sft)
-    monkeypatch.setattr(module, "sft_model", find)
-    monkeypatch.setattr(module, "PretrainConfig", lambda: PretrainConfig(replace(LONG, vocab_size=65)))
-    monkeypatch.setattr(module.datasets, "preferences", lambda: PAIRS)
-    monkeypatch.setattr(module.datasets, "training_prompts", lambda: shelf.prompts)
-
-    def progress(steps, total):
-        shelf.trained.append(total)
-        return steps
-
-    shelf.progress = progress
-    return shelf
-
-
-def test_the_stored_reward_model_is_trained_once_and_found_again_bit_for_bit(shelf):
-    first, history = reward_model(CORPUS, SHORT, shelf.progress)
-    second, again = reward_model(CORPUS, SHORT, shelf.progress)
-    assert shelf.trained == [3] and len(shelf.asked) == 1 and history == again
-    assert same(weights(first), second) and first.shift == second.shift != 0 and first.scale == second.scale != 1
-    by_hand, expected = train_reward_model(shelf.sft, PAIRS, SHORT)
-    assert same(weights(by_hand.body), first.body) and same(weights(by_hand.head), first.head)
-    assert history["train"] == expected["train"] and history["train_accuracy"] == expected["train_accuracy"]
-
-
-@pytest.mark.parametrize("seed", [0, 3])
-def test_stored_scores_have_mean_0_and_deviation_1_on_that_seeds_sft_answers(shelf, seed):
-    model, _ = reward_model(CORPUS, replace(SHORT, seed=seed))
-    assert shelf.asked == [(CORPUS, SFTConfig(seed=seed))]
-    scores = model(*pack(*sample_answers(shelf.sft, shelf.prompts, seed), PAD)).detach()
-    assert scores.mean().item() == pytest.approx(0, abs=1e-4) and scores.std().item() == pytest.approx(1, abs=1e-4)
-
-
-def test_another_config_corpus_pair_prompt_or_conversation_is_another_reward_model(shelf, monkeypatch):
-    def trains(corpus=CORPUS, config=SHORT):
-        before = len(shelf.trained)
-        reward_model(corpus, config, shelf.progress)
-        return len(shelf.trained) > before
-
-    assert trains() and not trains()
-    assert trains(config=replace(SHORT, seed=1)) and trains(corpus=replace(CORPUS, sha256="1" * 64))
-    shelf.prompts = ["Who?", "Say"]
-    assert trains() and not trains()
-    for name, rows in (("preferences", PAIRS[:2]), ("conversations", [1])):
-        monkeypatch.setattr(module.datasets, name, lambda rows=rows: rows)
-        assert trains() and not trains()
-    for name in ("SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
-        assert trains() and not trains()
-
-
-def test_unless_told_otherwise_the_stored_reward_model_is_the_default_configs(shelf, monkeypatch):
-    monkeypatch.setattr(module, "RewardConfig", lambda: SHORT)
-    reward_model(CORPUS, progress=shelf.progress)
-    reward_model(CORPUS, SHORT, shelf.progress)
-    assert shelf.trained == [3]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from posttrain import sft as module
 from posttrain.batches import add_gradients, epochs, turns
 from posttrain.chat import IGNORE, ask, collate, grow_vocabulary, render
-from posttrain.data import corpus, datasets
+from posttrain.data import datasets
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.pretrain import PretrainConfig, build_optimizers, next_token_loss, random_batch
 from posttrain.sft import (
@@ -27,7 +27,6 @@ from posttrain.sft import (
     sft_loss,
     sft_steps,
 )
-from posttrain.stages import sft_model
 from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -503,55 +502,3 @@ def test_conversation_loss_is_the_sft_loss_over_all_examples():
 def test_plain_sft_is_the_same_run_without_replay_and_shorter():
     assert plain_sft() == replace(SFTConfig(), steps=100, replay=0)
     assert plain_sft(steps=7, seed=3, mask=False) == replace(SFTConfig(), steps=7, replay=0, seed=3, mask=False)
-
-
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """An empty stages folder, a small base model, few conversations, and who was trained when."""
-    shelf = types.SimpleNamespace(folder=tmp_path, trained=[], shape=SHAPE, conversations=CONVERSATIONS)
-    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
-    monkeypatch.setattr(module, "PretrainConfig", lambda **changes: PretrainConfig(shelf.shape, **changes))
-    monkeypatch.setattr(module, "base_model", lambda corpus, **options: (GPT(shelf.shape, seeded()), {}))
-    monkeypatch.setattr(module.datasets, "conversations", lambda: shelf.conversations)
-
-    def progress(steps, total):
-        shelf.trained.append(total)
-        return steps
-
-    shelf.progress = progress
-    shelf.corpus = corpus.Corpus("".join(corpus.ALPHABET[i] for i in text()), source="test", sha256="0" * 64)
-    return shelf
-
-
-def test_the_model_is_trained_once_and_then_found(shelf):
-    first, history = sft_model(shelf.corpus, TINY, shelf.progress)
-    second, again = sft_model(shelf.corpus, TINY, shelf.progress)
-    assert shelf.trained == [TINY.steps] and again == history and history["step"] == [3, 6]
-    assert torch.equal(flat(first), flat(second)) and first.config == replace(SHAPE, vocab_size=69)
-    training = torch.tensor(TOKENIZER.encode(shelf.corpus.train))
-    expected, _ = sft(base(), CONVERSATIONS, training, TINY)
-    assert torch.equal(flat(first), flat(expected))
-    assert len(list(shelf.folder.glob("sft-*.json"))) == 1
-
-
-def test_another_config_base_corpus_or_conversation_is_another_stage(shelf):
-    def stages(corpus=shelf.corpus, config=TINY):
-        sft_model(corpus, config)
-        return len(list(shelf.folder.glob("sft-*.json")))
-
-    assert stages() == 1
-    assert stages(config=replace(TINY, seed=1)) == 2
-    assert stages(config=replace(TINY, mask=False)) == 3
-    assert stages(corpus=replace(shelf.corpus, sha256="1" * 64)) == 4
-    shelf.conversations = [*CONVERSATIONS[:-1], conversation("e", "What news, my lord?", "Some.")]
-    assert stages() == 5
-    shelf.conversations = CONVERSATIONS
-    shelf.shape = replace(SHAPE, n_layer=1)
-    assert stages() == 6
-
-
-def test_unless_told_otherwise_the_model_is_tuned_by_the_default_config(shelf, monkeypatch):
-    monkeypatch.setattr(module, "SFTConfig", lambda: TINY)
-    default, _ = sft_model(shelf.corpus, progress=shelf.progress)
-    sft_model(shelf.corpus, TINY, shelf.progress)
-    assert shelf.trained == [TINY.steps]

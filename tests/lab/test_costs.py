@@ -4,12 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from tiny import CORPUS, LONG, empty_shelf, judge, moved, stored
+from tiny import CORPUS, judge, moved, stored
 
 from posttrain.dpo import DPOConfig
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.lab import costs as module
-from posttrain.lab.costs import METHODS, WATCHED, begin, costs, measure, peak_memory
+from posttrain.lab.costs import METHODS, WATCHED, begin, cost_trial, measure, peak_memory
+from posttrain.lab.experiments import EXPERIMENTS
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
 from posttrain.reward_model import RewardConfig
@@ -75,26 +76,16 @@ def test_an_unknown_method_is_refused_by_name(models):
         begin(CORPUS, "GRPO")
 
 
-def test_each_method_has_a_process_of_its_own_and_the_result_is_stored(monkeypatch, tmp_path):
-    empty_shelf(monkeypatch, tmp_path)
-    ready, runs = [], []
+def test_what_is_measured_has_its_models_before_anything_is_timed(monkeypatch):
+    done = []
     for name in ("sft_model", "reward_model"):
-        monkeypatch.setattr(module, name, lambda corpus, name=name: ready.append(name) or (moved(config=LONG), {}))
+        monkeypatch.setattr(module, name, lambda corpus, name=name: done.append(name))
+    monkeypatch.setattr(module, "measure", lambda *given: done.append(given) or dict(steps=1))
+    assert cost_trial(CORPUS, "DPO", 0) == dict(steps=1)
+    assert done == ["sft_model", "reward_model", (CORPUS, "DPO")]
 
-    def run_alone(function, *job):
-        assert function is measure and ready == ["sft_model", "reward_model"]
-        runs.append(job)
-        return dict(seconds=float(len(runs)))
 
-    monkeypatch.setattr(module.workers, "run_alone", run_alone)
-    spent = costs(CORPUS)
-    assert spent == {name: dict(seconds=float(i)) for i, name in enumerate(METHODS, start=1)} == costs(CORPUS)
-    assert runs == [(CORPUS, name) for name in METHODS]
-    # Other data are other work
-    for name in ("preferences", "training_prompts", "conversations"):
-        fewer = getattr(module.datasets, name)()[:1]
-        monkeypatch.setattr(module.datasets, name, lambda fewer=fewer: fewer)
-        before = len(runs)
-        ready.clear()
-        costs(CORPUS)
-        assert len(runs) == before + len(METHODS)
+def test_every_method_is_measured_in_a_process_of_its_own_with_nothing_beside_it():
+    experiment = EXPERIMENTS["costs"]
+    assert experiment.trial is cost_trial and experiment.alone
+    assert tuple(experiment.settings) == METHODS

@@ -1,61 +1,95 @@
-"""The small world's stored runs: what is read is what was found, and each setting has its own."""
+"""The small world's trials: which run each setting is, and on which pairs."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny import empty_shelf, seeded
+from tiny import CORPUS, seeded
 
 from posttrain.lab import enumerable_trials as module
-from posttrain.lab.enumerable import World, build_world, dpo_run, draw_pairs, ppo_run
-from posttrain.lab.enumerable_trials import stored_dpo_run, stored_ppo_run
+from posttrain.lab.enumerable import (
+    WORDS,
+    build_world,
+    distribution,
+    dpo_rounds,
+    dpo_run,
+    draw_pairs,
+    ppo_run,
+)
+from posttrain.lab.enumerable_trials import WorldTrial, pairs_of, without_a, world_trial
+from posttrain.lab.patches import making
 
-WORLD, PAIRS = build_world(), draw_pairs(build_world(), 20, seeded(), exact=True)
+WORLD = build_world()
 SHORT = dict(iterations=2, batch_size=16)
-
-
-@pytest.fixture(autouse=True)
-def begun(monkeypatch, tmp_path):
-    """An empty shelf, and the list of the runs that were not found on it."""
-    empty_shelf(monkeypatch, tmp_path)
-    runs = []
-    for name, run in (("ppo_run", ppo_run), ("dpo_run", dpo_run)):
-        monkeypatch.setattr(module, name, lambda *given, run=run, **settings: runs.append(given) or run(*given, **settings))
-    return runs
+PPO, DPO = WorldTrial(ppo=SHORT), WorldTrial("dpo", pairs=20)
 
 
 def equal(one, other):
-    return torch.equal(one[0].logits, other[0].logits) and one[1] == other[1]
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_run_of_ppo_is_found_again_to_the_last_bit_with_its_history(begun):
-    found = [stored_ppo_run(WORLD, 0.5, 3, **SHORT) for _ in range(2)]
-    assert len(begun) == 1
-    for each in found:
-        assert equal(each, ppo_run(WORLD, 0.5, 3, **SHORT)) and each[0].logits.dtype == torch.float64
+def found(run):
+    """What a trial says of a run."""
+    policy, history = run
+    return dict(history=history, probabilities=distribution(policy).tolist())
 
 
-def test_a_run_of_dpo_is_found_again_to_the_last_bit_with_its_history(begun):
-    found = [stored_dpo_run(WORLD, 0.5, PAIRS, 3, steps=30) for _ in range(2)]
-    assert len(begun) == 1
-    for each in found:
-        assert equal(each, dpo_run(WORLD, 0.5, PAIRS, 3, steps=30))
+@pytest.mark.parametrize("beta", [0.5, 0.4])
+def test_a_run_of_ppo_is_that_of_its_beta_settings_and_seed(beta):
+    trial = replace(PPO, beta=beta)
+    assert world_trial(CORPUS, trial, 3) == found(ppo_run(WORLD, beta, 3, **SHORT))
+    in_loss = dict(SHORT, kl_in="loss", kl_estimator="k3")
+    expected = found(ppo_run(WORLD, beta, 3, **in_loss))
+    assert world_trial(CORPUS, replace(trial, ppo=in_loss), 3) == expected
+    assert expected != world_trial(CORPUS, trial, 3) != world_trial(CORPUS, trial, 4)
 
 
-def test_another_world_beta_seed_setting_or_pair_is_another_run(begun):
-    richer = World(WORLD.reference, WORLD.rewards + torch.eye(64, dtype=torch.float64)[0])
-    ppo_jobs = [(WORLD, 0.5, 0), (WORLD, 0.5, 1), (WORLD, 0.4, 0), (richer, 0.5, 0), (build_world(1), 0.5, 0)]
-    outcomes = [stored_ppo_run(*job, **SHORT) for job in ppo_jobs]
-    outcomes += [stored_ppo_run(WORLD, 0.5, 0, **SHORT, kl_in="loss", kl_estimator="k3")]
-    wrong, turned = PAIRS._replace(wrong=PAIRS.wrong / 2), PAIRS._replace(chosen=PAIRS.rejected, rejected=PAIRS.chosen)
-    dpo_jobs = [(WORLD, 0.5, PAIRS, 0), (WORLD, 0.4, PAIRS, 0), (richer, 0.5, wrong, 0), (WORLD, 0.5, wrong, 0), (WORLD, 0.5, turned, 0)]
-    outcomes += [stored_dpo_run(*job, steps=3) for job in dpo_jobs] + [stored_dpo_run(WORLD, 0.5, PAIRS, 0, steps=4)]
-    assert len(begun) == len(outcomes) == 12
-    assert not [(i, j) for i, one in enumerate(outcomes) for j in range(i) if equal(one, outcomes[j])]
+@pytest.mark.parametrize("method", ["dpo", "rounds"])
+def test_a_run_of_dpo_is_that_of_its_beta_pairs_and_seed(monkeypatch, method):
+    run, name = dict(dpo=(dpo_run, "dpo_run"), rounds=(dpo_rounds, "dpo_rounds"))[method]
+    asked = []
+
+    def short(world, beta, pairs, seed):
+        asked.append((beta, pairs, seed))
+        return run(world, beta, pairs, seed, steps=3)
+
+    monkeypatch.setattr(module, name, short)
+    trial = replace(DPO, method=method, beta=0.4)
+    expected = found(run(WORLD, 0.4, pairs_of(trial, 3), 3, steps=3))
+    assert world_trial(CORPUS, trial, 3) == expected
+    ((beta, pairs, seed),) = asked
+    assert (beta, seed) == (0.4, 3) and equal(pairs, pairs_of(trial, 3))
 
 
-def test_a_setting_that_cannot_work_is_refused_each_time_and_nothing_is_stored(tmp_path):
-    for _ in range(2):
-        with pytest.raises(ValueError, match="temperature 1"):
-            stored_ppo_run(WORLD, 0.5, 0, temperature=0.8)
-        with pytest.raises(ValueError, match="at least one pair"):
-            stored_dpo_run(WORLD, 0.5, PAIRS, 0, steps=0)
-    assert not list(tmp_path.glob("*.json"))
+@pytest.mark.parametrize("exact", [True, False])
+def test_pairs_are_drawn_by_the_trials_seed_known_or_labelled(exact):
+    drawn = pairs_of(replace(DPO, exact=exact), 3)
+    assert equal(drawn, draw_pairs(WORLD, 20, seeded(3), exact=exact))
+    assert not equal(drawn, pairs_of(replace(DPO, exact=exact), 4))
+    assert len(pairs_of(replace(DPO, pairs=7), 3).chosen) == 7
+
+
+def test_a_gap_leaves_out_the_words_that_begin_with_a():
+    kept = [WORDS[i][0] for i in without_a().nonzero().flatten().tolist()]
+    assert "a" not in kept and len(kept) == 48
+    pairs = pairs_of(WorldTrial("dpo", gap=True), 0)
+    assert without_a()[pairs.chosen].all() and without_a()[pairs.rejected].all()
+    plain = pairs_of(WorldTrial("dpo"), 0)
+    assert not without_a()[plain.chosen].all()
+
+
+def test_a_mistake_is_made_in_this_run_alone():
+    white = dict(SHORT, whiten_advantages=True)
+    right, slip = replace(PPO, ppo=white), "returns after whitening"
+    plain = world_trial(CORPUS, right, 0)
+    with making(slip):
+        expected = found(ppo_run(WORLD, 0.5, 0, **white))
+    assert world_trial(CORPUS, replace(right, mistake=slip), 0) == expected != plain
+    assert world_trial(CORPUS, right, 0) == plain
+
+
+def test_a_setting_that_cannot_work_is_refused():
+    with pytest.raises(ValueError, match="method is 'grpo': use 'ppo', 'dpo' or 'rounds'"):
+        WorldTrial("grpo")
+    with pytest.raises(ValueError, match="temperature 1"):
+        world_trial(CORPUS, WorldTrial(ppo=dict(temperature=0.8)), 0)

@@ -1,10 +1,10 @@
-"""LoRA's trials: what is trained and measured, what a run is found by, and the bytes that a step keeps."""
+"""LoRA's trials: what is trained and measured, and the bytes that a step keeps."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CONFIG, CORPUS, PAD, TOKENIZER, empty_shelf, same, seeded, weights
+from tiny import CONFIG, CORPUS, PAD, TOKENIZER, same, seeded, weights
 
 from posttrain.chat import collate, grow_vocabulary
 from posttrain.gpt import GPT
@@ -14,12 +14,13 @@ from posttrain.lab.lora_trials import (
     lora_model,
     lora_sft,
     lora_trial,
-    lora_trials,
     training_memory,
 )
 from posttrain.lora.adapters import LoRAConfig, adapter_state, adapters_of, adapters_off
 from posttrain.lora.nf4 import NF4Linear
+from posttrain.pretrain import validation_loss
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft_steps
+from posttrain.stages import encode_split
 
 TALKS = [
     dict(id=str(i), messages=[dict(role="user", content=question), dict(role="assistant", content=answer)])
@@ -92,49 +93,32 @@ def test_the_base_is_neither_changed_nor_trained():
         assert torch.equal(model(torch.arange(9)[None]), grow_vocabulary(base(), 69)(torch.arange(9)[None]))
 
 
-# What is stored, and the order
+# A trial
 
 
-@pytest.fixture
-def tried(monkeypatch, tmp_path):
-    empty_shelf(monkeypatch, tmp_path)
-    ran = []
-    monkeypatch.setattr(module.datasets, "heldout_conversations", lambda: TALKS[:1])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_trial_is_a_run_of_its_seed_with_a_card_per_evaluation(monkeypatch, seed):
+    judged, play = [], replace(CORPUS, text=CORPUS.text * 400)
     monkeypatch.setattr(module.datasets, "conversations", lambda: TALKS)
     monkeypatch.setattr(module, "base_model", lambda corpus: (base(), {}))
-    monkeypatch.setattr(module, "scorecard", lambda *arguments: ran.append(arguments) or dict(finished=0.5))
-    return ran
 
+    def card(*given):
+        judged.append(given)
+        return dict(finished=0.5)
 
-def test_a_trial_has_a_card_per_evaluation_and_runs_once_per_setting(monkeypatch, tried):
-    history = lora_trial(CORPUS, SMALL)
-    assert history["finished"] == [0.5, 0.5] and len(tried) == 2
-    known, seed = tried[0][1], tried[0][3]
-    assert known == {"I, sir.", "Ay", "No, no."} and seed == 3
-    assert lora_trial(CORPUS, SMALL) == history and len(tried) == 2
-    changes = [
-        replace(SMALL, quantized=True), replace(SMALL, sft=replace(SFT, seed=1)),
-        replace(SMALL, lora=replace(SMALL.lora, alpha=1.0)),
-    ]  # fmt: skip
-    for i, changed in enumerate(changes, start=2):
-        lora_trial(CORPUS, changed)
-        assert len(tried) == 2 * i
-    monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: ["Who?"])
-    lora_trial(CORPUS, SMALL)
-    assert len(tried) == 10
-
-
-def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch, tried):
-    found = []
-
-    def run_groups(function, groups, progress):
-        assert function is lora_trial and progress is len
-        return {name: [config.sft.seed for _, config in jobs] for name, jobs in groups.items()}
-
-    monkeypatch.setattr(module, "base_model", found.append)
-    monkeypatch.setattr(module.workers, "run_groups", run_groups)
-    settings = dict(b=SMALL, a=replace(SMALL, quantized=True))
-    assert lora_trials(CORPUS, settings, 3, len) == dict(b=[0, 1, 2], a=[0, 1, 2]) and found == [CORPUS]
+    monkeypatch.setattr(module, "sft_scorecard", card)
+    history = lora_trial(play, replace(SMALL, sft=replace(SFT, seed=9)), seed)
+    text, validation = encode_split(play)
+    own = replace(SMALL, sft=replace(SFT, seed=seed))
+    model, expected = lora_sft(base(), TALKS, text, own)
+    loss = validation_loss(base(), validation, windows=32)
+    for run in (history, expected):
+        assert len(run.pop("seconds")) == 2
+    assert history == expected | dict(finished=[0.5, 0.5], base_loss=loss)
+    assert same(weights(model), judged[-1][0]) and len(judged) == 2
+    for _, known, shown, drawn in judged:
+        assert known == {"I, sir.", "Ay", "No, no."} and drawn == seed
+        assert torch.equal(shown, validation)
 
 
 # Memory

@@ -12,6 +12,8 @@ from tiny import CORPUS, LONG, TOKENIZER, empty_shelf, judge, moved, pair, same
 from posttrain.data.synthetic_pairs import any_two, draw_pool, flip, pick_extremes, token_pairs
 from posttrain.dpo import dpo_steps
 from posttrain.evaluate import distinct_n
+from posttrain.keep import code
+from posttrain.keep.store import Stage
 from posttrain.lab import pairs_trials as module
 from posttrain.lab.pairs_trials import (
     PairsTrial,
@@ -20,15 +22,16 @@ from posttrain.lab.pairs_trials import (
     dpo_config,
     learn,
     pairs_trial,
-    pairs_trials,
     start_pool,
 )
 from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
 from posttrain.preference_pairs import encode_pairs
+from posttrain.reward_model import RewardConfig
+from posttrain.sft import SFTConfig
 
 PRACTICE = ["What now?", "Is it so?", "Where?", "Who goes there?"]
 WRITTEN = [pair("a", "Who?", "I am.", "You"), pair("b", "Where is he?", "At sea.", "At")]
-TRIAL = PairsTrial(steps=2, seed=3)
+TRIAL = PairsTrial(steps=2, seed=3)  # of the steps alone: a trial's seed is its run's
 
 
 @pytest.fixture
@@ -44,8 +47,19 @@ def tried(monkeypatch, tmp_path):
         tried.judged.append((copy.deepcopy(policy), seed))
         return dict(gold=[1.0, 1.0, 1.0, 4.0], answers=["a b", "a b c"])
 
-    monkeypatch.setattr(module, "sft_model", lambda *asked: (tried.sft, {}))
-    monkeypatch.setattr(module, "reward_model", lambda *asked: (tried.judge, {}))
+    tried.asked = []
+    monkeypatch.setattr(module, "models_of", lambda *asked: (tried.sft, tried.judge))
+    for name in ("sft_stage", "reward_stage"):
+
+        def find(*asked, name=name):
+            tried.asked.append((name, *asked))
+            return Stage(name, name, {}, {})
+
+        monkeypatch.setattr(module, name, find)
+    monkeypatch.setattr(module, "language_model", lambda stage: tried.sft)
+    monkeypatch.setattr(module, "scoring_model", lambda stage: tried.judge)
+    # What stands in the place of others is kept all the same
+    monkeypatch.setattr(code, "changed", lambda function: [])
     monkeypatch.setattr(module, "start_scorecard", lambda *asked: tried.started.append(asked) or dict(gold=[0.0, 1.0, 2.0, 3.0], answers=["x y z", "x y"]))
     monkeypatch.setattr(module, "scorecard", card)
     return tried
@@ -57,7 +71,7 @@ def pool_of(tried, seed=3, prompts=PRACTICE):
 
 def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
     before = copy.deepcopy(tried.sft)
-    history = pairs_trial(CORPUS, replace(TRIAL, rounds=3))
+    history = pairs_trial(CORPUS, replace(TRIAL, rounds=3, seed=9), 3)
     policy, words = copy.deepcopy(tried.sft), module.lexicon(CORPUS)
     for round_, noted in enumerate(history["rounds"]):
         pool = draw_pool(policy, tried.judge, PRACTICE, 4, words, 3 + 1000 * round_)
@@ -72,7 +86,7 @@ def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
 
 
 def test_cards_are_the_sft_models_and_one_a_round_won_against_it(tried):
-    history = pairs_trial(CORPUS, replace(TRIAL, rounds=2))
+    history = pairs_trial(CORPUS, replace(TRIAL, rounds=2), 3)
     first, *others = history["cards"]
     assert "win_rate" not in first and first["distinct"] == distinct_n(["x y z", "x y"], 2)
     assert [card["win_rate"] for card in others] == [2.5 / 4] * 2 and tried.started == [(CORPUS, 3)]
@@ -107,14 +121,14 @@ def test_imitation_is_of_the_best_or_of_the_control(tried, method):
     noted = learn(policy, pool, replace(TRIAL, method=method))
     choice = keep_best(pool, "reward") if method == "best" else keep_any(pool, 3)
     losses = list(imitate(by_hand, pool, choice, imitation(3)))
-    assert same(by_hand.state_dict(), policy) and noted == dict(pairs=4, loss=[losses[0].item(), losses[-1].item()])
+    assert same(by_hand.state_dict(), policy) and noted == dict(pairs=4, loss=[losses[0]["loss"], losses[-1]["loss"]])
 
 
 def test_a_setting_that_is_not_known_is_named(tried):
     with pytest.raises(ValueError, match="method is 'ppo': use 'dpo', 'best' or 'any'"):
         learn(tried.sft, pool_of(tried), replace(TRIAL, method="ppo"))
     with pytest.raises(ValueError, match="prompts is 'all': use 'practice' or 'pairs'"):
-        pairs_trial(CORPUS, replace(TRIAL, prompts="all"))
+        pairs_trial(CORPUS, replace(TRIAL, prompts="all"), 3)
 
 
 def test_the_first_answers_are_drawn_once_and_found_again_as_they_were(tried, monkeypatch):
@@ -126,17 +140,31 @@ def test_the_first_answers_are_drawn_once_and_found_again_as_they_were(tried, mo
         assert all(torch.equal(pool.scores[name], by_hand.scores[name]) for name in ("reward", "gold"))
 
 
-def test_a_trial_runs_once_and_again_where_anything_about_it_changes(tried):
-    for trial in (TRIAL, TRIAL, replace(TRIAL, seed=0), replace(TRIAL, prompts="pairs"), replace(TRIAL, written=True), replace(TRIAL, steps=1)):
-        pairs_trial(CORPUS, trial)
-    assert len(tried.judged) == 5
-    written = pairs_trial(CORPUS, replace(TRIAL, written=True))["rounds"][0]
-    assert written["pairs"] == 2 and "usable" not in written and len(tried.judged) == 5
+def test_the_first_answers_are_those_of_the_seeds_models(tried):
+    start_pool(CORPUS, PRACTICE, 3)
+    assert tried.asked == [
+        ("sft_stage", CORPUS, SFTConfig(seed=3)),
+        ("reward_stage", CORPUS, RewardConfig(seed=3)),
+    ]
 
 
-def test_trials_run_group_by_group_one_per_seed(monkeypatch):
-    monkeypatch.setattr(module, "base_model", lambda corpus: None)
-    monkeypatch.setattr(module.workers, "run_groups", lambda function, groups, progress: (function, groups))
-    function, groups = pairs_trials(CORPUS, dict(a=TRIAL, b=replace(TRIAL, judge="gold")), 2)
-    assert function is pairs_trial and [trial.seed for _, trial in groups["a"]] == [0, 1]
-    assert [trial.judge for _, trial in groups["b"]] == ["gold", "gold"]
+def test_trials_of_one_seed_share_their_first_answers(tried, monkeypatch):
+    drawn = []
+
+    def draw(*given):
+        drawn.append(given[2])
+        return draw_pool(*given)
+
+    monkeypatch.setattr(module, "draw_pool", draw)
+    for trial in (TRIAL, replace(TRIAL, judge="gold"), replace(TRIAL, steps=1)):
+        pairs_trial(CORPUS, trial, 3)
+    assert drawn == [PRACTICE]
+    pairs_trial(CORPUS, TRIAL, 0)
+    pairs_trial(CORPUS, replace(TRIAL, prompts="pairs"), 3)
+    assert drawn == [PRACTICE, PRACTICE, [row["prompt"] for row in WRITTEN]]
+
+
+def test_written_pairs_need_no_answers(tried, monkeypatch):
+    monkeypatch.setattr(module, "draw_pool", lambda *_: pytest.fail("drawn"))
+    (noted,) = pairs_trial(CORPUS, replace(TRIAL, written=True), 3)["rounds"]
+    assert noted["pairs"] == 2 and "usable" not in noted

@@ -1,4 +1,4 @@
-"""Reward models on trial: judged pairs, slips of labellers, and the order of the runs."""
+"""Reward models on trial: judged pairs, slips of labellers, and what a trial trains on."""
 
 import copy
 import random
@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CORPUS, empty_shelf, judge, moved, pair, stored
+from tiny import CORPUS, judge, moved, pair, stored
 
 from posttrain.lab import reward_trials as module
 from posttrain.lab.reward_trials import (
+    RewardTrial,
     accuracy,
     judge_pairs,
+    pairs_for,
     reward_trial,
-    reward_trials,
     some_pairs,
     with_flipped_labels,
 )
@@ -87,78 +88,42 @@ def test_a_flipped_pair_keeps_all_its_other_fields():
 
 
 @pytest.fixture
-def starts(monkeypatch, tmp_path):
-    """An empty stages folder, a tiny model to start from, three held-out pairs, and the starts that were asked for."""
-    empty_shelf(monkeypatch, tmp_path)
+def starts(monkeypatch):
+    """A tiny model to start from, few pairs, and the starts that were asked for."""
     find, asked = stored(moved(dtype=torch.float32))
-    monkeypatch.setattr(module, "starting_point", lambda *arguments: find(*arguments)[0])
-    monkeypatch.setattr(module.datasets, "heldout_preferences", lambda: HELDOUT)
+    monkeypatch.setattr(module, "starting_point", lambda *given: find(*given)[0])
+    rows = dict(
+        heldout_preferences=HELDOUT, preferences=PAIRS, narrow_preferences=PAIRS[::-1]
+    )  # fmt: skip
+    for name, some in rows.items():
+        monkeypatch.setattr(module.datasets, name, lambda some=some: some)
     return asked
 
 
-def test_a_trials_history_is_the_trainings_with_the_heldout_scores(starts):
-    history = reward_trial(CORPUS, TINY, "base", PAIRS)
-    model, expected = train_reward_model(moved(dtype=torch.float32), PAIRS, TINY)
-    assert starts == [(CORPUS, "base", TINY.seed)]
+TRIAL = RewardTrial(replace(TINY, seed=9), n=5)
+
+
+@pytest.mark.parametrize("start, seed", [("base", 0), ("sft", 3)])
+def test_a_trials_history_is_the_trainings_with_the_heldout_scores(starts, start, seed):
+    history = reward_trial(CORPUS, replace(TRIAL, start=start), seed)
+    config = replace(TINY, seed=seed)
+    model, expected = train_reward_model(moved(dtype=torch.float32), PAIRS, config)
+    assert starts == [(CORPUS, start, seed)]
     scores = judge_pairs(model, HELDOUT)
     assert history.pop("seconds") > 0 and expected.pop("seconds") > 0
     assert history == expected | scores | dict(heldout_accuracy=accuracy(scores))
 
 
-def test_a_trial_is_run_once_and_then_found_until_something_about_it_changes(starts, monkeypatch):
-    def trained(corpus=CORPUS, config=TINY, start="sft", pairs=PAIRS):
-        before = len(starts)
-        histories.append(reward_trial(corpus, config, start, pairs))
-        return len(starts) > before
-
-    histories = []
-    assert trained() and not trained() and histories[0] == histories[1]
-    assert trained(start="base") and trained(pairs=PAIRS[:4]) and trained(config=replace(TINY, seed=1))
-    assert trained(corpus=replace(CORPUS, sha256="1" * 64))
-    monkeypatch.setattr(module.datasets, "heldout_preferences", lambda: HELDOUT[:2])
-    assert trained() and len(histories[-1]["chosen"]) == 2
-    monkeypatch.setattr(module.datasets, "conversations", lambda: [1])
-    assert trained() and not trained()
-    for name in ("SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
-        assert trained() and not trained()
-
-
-def test_the_books_own_setting_is_not_trained_again_and_keeps_its_scores(starts, monkeypatch):
-    asked = []
-    monkeypatch.setattr(module, "reward_model", lambda *given: asked.append(given) or (judge(), dict(train=[0.5])))
-    monkeypatch.setattr(module.datasets, "preferences", lambda: PAIRS)
-    found = judge()
-    raw = {side: [score * 1.5 + 0.25 for score in scores] for side, scores in judge_pairs(found, HELDOUT).items()}
-    history = reward_trial(CORPUS, TINY, "sft", PAIRS)
-    for side in raw:
-        assert history[side] == pytest.approx(raw[side], abs=1e-9)
-    assert history["train"] == [0.5] and asked == [(CORPUS, TINY)]
-    # Any other start or pairs are trained
-    assert "seconds" in reward_trial(CORPUS, TINY, "base", PAIRS)
-    assert "seconds" in reward_trial(CORPUS, TINY, "sft", PAIRS[:4]) and len(asked) == 1
-
-
-def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch):
-    found = []
-
-    def run_all(function, jobs, progress):
-        assert function is reward_trial and found == [CORPUS]
-        return [(corpus.source, config, start, pairs) for corpus, config, start, pairs in progress(jobs, total=len(jobs))]
-
-    monkeypatch.setattr(module, "base_model", found.append)
-    monkeypatch.setattr(module.workers, "run_all", run_all)
-    other = replace(TINY, lr=0.02)
-    settings = {
-        "b": [(replace(TINY, seed=9), "sft", ["x"]), (other, "base", ["y"])],
-        "none": [],
-        "a": [(TINY, "sft", ["z"])],
-    }
-    histories = reward_trials(CORPUS, settings, progress=lambda done, total: list(done)[:total])
-    assert list(histories) == ["b", "none", "a"]
-    assert histories == {
-        "b": [("test", replace(TINY, seed=0), "sft", ["x"]), ("test", replace(other, seed=1), "base", ["y"])],
-        "none": [],
-        "a": [("test", replace(TINY, seed=0), "sft", ["z"])],
-    }
+def test_a_trial_trains_on_the_pairs_that_it_names(starts):
+    assert pairs_for(TRIAL, 1) == PAIRS
+    assert pairs_for(replace(TRIAL, pairs="narrow"), 1) == PAIRS[::-1]
+    some = some_pairs(PAIRS, 3, 1)
+    assert pairs_for(replace(TRIAL, n=3), 1) == some != pairs_for(replace(TRIAL, n=3), 2)
+    spoilt = pairs_for(replace(TRIAL, n=3, flipped=2), 1)
+    assert spoilt == with_flipped_labels(some, 2, 1) != some
+    with pytest.raises(ValueError, match="pairs is 'wide': use one of written, narrow"):
+        pairs_for(replace(TRIAL, pairs="wide"), 0)
+    # And these are what it learns from
+    config, trial = replace(TINY, seed=1), replace(TRIAL, n=3, flipped=2)
+    _, expected = train_reward_model(moved(dtype=torch.float32), spoilt, config)
+    assert reward_trial(CORPUS, trial, 1)["train"] == expected["train"]

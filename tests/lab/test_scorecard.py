@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import types
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +15,13 @@ from tiny import (
     empty_shelf,
     judge,
     moved,
-    stored,
     user,
 )
 
 from posttrain.chat import render_prompt
 from posttrain.evaluate import gold_score, words_of
+from posttrain.keep import code
+from posttrain.keep.store import Stage
 from posttrain.lab import scorecard as module
 from posttrain.lab.scorecard import judge_answers, lexicon, scorecard, start_scorecard
 from posttrain.logprobs import pack
@@ -145,53 +145,65 @@ def test_answers_are_judged_without_a_model():
     assert judge_answers(responses, torch.tensor([1.0, -2.0, 0.5, 2.5]), WORDS) == dict(
         answers=answers, scores=[1.0, -2.0, 0.5, 2.5], gold=gold, score=0.5,
         gold_score=pytest.approx(sum(gold) / 4), finished=1 / 4, different=3 / 4,
+        # Neighbours: ay my, my lord, ay sir; "no" twice among the seven words is none
+        distinct=1.0, non_words=2 / 7,
     )  # fmt: skip
 
 
 # Where every run starts from
 
 
-TALKS = [dict(id="a", messages=[user("Who?"), dict(role="assistant", content="I, sir.")]), dict(id="b", messages=[user("Say")])]
-WRITTEN = [dict(id=name, prompt="Who?", chosen="Ay, sir.", rejected=name) for name in ("a", "b")]
-
-
 @pytest.fixture
 def shelf(monkeypatch, tmp_path):
     """An empty stages folder, tiny models, who asked for them, and what the cards are about."""
-    shelf = types.SimpleNamespace(sft=moved(dtype=torch.float32, config=LONG), judge=judge(5, torch.float32, LONG), cards=[])
+    shelf = types.SimpleNamespace(
+        sft=moved(dtype=torch.float32, config=LONG),
+        judge=judge(5, torch.float32, LONG),
+        keys=dict(sft="1", reward="2"), asked=dict(sft=[], reward=[]), cards=[],
+    )  # fmt: skip
     empty_shelf(monkeypatch, tmp_path)
-    find_sft, shelf.asked_sft = stored(shelf.sft)
-    find_judge, shelf.asked_judge = stored(shelf.judge)
-    monkeypatch.setattr(module, "sft_model", find_sft)
-    monkeypatch.setattr(module, "reward_model", find_judge)
-    monkeypatch.setattr(module.datasets, "conversations", lambda: TALKS)
-    monkeypatch.setattr(module.datasets, "preferences", lambda: WRITTEN)
+    for name in shelf.asked:
+
+        def find(*arguments, name=name):
+            shelf.asked[name].append(arguments)
+            return Stage(name, shelf.keys[name], {}, {})
+
+        monkeypatch.setattr(module, f"{name}_stage", find)
 
     def noted(*arguments):
         shelf.cards.append(arguments)
         return scorecard(*arguments)
 
+    monkeypatch.setattr(module, "language_model", lambda _: copy.deepcopy(shelf.sft))
+    monkeypatch.setattr(module, "scoring_model", lambda _: copy.deepcopy(shelf.judge))
     monkeypatch.setattr(module, "scorecard", noted)
+    # What stands in the place of others is kept all the same
+    monkeypatch.setattr(code, "changed", lambda function: [])
     return shelf
 
 
 def test_the_sft_models_card_compares_it_with_itself_at_the_same_seed(shelf):
-    found = [start_scorecard(CORPUS, 3), start_scorecard(CORPUS, 3, 0.6), start_scorecard(CORPUS, 1)]
-    for card, (seed, temperature) in zip(found, [(3, 0.8), (3, 0.6), (1, 0.8)]):
+    wanted, found = [(3, 0.8), (3, 0.6), (1, 0.8)], []
+    for seed, temperature in wanted:
+        shelf.keys = dict(sft=f"sft {seed}", reward=f"reward {seed}")
+        found.append(start_scorecard(CORPUS, seed, temperature))
+    for card, (seed, temperature) in zip(found, wanted):
         sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
         assert card == scorecard(sft, sft, judged_by, lexicon(CORPUS), seed, temperature)
         assert card["kl"] == 0 < card["entropy"] and len(card["answers"]) == 6
-    assert shelf.asked_sft == [(CORPUS, SFTConfig(seed=seed)) for seed in (3, 3, 1)]
-    assert shelf.asked_judge == [(CORPUS, RewardConfig(seed=seed)) for seed in (3, 3, 1)]
+    assert shelf.asked == dict(
+        sft=[(CORPUS, SFTConfig(seed=seed)) for seed in (3, 3, 1)],
+        reward=[(CORPUS, RewardConfig(seed=seed)) for seed in (3, 3, 1)],
+    )
     assert [words for _, _, _, words, *_ in shelf.cards] == [lexicon(CORPUS)] * 3
 
 
 def test_the_sft_models_card_is_stored_once(shelf, tmp_path):
     first, again = start_scorecard(CORPUS, 3), start_scorecard(CORPUS, 3)
     assert first == again == start_scorecard(CORPUS, 3, 0.8)
-    assert len(shelf.cards) == len(shelf.asked_sft) == len(shelf.asked_judge) == 1
+    assert len(shelf.cards) == 1
     (path,) = tmp_path.glob("*.json")
-    assert path.name.startswith("start-scorecard-")
+    assert path.name.startswith("scorecard-")
     # Who writes into a card that was found does not write into the stored one
     again["round"] = 0
     assert start_scorecard(CORPUS, 3) == first
@@ -199,30 +211,32 @@ def test_the_sft_models_card_is_stored_once(shelf, tmp_path):
 
 def test_the_base_models_card_is_measured_against_the_sft_model(shelf, monkeypatch):
     base, asked = moved(7, config=LONG), []
-    monkeypatch.setattr(module, "starting_point", lambda *arguments: asked.append(arguments) or copy.deepcopy(base))
+    monkeypatch.setattr(
+        module, "starting_point", lambda *given: asked.append(given) or copy.deepcopy(base)
+    )
     card = start_scorecard(CORPUS, 3, 0.6, "base")
     sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
-    assert card == scorecard(base, sft, judged_by, lexicon(CORPUS), 3, 0.6) and card["kl"] > 0
-    assert asked == [(CORPUS, "base", 3)] and start_scorecard(CORPUS, 3, 0.6) != card
+    assert card == scorecard(base, sft, judged_by, lexicon(CORPUS), 3, 0.6)
+    assert card["kl"] > 0 and asked == [(CORPUS, "base", 3)]
+    assert start_scorecard(CORPUS, 3, 0.6) != card
 
 
-def test_another_seed_temperature_model_or_text_is_another_card(shelf, monkeypatch):
-    monkeypatch.setattr(module, "scorecard", lambda *arguments: shelf.cards.append(arguments) or dict(gold=[1.0]))
+def test_another_temperature_model_prompt_or_start_is_another_card(shelf, monkeypatch):
+    monkeypatch.setattr(
+        module, "scorecard", lambda *given: shelf.cards.append(given) or dict(gold=[1.0])
+    )
+    monkeypatch.setattr(module, "starting_point", lambda *_: copy.deepcopy(shelf.sft))
 
-    def judged(corpus=CORPUS, seed=0, temperature=0.8):
+    def judged(temperature=0.8, start="sft"):
         before = len(shelf.cards)
-        start_scorecard(corpus, seed, temperature)
+        start_scorecard(CORPUS, 0, temperature, start)
         return len(shelf.cards) > before
 
     assert judged() and not judged()
-    assert judged(seed=1) and judged(temperature=0.5) and judged(replace(CORPUS, sha256="1" * 64))
-    rows = dict(
-        heldout_prompts=["Who?"], training_prompts=["Who?"], preferences=WRITTEN[:1], conversations=TALKS[:1]
-    )  # fmt: skip
-    for name, fewer in rows.items():
-        monkeypatch.setattr(module.datasets, name, lambda fewer=fewer: fewer)
+    assert judged(temperature=0.5) and judged(start="base")
+    # Corpus, data and seed change the keys of the two models
+    for name in ("sft", "reward"):
+        shelf.keys = shelf.keys | {name: "3"}
         assert judged() and not judged()
-    for name in ("RewardConfig", "SFTConfig", "PretrainConfig"):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda plain=plain, **changes: replace(plain(**changes), steps=7))
-        assert judged() and not judged()
+    monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: ["Who?"])
+    assert judged() and not judged()

@@ -9,20 +9,25 @@ import torch
 
 from posttrain.chat import ask
 from posttrain.data import standin
+from posttrain.data.corpus import Corpus
 from posttrain.data.datasets import conversations, heldout_conversations, heldout_prompts
 from posttrain.evaluate import answered, interval
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.lab import sft_trials
 from posttrain.lab.sft_trials import (
+    SFTTrial,
     answers_of,
+    conversations_for,
     found_conversations,
-    scorecard,
+    sft_scorecard,
+    sft_trial,
     subset,
     with_questions_swapped,
 )
 from posttrain.pretrain import validation_loss
-from posttrain.sft import SFTConfig, conversation_loss, encode_conversations
+from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft
 from posttrain.show import nats, shares
+from posttrain.stages import encode_split
 from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -203,7 +208,7 @@ LOSSES = ["conversation_loss", "swapped_loss", "shakespeare_loss"]
 
 
 def test_a_model_that_knows_nothing_has_shares_in_0_to_1_and_losses_of_log_69():
-    card = scorecard(tiny(), set(), VALIDATION, seed=0)
+    card = sft_scorecard(tiny(), set(), VALIDATION, seed=0)
     assert list(card) == SHARES + LOSSES
     assert all(0 <= card[name] <= 1 and (card[name] * 64).is_integer() for name in SHARES)
     assert [card[name] for name in LOSSES] == pytest.approx([math.log(69)] * 3, abs=1e-5)
@@ -212,17 +217,17 @@ def test_a_model_that_knows_nothing_has_shares_in_0_to_1_and_losses_of_log_69():
 
 def test_a_scorecard_depends_on_model_and_seed_alone_and_says_what_was_measured():
     model, heldout = tiny(seed=1), heldout_conversations()
-    card = scorecard(model, set(), VALIDATION, seed=3, windows=2)
+    card = sft_scorecard(model, set(), VALIDATION, seed=3, windows=2)
     torch.manual_seed(9)
-    assert scorecard(model, set(), VALIDATION, seed=3, windows=2) == card
+    assert sft_scorecard(model, set(), VALIDATION, seed=3, windows=2) == card
     answers = ask(model, heldout_prompts(), generator=torch.Generator().manual_seed(3))
     assert card["in_format"] == sum(map(answered, answers)) / 64
     own, swapped = (encode_conversations(rows, TOKENIZER, 256) for rows in (heldout, with_questions_swapped(heldout)))
     assert card["conversation_loss"] == conversation_loss(model, own, TOKENIZER.pad)
     assert card["swapped_loss"] == conversation_loss(model, swapped, TOKENIZER.pad) != card["conversation_loss"]
     assert card["shakespeare_loss"] == validation_loss(model, VALIDATION, windows=2)
-    assert card["shakespeare_loss"] != scorecard(model, set(), VALIDATION, seed=4)["shakespeare_loss"]
-    assert len({scorecard(model, set(), VALIDATION, seed=seed, windows=1)["in_format"] for seed in range(4)}) > 1
+    assert card["shakespeare_loss"] != sft_scorecard(model, set(), VALIDATION, seed=4)["shakespeare_loss"]
+    assert len({sft_scorecard(model, set(), VALIDATION, seed=seed, windows=1)["in_format"] for seed in range(4)}) > 1
 
 
 def reciting(text):
@@ -249,86 +254,62 @@ def reciting(text):
     ],
 )
 def test_a_model_that_recites_is_known_by_its_shares(text, known, expected):
-    card = scorecard(reciting(text), known, VALIDATION, seed=0)
+    card = sft_scorecard(reciting(text), known, VALIDATION, seed=0)
     assert [card[name] for name in SHARES] == expected
 
 
-def test_each_setting_gets_its_runs_back_in_order_with_seeds_counted_from_0(monkeypatch):
-    trained = []
+@pytest.fixture
+def play_of_letters(monkeypatch):
+    """A corpus of many windows, an untrained base model, and cards that say who asked."""
+    corpus = Corpus("".join(TOKENIZER.decode(VALIDATION)) * 30, "test", "0" * 64)
+    base = GPT(GPTConfig(context=256, n_layer=1, n_head=1, width=16))
+    monkeypatch.setattr(sft_trials, "base_model", lambda corpus: (base, {}))
 
-    def run_all(function, jobs, progress):
-        assert function is sft_trials.sft_trial and trained == ["corpus"]
-        return [dict(corpus=corpus, seed=config.seed, steps=config.steps, rows=rows) for corpus, config, rows in jobs]
+    def card(model, known, validation, seed):
+        return dict(n=len(known), seed=seed, shown=len(validation))
 
-    monkeypatch.setattr(sft_trials, "base_model", trained.append)
-    monkeypatch.setattr(sft_trials.workers, "run_all", run_all)
-    settings = {
-        "a": [(SFTConfig(steps=5, seed=9), ["x"]), (SFTConfig(steps=6), ["y"])],
-        "none": [],
-        "b": [(SFTConfig(steps=7), ["z"])],
-    }
-    histories = sft_trials.sft_trials("corpus", settings)
-    assert histories == {
-        "a": [dict(corpus="corpus", seed=i, steps=5 + i, rows=[rows]) for i, rows in enumerate("xy")],
-        "none": [],
-        "b": [dict(corpus="corpus", seed=0, steps=7, rows=["z"])],
-    }
+    monkeypatch.setattr(sft_trials, "sft_scorecard", card)
+    return corpus
 
 
-def test_a_trials_history_has_its_scorecard_at_every_evaluation_and_is_stored(monkeypatch, tmp_path):
-    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
-    bases = []
-
-    def base_model(corpus):
-        bases.append(corpus)
-        return GPT(GPTConfig(context=256, n_layer=1, n_head=1, width=16)), {}
-
-    monkeypatch.setattr(sft_trials, "base_model", base_model)
-    monkeypatch.setattr(sft_trials, "scorecard", lambda model, known, validation, seed: dict(n=len(known), seed=seed))
-    text = "".join(TOKENIZER.decode(VALIDATION))
-    corpus = sft_trials.Corpus(text=text, source="test", sha256="0")
-    config = SFTConfig(steps=4, evaluations=2, seed=3)
-    histories = [sft_trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
-    assert histories[0] == histories[1] and len(bases) == 1
-    assert histories[0]["step"] == [2, 4] and histories[0]["seed"] == [3, 3]
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_trials_history_has_its_scorecard_at_every_evaluation(play_of_letters, seed):
+    config, corpus = SFTConfig(steps=4, evaluations=2, seed=9), play_of_letters
+    history = sft_trial(corpus, SFTTrial(config), seed)
+    text, validation = encode_split(corpus)
+    base, _ = sft_trials.base_model(corpus)
+    _, expected = sft(base, conversations(), text, replace(config, seed=seed))
+    assert history["step"] == [2, 4] and history["train"] == expected["train"]
+    assert history["seed"] == [seed, seed] and history["shown"] == [len(validation)] * 2
     # What is learned is measured after the step, so it goes on falling
-    assert len(histories[0]["learned"]) == 2 and histories[0]["learned"][1] < histories[0]["learned"][0] < math.log(69) + 1
-    assert histories[0]["n"] == [len(answers_of(conversations()))] * 2
-    sft_trials.sft_trial(corpus, config, conversations()[:8])
-    assert len(bases) == 2
+    first, last = history["learned"]
+    assert last < first < math.log(69) + 1
+    assert history["n"] == [len(answers_of(conversations()))] * 2
+    loss = validation_loss(base, validation, windows=32)
+    assert history["base_loss"] == loss == pytest.approx(math.log(65), abs=1e-5)
 
 
-def test_the_books_own_setting_is_not_trained_again_and_judged_at_its_end(monkeypatch, tmp_path):
-    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
-    model, asked, judged = tiny(), [], []
-    history = dict(step=[2, 4], train=[0.5, 0.25], shakespeare_loss=[1.5, 1.75])
-    monkeypatch.setattr(sft_trials, "sft_model", lambda *given: asked.append(given) or (model, dict(history)))
-    monkeypatch.setattr(sft_trials, "base_model", None)
-    monkeypatch.setattr(sft_trials, "scorecard", lambda *given: judged.append(given) or dict(finished=0.75, shakespeare_loss=1.75))
-    corpus = sft_trials.Corpus(text="To be", source="test", sha256="0")
-    config = SFTConfig(seed=3)
-    found = [sft_trials.sft_trial(corpus, config, conversations()) for _ in range(2)]
-    own = encode_conversations(conversations(), TOKENIZER, model.config.context)
-    learned = conversation_loss(model, own, TOKENIZER.pad)
-    assert found == [history | dict(finished=[0.75], learned=[learned])] * 2 and asked == [(corpus, config)]
-    ((by, known, _, seed),) = judged
-    assert by is model and known == answers_of(conversations()) and seed == 3
-    # Any other setting is trained
-    for other in (replace(config, replay=0), replace(config, steps=7)):
-        with pytest.raises(TypeError):
-            sft_trials.sft_trial(corpus, other, conversations())
-    with pytest.raises(TypeError):
-        sft_trials.sft_trial(corpus, config, conversations()[:8])
+def test_a_trial_trains_on_the_books_conversations_some_of_them_or_found_ones():
+    corpus = Corpus(PLAY * 3, "test", "0" * 64)
+    assert conversations_for(corpus, SFTTrial(), 1) == conversations()
+    some = SFTTrial(courteous=3, blunt=2)
+    assert conversations_for(corpus, some, 1) == subset(conversations(), 3, 2, 1)
+    assert conversations_for(corpus, some, 1) != conversations_for(corpus, some, 2)
+    found = conversations_for(corpus, SFTTrial(found=4), 1)
+    assert found == found_conversations(corpus.train, 4) and len(found) == 4
 
 
-def test_other_heldout_questions_are_another_trial(monkeypatch, tmp_path):
-    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
-    trained = []
-    monkeypatch.setattr(sft_trials, "base_model", lambda corpus: (None, None))
-    monkeypatch.setattr(sft_trials, "sft", lambda *arguments: (None, dict(run=trained.append(1))))
-    corpus = sft_trials.Corpus(text="To be", source="test", sha256="0")
-    sft_trials.sft_trial(corpus, SFTConfig(), [])
-    monkeypatch.setattr(sft_trials.datasets, "heldout_prompts", lambda: ["Who?"])
-    monkeypatch.setattr(sft_trials.datasets, "heldout_conversations", lambda: conversations()[:3])
-    sft_trials.sft_trial(corpus, SFTConfig(), [])
-    assert len(trained) == 2
+def test_a_trial_learns_and_knows_what_it_trains_on(play_of_letters, monkeypatch):
+    asked, rows = [], conversations()[:8]
+    monkeypatch.setattr(
+        sft_trials, "conversations_for", lambda *given: asked.append(given) or rows
+    )
+    trial = SFTTrial(SFTConfig(steps=2, evaluations=1), courteous=4, blunt=4)
+    history = sft_trial(play_of_letters, trial, 2)
+    assert asked == [(play_of_letters, trial, 2)] and history["n"] == [len(answers_of(rows))]
+    text, _ = encode_split(play_of_letters)
+    base, _ = sft_trials.base_model(play_of_letters)
+    model, expected = sft(base, rows, text, replace(trial.config, seed=2))
+    own = encode_conversations(rows, TOKENIZER, 256)
+    assert history["train"] == expected["train"]
+    assert history["learned"] == [conversation_loss(model, own, TOKENIZER.pad)]
