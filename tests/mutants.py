@@ -188,8 +188,8 @@ MUTANTS = (
     ),
     Mutant(
         "SFT 2", "each micro-batch divided by its own count", "sft.py",
-        "loss = sft_loss(model(some_tokens), some_labels, n_graded)",
-        "loss = sft_loss(model(some_tokens), some_labels)",
+        "loss = sft_loss(model(tokens), labels, n_graded)",
+        "loss = sft_loss(model(tokens), labels)",
         "test_sft.py::test_gradients_added_up_in_parts_are_those_of_one_pass_over_all",
     ),
     # SFT 3: padding
@@ -260,12 +260,12 @@ MUTANTS = (
     ),
     Mutant(
         "Reward model 2", "the rate stays at its peak", "reward_model.py",
-        "set_rates(optimizer.param_groups, [config.lr], 1 - step / config.steps)",
-        "set_rates(optimizer.param_groups, [config.lr], 1.0)",
+        "Descent([optimizer], linear_fall(config.steps))",
+        "Descent([optimizer], lambda step: 1.0)",
         "test_reward_model.py::test_the_rate_falls_in_a_straight_line_to_zero_without_weight_decay",
     ),
     Mutant(
-        "Reward model 2", "gradients add up from step to step", "reward_model.py",
+        "Reward model 2", "gradients add up from step to step", "optim.py",
         "optimizer.zero_grad(set_to_none=True)",
         "pass",
         "test_reward_model.py::test_every_step_is_one_of_adamws_down_the_gradient_of_its_own_batch_alone",
@@ -331,8 +331,8 @@ MUTANTS = (
     ),
     Mutant(
         "Rollouts 2", "the reference is asked at temperature 1", "ppo.py",
-        "reference_logprobs = token_logprobs(logits, tokens, config.temperature) * actions",
-        "reference_logprobs = token_logprobs(logits, tokens) * actions",
+        "said = [token_logprobs(models.reference(t), t, config.temperature) for t in pieces]",
+        "said = [token_logprobs(models.reference(t), t) for t in pieces]",
         "test_ppo.py::test_a_rollouts_logprobs_are_those_of_one_forward_pass_per_row",
     ),
     Mutant(
@@ -370,8 +370,8 @@ MUTANTS = (
     # Rollouts 5: values before their tokens
     Mutant(
         "Rollouts 5", "the rollout's values have read their tokens", "ppo.py",
-        "values = models.value_model(tokens)[:, :-1] * actions",
-        "values = models.value_model(tokens)[:, 1:] * actions",
+        "torch.cat([models.value_model(t)[:, :-1] for t in pieces])",
+        "torch.cat([models.value_model(t)[:, 1:] for t in pieces])",
         "test_ppo.py::test_a_value_is_read_before_its_token_is_known",
     ),
     Mutant(
@@ -504,8 +504,8 @@ MUTANTS = (
     ),
     Mutant(
         "PPO 7", "the KL counts prompt and padding", "ppo.py",
-        "token_logprobs(logits, tokens, config.temperature) * actions",
-        "token_logprobs(logits, tokens, config.temperature)",
+        "reference_logprobs = torch.cat(said) * actions",
+        "reference_logprobs = torch.cat(said)",
         "test_ppo.py::test_before_any_update_the_kl_to_the_reference_is_zero",
     ),
     # PPO 8: the controller
@@ -523,8 +523,8 @@ MUTANTS = (
     ),
     Mutant(
         "PPO 8", "the KL per token steers beta", "ppo.py",
-        "kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1).mean().item()",
-        "kl = (rollout.logprobs - rollout.reference_logprobs).mean().item()",
+        "kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1)",
+        "kl = (rollout.logprobs - rollout.reference_logprobs).mean(-1)",
         "test_ppo.py::test_what_is_yielded_are_the_means_over_the_rollout",
     ),
     # PPO 9: value model, optimiser, order
@@ -542,8 +542,8 @@ MUTANTS = (
     ),
     Mutant(
         "PPO 9", "the rate stays at its peak", "ppo.py",
-        "set_rates(optimizer.param_groups, peaks, 1 - iteration / config.iterations)",
-        "set_rates(optimizer.param_groups, peaks, 1.0)",
+        "linear_fall(config.iterations)",
+        "lambda step: 1.0",
         "test_ppo.py::test_the_rates_fall_in_a_straight_line_to_zero",
     ),
     Mutant(
@@ -620,14 +620,14 @@ MUTANTS = (
     ),
     Mutant(
         "DPO 5", "the policy is its own reference", "dpo.py",
-        "known = pair_logprobs(reference, pairs, pad)",
-        "known = pair_logprobs(policy, pairs, pad)",
+        "batches = dpo_batches(reference, pairs, config, CharTokenizer().pad, conversations)",
+        "batches = dpo_batches(policy, pairs, config, CharTokenizer().pad, conversations)",
         "test_dpo.py::test_only_the_policy_changes_and_the_reference_is_asked_once",
     ),
     Mutant(
         "DPO 5", "the reference's numbers of other pairs", "dpo.py",
-        "known[:, rows]",
-        "known[:, : len(rows)]",
+        "torch.stack([known[i] for i in rows], dim=1)",
+        "torch.stack([known[rows[0]] for i in rows], dim=1)",
         "test_dpo.py::test_each_step_is_the_optimisers_with_the_reference_asked_anew",
     ),
     # DPO 6: what must change nothing
@@ -737,8 +737,8 @@ MUTANTS = (
     ),
     Mutant(
         "Tutorials 7", "returns from whitened advantages", "ppo.py",
-        "if config.returns_after_whitening:",
-        "if config.whiten_advantages:",
+        "rewards, rollout.values, actions, config.gamma, config.gae_lambda",
+        "whiten(rewards, actions), rollout.values, actions, config.gamma, config.gae_lambda",
         "test_ppo.py::test_estimated_advantages_are_gae_and_returns_come_before_whitening",
     ),
     Mutant(
@@ -895,27 +895,27 @@ MUTANTS = (
     ),
     Mutant(
         "Real model 6", "the old log-probabilities are nearly those of the pass", "real/training.py",
-        "logprobs, reference_logprobs = asked(models.policy), asked(models.reference)",
-        "logprobs, reference_logprobs = 1.01 * asked(models.policy), asked(models.reference)",
+        "logprobs = torch.cat(pieces) * mask[:, 1:]",
+        "logprobs = 1.01 * torch.cat(pieces) * mask[:, 1:]",
         "real/test_training.py::test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_the_frozen_models_alone",
     ),
     Mutant(
         "Real model 7", "a run taken up begins with the first batch again", "real/training.py",
-        "return islice(batches, first, config.steps)",
-        "return islice(batches, 0, config.steps - first)",
+        "islice(enumerate(batches), first, config.steps)",
+        "islice(enumerate(batches), 0, config.steps - first)",
         "real/test_training.py::test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit",
     ),
     # Processes 1: the denominator
     Mutant(
-        "Processes 1", "each process divides by its own graded tokens", "scale/distributed.py",
-        "n_graded = total(n_graded) if whole_batch else max(n_graded, 1) * dist.get_world_size()",
-        "n_graded = max(n_graded, 1) * dist.get_world_size()",
+        "Processes 1", "each process divides by its own graded tokens", "sft.py",
+        "return sum(count_graded(torch.tensor([labels])) for _, labels in examples)",
+        "return sum(count_graded(torch.tensor([labels])) for _, labels in examples[crew.rank :: crew.size]) * crew.size",
         "scale/test_distributed.py::test_gradients_are_those_of_one_process_over_the_whole_batch",
     ),
     Mutant(
-        "Processes 1", "the loss is not multiplied by N", "scale/distributed.py",
-        "(dist.get_world_size() * part.weight * loss).backward()",
-        "(part.weight * loss).backward()",
+        "Processes 1", "the loss is not multiplied by N", "batches.py",
+        "(crew.size * loss).backward()",
+        "loss.backward()",
         "scale/test_distributed.py::test_dpo_ends_with_the_weights_of_one_process",
     ),
     # Processes 2: rows
@@ -927,16 +927,16 @@ MUTANTS = (
     ),
     # Processes 3: uneven batches
     Mutant(
-        "Processes 3", "a process without a row reads another's, graded", "scale/distributed.py",
-        "labels = labels if own else torch.full_like(labels, IGNORE)",
+        "Processes 3", "a process without a row reads another's, graded", "sft.py",
+        "labels = labels if share else torch.full_like(labels, IGNORE)",
         "labels = labels",
         "scale/test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
     ),
     # Processes 4: accumulation
     Mutant(
-        "Processes 4", "every part but the last talks", "scale/distributed.py",
-        "with synchronised(shared, last=part is parts[-1]):",
-        "with synchronised(shared, last=part is not parts[-1]):",
+        "Processes 4", "every part but the last talks", "batches.py",
+        "with crew.turn(model, last=part is parts[-1]):",
+        "with crew.turn(model, last=part is not parts[-1]):",
         "scale/test_distributed.py::test_sft_ends_with_the_weights_of_one_process",
     ),
     # Processes 5: random numbers
