@@ -1,4 +1,6 @@
-"""What the processes of a group do in the tests: `launch` imports these functions in each of them."""
+"""What the processes of a group do in the tests: `launch` imports these functions in
+each of them.
+"""
 
 import copy
 import os
@@ -16,7 +18,9 @@ from posttrain.sft import conversation_parts
 
 
 def ring_sums(sizes):
-    """By size: this process's numbers, and what our all-reduce and PyTorch's make of them."""
+    """By size: this process's numbers, and what our all-reduce and PyTorch's make of
+    them.
+    """
     found = {}
     for size in sizes:
         x = torch.randn(size, 3, generator=seeded(dist.get_rank()), dtype=torch.float64)
@@ -30,7 +34,9 @@ def ring_sums(sizes):
 def count_bytes(size):
     """The numbers that this process sends in one all-reduce of `size` numbers."""
     sent, plain = [], dist.isend
-    ring.dist.isend = lambda tensor, to: sent.append(tensor.numel()) or plain(tensor, to)
+    ring.dist.isend = lambda tensor, to: (
+        sent.append(tensor.numel()) or plain(tensor, to)
+    )
     try:
         ring.ring_all_reduce(torch.ones(size))
     finally:
@@ -45,11 +51,17 @@ def dealt(n):
 
 
 def sft_runs(examples, text, configs, settings):
-    """By setting's name: every step's losses, and the whole weights at the end; in float64."""
+    """By setting's name: every step's losses, and the whole weights at the end; in
+    float64.
+    """
     found = {}
     for name, (config, options) in settings.items():
         model = moved(config=CONFIG)
-        losses = list(distributed.distributed_sft(model, examples, text, configs[config], PAD, **options))
+        losses = list(
+            distributed.distributed_sft(
+                model, examples, text, configs[config], PAD, **options
+            )
+        )
         found[name] = losses, distributed.whole_weights(model)
     return found
 
@@ -60,10 +72,15 @@ def dpo_runs(pairs, talks, configs, settings):
     for name, (config, options) in settings.items():
         policy, reference = moved(1), moved(0)
         before = weights(reference)
-        run = distributed.distributed_dpo(policy, reference, pairs, configs[config], talks, **options)
+        run = distributed.distributed_dpo(
+            policy, reference, pairs, configs[config], talks, **options
+        )
         losses = list(run)
         found[name] = losses, distributed.whole_weights(policy)
-        assert all(torch.equal(before[key], value) for key, value in reference.state_dict().items())
+        assert all(
+            torch.equal(before[key], value)
+            for key, value in reference.state_dict().items()
+        )
     return found
 
 
@@ -74,7 +91,9 @@ def wrong_gradients(examples, size, engine):
 
 
 def gradients(examples, size, engine):
-    """The gradient of one batch's SFT loss, as this process has it after the backward passes."""
+    """The gradient of one batch's SFT loss, as this process has it after the backward
+    passes.
+    """
     model, crew = moved(), distributed.Together(engine)
     shared = distributed.share_model(model, engine)
     add_gradients(shared, conversation_parts(examples, size, PAD, crew), crew)
@@ -100,11 +119,17 @@ def saved(folder, engine):
 
 
 def slices():
-    """How many numbers of a sharded model, and of its optimiser's state, this process holds."""
+    """How many numbers of a sharded model, and of its optimiser's state, this process
+    holds.
+    """
     model, text = moved(), torch.zeros(0)
     config = distributed.SFTConfig(steps=1, replay=0)
     examples = [([1, 2, 3], [IGNORE, 2, 3])] * 4
-    list(distributed.distributed_sft(model, examples, text, config, PAD, engine="fsdp", muon=False))
+    list(
+        distributed.distributed_sft(
+            model, examples, text, config, PAD, engine="fsdp", muon=False
+        )
+    )
     return sum(parameter.to_local().numel() for parameter in model.parameters())
 
 
@@ -115,7 +140,9 @@ def broken_loss(engine):
         with torch.no_grad():
             model.head.weight.fill_(float("nan"))
     examples = [([1, 2, 3], [IGNORE, 2, 3]), ([1, 2, 3, 4], [IGNORE, 2, 3, 4])] * 2
-    run = distributed.distributed_sft(model, examples, torch.zeros(0), config, PAD, engine=engine)
+    run = distributed.distributed_sft(
+        model, examples, torch.zeros(0), config, PAD, engine=engine
+    )
     try:
         next(run)
     except ValueError as error:
@@ -149,4 +176,7 @@ def stay_away():
 
 def everything(jobs):
     """Several of the above in one group: starting one takes seconds."""
-    return {name: globals()[function](*copy.deepcopy(arguments)) for name, (function, arguments) in jobs.items()}
+    return {
+        name: globals()[function](*copy.deepcopy(arguments))
+        for name, (function, arguments) in jobs.items()
+    }

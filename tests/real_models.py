@@ -15,7 +15,9 @@ CONVERSATIONS, PAIRS = datasets.conversations()[:10], datasets.preferences()[:8]
 
 @functools.cache
 def folder(kind="llama", chat=True):
-    """A folder with a tiny model and its tokenizer, the same for all tests of a process."""
+    """A folder with a tiny model and its tokenizer, the same for all tests of a
+    process.
+    """
     texts = [message["content"] for row in CONVERSATIONS for message in row["messages"]]
     return str(make_tiny(tempfile.mkdtemp(), texts, kind, chat))
 

@@ -25,9 +25,15 @@ PROMPTS = ["Who?", "Where is the duke?", "Say"]
 def test_n_answers_to_each_prompt_stand_in_its_row_with_their_scores():
     policy, reward_model = moved(config=LONG), judge(config=LONG)
     answers, scores = draw_answers(policy, reward_model, PROMPTS, 4, seed=1)
-    assert [len(row) for row in answers] == [4, 4, 4] and scores.shape == (3, 4) and not scores.requires_grad
+    assert (
+        [len(row) for row in answers] == [4, 4, 4]
+        and scores.shape == (3, 4)
+        and not scores.requires_grad
+    )
     flat = sample_answers(policy, [text for text in PROMPTS for _ in range(4)], 1)[1]
-    assert [answer for row in answers for answer in row] == flat and len(set(map(tuple, flat))) > 3
+    assert [answer for row in answers for answer in row] == flat and len(
+        set(map(tuple, flat))
+    ) > 3
     for text, row, row_scores in zip(PROMPTS, answers, scores):
         asked = render_prompt([user(text)], TOKENIZER)
         for answer, score in zip(row, row_scores):
@@ -37,18 +43,34 @@ def test_n_answers_to_each_prompt_stand_in_its_row_with_their_scores():
 
 def test_seed_and_temperature_decide_what_is_drawn():
     policy, reward_model = moved(config=LONG), judge(config=LONG)
-    draw = lambda *how: draw_answers(policy, reward_model, PROMPTS, 2, *how)[0]  # noqa: E731
-    assert draw(1) == draw(1) == draw(1, 0.8) and draw(1) != draw(2) and draw(1) != draw(1, 0.4)
+
+    def draw(*how):
+        return draw_answers(policy, reward_model, PROMPTS, 2, *how)[0]
+
+    assert (
+        draw(1) == draw(1) == draw(1, 0.8)
+        and draw(1) != draw(2)
+        and draw(1) != draw(1, 0.4)
+    )
 
 
 def test_more_answers_than_one_part_holds_are_all_scored(monkeypatch):
-    answers, scores = draw_answers(moved(config=LONG), judge(config=LONG), PROMPTS, 90, seed=0)
+    answers, scores = draw_answers(
+        moved(config=LONG), judge(config=LONG), PROMPTS, 90, seed=0
+    )
     assert scores.shape == (3, 90) and sum(map(len, answers)) == 270
-    last = pack([render_prompt([user("Say")], TOKENIZER)], [answers[2][89]], TOKENIZER.pad)
-    assert scores[2, 89].item() == pytest.approx(judge(config=LONG)(*last).item(), abs=1e-10)
+    last = pack(
+        [render_prompt([user("Say")], TOKENIZER)], [answers[2][89]], TOKENIZER.pad
+    )
+    assert scores[2, 89].item() == pytest.approx(
+        judge(config=LONG)(*last).item(), abs=1e-10
+    )
 
 
-DRAWN = ([[[1], [2], [3], [4]], [[5], [6], [7], [8]]], torch.tensor([[0.0, 2.0, 1.0, 3.0], [4.0, 4.0, 5.0, -1.0]]))
+DRAWN = (
+    [[[1], [2], [3], [4]], [[5], [6], [7], [8]]],
+    torch.tensor([[0.0, 2.0, 1.0, 3.0], [4.0, 4.0, 5.0, -1.0]]),
+)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +89,9 @@ def test_the_best_of_the_first_n(n, answers, scores):
 
 @pytest.mark.parametrize("n", [0, -1, 5])
 def test_of_four_answers_one_to_four_can_be_compared(n):
-    with pytest.raises(ValueError, match=f"n is {n}: use 1 to 4, as many as were drawn"):
+    with pytest.raises(
+        ValueError, match=f"n is {n}: use 1 to 4, as many as were drawn"
+    ):
         best_of_n(DRAWN, n)
 
 
@@ -76,7 +100,8 @@ def test_of_four_answers_one_to_four_can_be_compared(n):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 16])
 def test_the_kl_is_that_of_the_best_of_n_among_equally_likely_answers(n):
-    # Of M equally likely answers, all different, the k-th worst is the best of n with this probability
+    # Of M equally likely answers, all different, the k-th worst is the best of n with
+    # this probability
     M = 20_000
     chances = [((k + 1) / M) ** n - (k / M) ** n for k in range(M)]
     exact = sum(p * math.log(p * M) for p in chances if p > 0)
@@ -101,4 +126,6 @@ def test_choosing_changes_neither_model():
     before = copy.deepcopy((policy.state_dict(), reward_model.state_dict()))
     best_of_n(draw_answers(policy, reward_model, PROMPTS, 2, seed=0), 2)
     for kept, model in zip(before, (policy, reward_model)):
-        assert all(torch.equal(value, model.state_dict()[name]) for name, value in kept.items())
+        assert all(
+            torch.equal(value, model.state_dict()[name]) for name, value in kept.items()
+        )

@@ -1,4 +1,6 @@
-"""The determinism check (determinism.py): it finds what differs, and one chapter comes out the same twice."""
+"""The determinism check (determinism.py): it finds what differs, and one chapter comes
+out the same twice.
+"""
 
 import determinism
 import pytest
@@ -22,7 +24,9 @@ def test_equal_outputs_are_equal_and_any_bit_word_or_cell_less_differs():
     assert differences("sft", [figure, text, []], [figure, text, []]) == []
     other = [dict(output_type="display_data", data={"image/png": "iVBORw0KGgp="})]
     (line,) = differences("sft", [text, figure], [text, other])
-    assert line.startswith("sft, code cell 2: ") and "0KGgo=" in line and "0KGgp=" in line
+    assert (
+        line.startswith("sft, code cell 2: ") and "0KGgo=" in line and "0KGgp=" in line
+    )
     assert len(differences("sft", [text], [[]])) == 1
     assert differences("sft", [text], [text, []]) == ["sft: 1 and 2 code cells"]
 
@@ -41,13 +45,28 @@ def test_stages_that_differ_or_that_one_run_lacks_are_named(tmp_path):
 
 def test_a_folder_is_filled_with_all_stages_but_those_left_out(tmp_path):
     (tmp_path / "source").mkdir()
-    for name in ("dpo-1a.json", "dpo-trial-2b.json", "pool-4d.json", "base-3c.safetensors", "base-3c.lock"):
+    for name in (
+        "dpo-1a.json",
+        "dpo-trial-2b.json",
+        "pool-4d.json",
+        "base-3c.safetensors",
+        "base-3c.lock",
+    ):
         (tmp_path / "source" / name).write_text(name)
     fill(tmp_path / "copy", tmp_path / "source", leave_out=("dpo-[0-9a-f]*", "pool-*"))
-    assert {file.name for file in (tmp_path / "copy").iterdir()} == {"dpo-trial-2b.json", "base-3c.safetensors"}
+    assert {file.name for file in (tmp_path / "copy").iterdir()} == {
+        "dpo-trial-2b.json",
+        "base-3c.safetensors",
+    }
 
 
-@pytest.mark.parametrize("body", ["import random\nprint(random.random())", "print({'a', 'b', 'c', 'd', 'e', 'f', 'g'})"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import random\nprint(random.random())",
+        "print({'a', 'b', 'c', 'd', 'e', 'f', 'g'})",
+    ],
+)
 def test_what_no_seed_decides_is_found(tmp_path, monkeypatch, body):
     """A draw without a seed, and an order that follows Python's hashes."""
     page(tmp_path, monkeypatch, body)
@@ -55,7 +74,12 @@ def test_what_no_seed_decides_is_found(tmp_path, monkeypatch, body):
 
 
 def test_a_clock_and_a_seeded_draw_are_no_difference(tmp_path, monkeypatch):
-    page(tmp_path, monkeypatch, "import random, time\nprint(random.Random(0).random(), -time.perf_counter() + time.perf_counter())")
+    page(
+        tmp_path,
+        monkeypatch,
+        "import random, time\nprint(random.Random(0).random(), -time.perf_counter() + "
+        "time.perf_counter())",
+    )
     assert compare(["page"]) == []
 
 
@@ -64,8 +88,13 @@ def page(root, monkeypatch, body: str) -> None:
     monkeypatch.setattr(determinism, "ROOT", root)
     (root / "book").mkdir()
     (root / "_config.yml").write_text("execute: {timeout: 60}\n")
-    head = "---\njupytext:\n  text_representation: {extension: .md, format_name: myst}\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
-    (root / "book" / "page.md").write_text(f"{head}\n# Page\n\n```{{code-cell}} ipython3\n{body}\n```\n")
+    head = (
+        "---\njupytext:\n  text_representation: {extension: .md, format_name: "
+        "myst}\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
+    )
+    (root / "book" / "page.md").write_text(
+        f"{head}\n# Page\n\n```{{code-cell}} ipython3\n{body}\n```\n"
+    )
 
 
 @pytest.mark.slow

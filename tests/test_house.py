@@ -641,7 +641,8 @@ INDEXED = {
         f"- file: book/{name}\n" for name in ("one", "two", "index-of-code", "words")
     ),
     "code/posttrain/__init__.py": "",
-    "code/posttrain/show/__init__.py": "from posttrain.show.source import show_source\n",
+    "code/posttrain/show/__init__.py": "from posttrain.show.source import "
+    "show_source\n",
     "code/posttrain/show/source.py": (ROOT / "code/posttrain/show/source.py").read_text(
         encoding="utf-8"
     ),

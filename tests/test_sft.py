@@ -1,4 +1,6 @@
-"""Fine-tuning: the masked loss and its parts, batches, replay and the loop, against hand computations."""
+"""Fine-tuning: the masked loss and its parts, batches, replay and the loop, against
+hand computations.
+"""
 
 import copy
 import itertools
@@ -15,7 +17,12 @@ from posttrain.batches import add_gradients, epochs, turns
 from posttrain.chat import IGNORE, ask, collate, grow_vocabulary, render
 from posttrain.data import datasets
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.pretrain import PretrainConfig, build_optimizers, next_token_loss, random_batch
+from posttrain.pretrain import (
+    PretrainConfig,
+    build_optimizers,
+    next_token_loss,
+    random_batch,
+)
 from posttrain.sft import (
     SFTConfig,
     conversation_loss,
@@ -31,7 +38,9 @@ from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
 SHAPE = GPTConfig(context=64, n_layer=2, n_head=2, width=16)
-TINY = SFTConfig(steps=6, batch_size=2, micro_batch_size=1, replay=3, replay_length=16, evaluations=2)
+TINY = SFTConfig(
+    steps=6, batch_size=2, micro_batch_size=1, replay=3, replay_length=16, evaluations=2
+)
 
 
 def seeded(seed=0):
@@ -40,7 +49,10 @@ def seeded(seed=0):
 
 def conversation(name, *texts):
     roles = itertools.cycle(["user", "assistant"])
-    return dict(id=name, messages=[dict(role=role, content=text) for role, text in zip(roles, texts)])
+    return dict(
+        id=name,
+        messages=[dict(role=role, content=text) for role, text in zip(roles, texts)],
+    )
 
 
 # The answers differ a lot in length, so that a mean of means is not the mean
@@ -67,7 +79,9 @@ def chat_model():
     model, generator = GPT(replace(SHAPE, vocab_size=69), seeded()).double(), seeded(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
@@ -76,24 +90,41 @@ def flat(model):
 
 
 def graded_positions(labels):
-    """Where a prediction is graded, and by what: (row, position of the prediction, target)."""
+    """Where a prediction is graded, and by what: (row, position of the prediction,
+    target).
+    """
     B, T = labels.shape
-    return [(b, t, int(labels[b, t + 1])) for b in range(B) for t in range(T - 1) if labels[b, t + 1] != IGNORE]
+    return [
+        (b, t, int(labels[b, t + 1]))
+        for b in range(B)
+        for t in range(T - 1)
+        if labels[b, t + 1] != IGNORE
+    ]
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Random logits (B, T, V) and the labels of conversations of unequal lengths (B, T)."""
+    """Random logits (B, T, V) and the labels of conversations of unequal lengths (B,
+    T).
+    """
     _, labels = collate(EXAMPLES, TOKENIZER.pad)
-    return torch.randn(*labels.shape, 69, generator=seeded(), dtype=torch.float64), labels
+    return torch.randn(
+        *labels.shape, 69, generator=seeded(), dtype=torch.float64
+    ), labels
 
 
 def test_each_position_is_graded_by_the_token_after_it(batch):
     logits, labels = batch
     graded = graded_positions(labels)
-    expected = sum(logits[b, t].logsumexp(0) - logits[b, t, target] for b, t, target in graded) / len(graded)
+    expected = sum(
+        logits[b, t].logsumexp(0) - logits[b, t, target] for b, t, target in graded
+    ) / len(graded)
     torch.testing.assert_close(sft_loss(logits, labels), expected, rtol=0, atol=1e-12)
-    assert count_graded(labels) == len(graded) == sum(len(answer) + 1 for answer in answers())
+    assert (
+        count_graded(labels)
+        == len(graded)
+        == sum(len(answer) + 1 for answer in answers())
+    )
 
 
 def answers():
@@ -119,12 +150,19 @@ def test_gradient_at_graded_logits_is_softmax_minus_onehot_over_n_else_0(batch):
         expected[b, t, target] -= 1 / len(graded)
     torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-14)
     positions = {(b, t) for b, t, _ in graded}
-    idle = [(b, t) for b in range(logits.size(0)) for t in range(logits.size(1)) if (b, t) not in positions]
+    idle = [
+        (b, t)
+        for b in range(logits.size(0))
+        for t in range(logits.size(1))
+        if (b, t) not in positions
+    ]
     assert len(idle) > 50 and all((logits.grad[b, t] == 0).all() for b, t in idle)
 
 
 def accumulate(model, examples, size):
-    """The SFT loss of examples, `size` at a time; its gradients are added to the model's."""
+    """The SFT loss of examples, `size` at a time; its gradients are added to the
+    model's.
+    """
     return add_gradients(model, conversation_parts(examples, size, TOKENIZER.pad))
 
 
@@ -136,12 +174,16 @@ def test_gradients_added_up_in_parts_are_those_of_one_pass_over_all(size):
     expected = -sum(logprobs[b, t, target] for b, t, target in graded) / len(graded)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     loss, noted = accumulate(model, EXAMPLES, size)
-    assert loss == pytest.approx(expected.item(), rel=1e-6) and noted["graded"] == len(graded)
+    assert loss == pytest.approx(expected.item(), rel=1e-6) and noted["graded"] == len(
+        graded
+    )
     assert noted["loss"] == pytest.approx(loss)
     for parameter, gradient in zip(model.parameters(), gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
     # The mean of the rows' means is something else
-    means = [sft_loss(model(tokens[i : i + 1]), labels[i : i + 1]).item() for i in range(5)]
+    means = [
+        sft_loss(model(tokens[i : i + 1]), labels[i : i + 1]).item() for i in range(5)
+    ]
     assert abs(sum(means) / 5 - expected.item()) > 1e-3
 
 
@@ -157,10 +199,14 @@ def test_gradients_are_added_to_those_already_there():
 def test_a_part_without_graded_tokens_adds_nothing():
     model, silent = chat_model(), ([TOKENIZER.user, 1, 2], [IGNORE] * 3)
     loss, _ = accumulate(model, [*EXAMPLES, silent], 1)
-    assert loss == pytest.approx(conversation_loss(model, EXAMPLES, TOKENIZER.pad), rel=1e-6)
+    assert loss == pytest.approx(
+        conversation_loss(model, EXAMPLES, TOKENIZER.pad), rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("first_label", [IGNORE, 5], ids=["no label", "a label with nothing before it"])
+@pytest.mark.parametrize(
+    "first_label", [IGNORE, 5], ids=["no label", "a label with nothing before it"]
+)
 def test_a_batch_without_graded_tokens_is_refused_and_never_nan(first_label):
     model = chat_model()
     tokens, labels = torch.full((2, 7), 5), torch.full((2, 7), IGNORE)
@@ -169,9 +215,13 @@ def test_a_batch_without_graded_tokens_is_refused_and_never_nan(first_label):
     for attempt in (
         lambda: sft_loss(model(tokens), labels),
         lambda: accumulate(model, list(zip(tokens.tolist(), labels.tolist())), 1),
-        lambda: conversation_loss(model, [(tokens[0].tolist(), labels[0].tolist())], TOKENIZER.pad),
+        lambda: conversation_loss(
+            model, [(tokens[0].tolist(), labels[0].tolist())], TOKENIZER.pad
+        ),
     ):
-        with pytest.raises(ValueError, match="no token of this batch is graded.*an assistant's turn"):
+        with pytest.raises(
+            ValueError, match="no token of this batch is graded.*an assistant's turn"
+        ):
             attempt()
     with pytest.raises(ValueError, match="conversation mute has no answer"):
         sft(base(), [conversation("mute", "Who is there?")], text(), TINY)
@@ -188,7 +238,10 @@ def test_a_conversation_that_just_fits_is_encoded_and_one_token_more_is_named():
     fits = conversation("fits", "Who?", "x" * (64 - len("Who?") - 3))
     assert len(encode_conversations([fits], TOKENIZER, 64)[0][0]) == 64
     longer = conversation("too-long", "Who?", "x" * (65 - len("Who?") - 3))
-    with pytest.raises(ValueError, match="conversation too-long has 65 tokens and the context 64: shorten"):
+    with pytest.raises(
+        ValueError,
+        match="conversation too-long has 65 tokens and the context 64: shorten",
+    ):
         encode_conversations([*CONVERSATIONS, fits, longer], TOKENIZER, 64)
     with pytest.raises(ValueError, match="conversation too-long"):
         sft(base(), [longer], text(), TINY)
@@ -197,7 +250,9 @@ def test_a_conversation_that_just_fits_is_encoded_and_one_token_more_is_named():
 def test_the_books_conversations_fit_the_books_model():
     rows = datasets.conversations() + datasets.heldout_conversations()
     examples = encode_conversations(rows, TOKENIZER, PretrainConfig().model.context)
-    assert len(examples) == 60 and all(count_graded(collate([e], TOKENIZER.pad)[1]) > 1 for e in examples)
+    assert len(examples) == 60 and all(
+        count_graded(collate([e], TOKENIZER.pad)[1]) > 1 for e in examples
+    )
 
 
 def test_without_the_mask_every_token_is_a_label_and_padding_still_is_none():
@@ -230,8 +285,8 @@ def test_passes_are_shuffled_anew_by_the_generator_alone():
 def watch(monkeypatch, config, mask=True):
     """Run sft_steps; return what each step's optimisers were given, and its loss.
 
-    Per step: a copy of the model before it, its gradients by name, every group's rate, the
-    examples and the excerpts of text that were drawn.
+    Per step: a copy of the model before it, its gradients by name, every group's rate,
+    the examples and the excerpts of text that were drawn.
     """
     drawn, steps, model = dict(conversations=[], excerpts=[]), [], chat_model()
 
@@ -249,14 +304,25 @@ def watch(monkeypatch, config, mask=True):
         return optimizers
 
     def note(optimizers):
-        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        steps.append(types.SimpleNamespace(
-            before=copy.deepcopy(model), gradients=gradients, rates=rates,
-            conversations=collate(drawn["conversations"][-1], TOKENIZER.pad), excerpt=(drawn["excerpts"] or [None])[-1],
-        ))  # fmt: skip
+        gradients = {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters()
+        }
+        rates = [
+            group["lr"] for optimizer in optimizers for group in optimizer.param_groups
+        ]
+        steps.append(
+            types.SimpleNamespace(
+                before=copy.deepcopy(model),
+                gradients=gradients,
+                rates=rates,
+                conversations=collate(drawn["conversations"][-1], TOKENIZER.pad),
+                excerpt=(drawn["excerpts"] or [None])[-1],
+            )
+        )
 
-    monkeypatch.setattr(module, "conversation_parts", record("conversations", conversation_parts))
+    monkeypatch.setattr(
+        module, "conversation_parts", record("conversations", conversation_parts)
+    )
     monkeypatch.setattr(module, "random_batch", record("excerpts", random_batch))
     monkeypatch.setattr(module, "build_optimizers", watched)
     examples = encode_conversations(CONVERSATIONS, TOKENIZER, 64, mask)
@@ -271,13 +337,17 @@ def watch(monkeypatch, config, mask=True):
 def test_every_step_follows_the_gradient_of_sft_loss_plus_weighted_replay(
     monkeypatch, replay, weight, micro_batch_size
 ):
-    config = replace(TINY, replay=replay, replay_weight=weight, micro_batch_size=micro_batch_size)
+    config = replace(
+        TINY, replay=replay, replay_weight=weight, micro_batch_size=micro_batch_size
+    )
     steps, losses = watch(monkeypatch, config)
     for step, loss in zip(steps, losses):
         tokens, labels = step.conversations
         graded = sft_loss(step.before(tokens), labels)
         assert loss["loss"] == pytest.approx(graded.item(), rel=1e-6)
-        assert loss["graded"] == count_graded(labels) and ("replay" in loss) == bool(replay)
+        assert loss["graded"] == count_graded(labels) and ("replay" in loss) == bool(
+            replay
+        )
         if replay:
             assert step.excerpt[0].shape == (replay, 16)
             rehearsed = next_token_loss(step.before, *step.excerpt)
@@ -289,20 +359,31 @@ def test_every_step_follows_the_gradient_of_sft_loss_plus_weighted_replay(
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
-def test_turns_deal_every_row_to_one_process_once_and_all_take_as_many(n, size, processes):
-    crews = [types.SimpleNamespace(rank=rank, size=processes) for rank in range(processes)]
+def test_turns_deal_every_row_to_one_process_once_and_all_take_as_many(
+    n, size, processes
+):
+    crews = [
+        types.SimpleNamespace(rank=rank, size=processes) for rank in range(processes)
+    ]
     dealt = [turns(list(range(n)), size, crew) for crew in crews]
-    assert len({len(own) for own in dealt}) == 1 and all(1 <= len(some) <= size for own in dealt for some, _ in own)
+    assert len({len(own) for own in dealt}) == 1 and all(
+        1 <= len(some) <= size for own in dealt for some, _ in own
+    )
     kept = [row for own in dealt for some, share in own if share for row in some]
     assert sorted(kept) == list(range(n))
     assert sum(share for own in dealt for _, share in own) == pytest.approx(1)
     assert all(some == [0] for own in dealt for some, share in own if not share)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(steps=0), "steps is 0: use at least 1"), (dict(micro_batch_size=0), "micro_batch_size is 0"),
-    (dict(replay=-1), "replay is -1: use at least 0"), (dict(muon_lr=float("nan")), "muon_lr is nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(steps=0), "steps is 0: use at least 1"),
+        (dict(micro_batch_size=0), "micro_batch_size is 0"),
+        (dict(replay=-1), "replay is -1: use at least 0"),
+        (dict(muon_lr=float("nan")), "muon_lr is nan"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         SFTConfig(**changes)
@@ -322,7 +403,10 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights():
 def test_every_step_changes_the_weights_and_sees_a_batch_of_conversations(monkeypatch):
     steps, _ = watch(monkeypatch, replace(TINY, batch_size=3))
     for one, other in itertools.pairwise(steps):
-        assert all(not torch.equal(a, b) for a, b in zip(one.before.parameters(), other.before.parameters()))
+        assert all(
+            not torch.equal(a, b)
+            for a, b in zip(one.before.parameters(), other.before.parameters())
+        )
     rows = [row for step in steps for row in step.conversations[0].tolist()]
     seen = [[t for t in row if t != TOKENIZER.pad] for row in rows]
     assert len(seen) == 18
@@ -340,16 +424,22 @@ def test_a_forward_pass_reads_no_more_conversations_than_a_micro_batch():
 
 def test_excerpts_are_consecutive_text_and_differ_from_step_to_step(monkeypatch):
     steps, _ = watch(monkeypatch, TINY)
-    assert len({tuple(step.excerpt[0].flatten().tolist()) for step in steps}) == TINY.steps
+    assert (
+        len({tuple(step.excerpt[0].flatten().tolist()) for step in steps}) == TINY.steps
+    )
     windows = {tuple(window) for window in text().unfold(0, 17, 1).tolist()}
     for inputs, targets in (step.excerpt for step in steps):
-        assert {(*row, int(last)) for row, last in zip(inputs.tolist(), targets[:, -1])} <= windows
+        assert {
+            (*row, int(last)) for row, last in zip(inputs.tolist(), targets[:, -1])
+        } <= windows
 
 
 def test_rates_fall_from_their_peaks_in_a_straight_line_to_0(monkeypatch):
     steps, _ = watch(monkeypatch, replace(TINY, steps=8, muon_lr=0.02, adamw_lr=0.004))
     for i, step in enumerate(steps):
-        peaks = torch.tensor([0.02, 0.004, 0.012])  # Muon's, the head's, the embedding's
+        peaks = torch.tensor(
+            [0.02, 0.004, 0.012]
+        )  # Muon's, the head's, the embedding's
         torch.testing.assert_close(torch.tensor(step.rates), peaks * (8 - i) / 8)
 
 
@@ -363,21 +453,34 @@ def test_batches_of_sft_hold_the_padding_token_and_no_label_after_the_end(monkey
     monkeypatch.setattr(module, "collate", recorded)
     sft(base(), CONVERSATIONS, text(), replace(TINY, micro_batch_size=2))
     assert len(batches) == TINY.steps
-    rows = [pair for tokens, labels in batches for pair in zip(tokens.tolist(), labels.tolist())]
+    rows = [
+        pair
+        for tokens, labels in batches
+        for pair in zip(tokens.tolist(), labels.tolist())
+    ]
     assert any(row.count(TOKENIZER.pad) for row, _ in rows)
     for row, labels in rows:
         length = len(row) - row[::-1].index(TOKENIZER.end)
-        assert row[length:] == [TOKENIZER.pad] * (len(row) - length) and TOKENIZER.pad not in row[:length]
+        assert (
+            row[length:] == [TOKENIZER.pad] * (len(row) - length)
+            and TOKENIZER.pad not in row[:length]
+        )
         assert labels[length - 1] == TOKENIZER.end and set(labels[length:]) <= {IGNORE}
 
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_sft_grades_what_the_mask_says(monkeypatch, mask):
     seen = []
-    monkeypatch.setattr(module, "collate", lambda examples, pad: seen.extend(examples) or collate(examples, pad))
+    monkeypatch.setattr(
+        module,
+        "collate",
+        lambda examples, pad: seen.extend(examples) or collate(examples, pad),
+    )
     sft(base(), CONVERSATIONS, text(), replace(TINY, mask=mask))
     expected = encode_conversations(CONVERSATIONS, TOKENIZER, 64, mask)
-    assert all(example in expected for example in seen) and all(example in seen for example in expected)
+    assert all(example in expected for example in seen) and all(
+        example in seen for example in expected
+    )
 
 
 def test_the_base_model_stays_as_it_was_and_the_copy_is_grown_and_changed():
@@ -398,7 +501,10 @@ def test_tuning_twice_gives_the_same_bits_and_another_seed_others(replay):
         torch.manual_seed(noise)
         runs.append(sft(base(), CONVERSATIONS, text(), replace(config, seed=seed)))
     weights = [flat(model) for model, _ in runs]
-    assert torch.equal(weights[0], weights[1]) and runs[0][1]["train"] == runs[1][1]["train"]
+    assert (
+        torch.equal(weights[0], weights[1])
+        and runs[0][1]["train"] == runs[1][1]["train"]
+    )
     assert (weights[0] - weights[2]).abs().max() > 1e-3
     assert runs[0][1]["train"] != runs[2][1]["train"]
 
@@ -418,7 +524,9 @@ FAST = plain_sft(batch_size=5, micro_batch_size=5, muon_lr=0.05, adamw_lr=0.02)
 
 @pytest.fixture(scope="module")
 def memorised():
-    """A model fine-tuned on five conversations for long enough to know them by heart."""
+    """A model fine-tuned on five conversations for long enough to know them by
+    heart.
+    """
     return sft(base(), CONVERSATIONS, text(), FAST)
 
 
@@ -432,15 +540,29 @@ def test_fine_tuning_learns_conversations_by_heart(memorised):
 
 def test_what_was_learnt_by_heart_is_answered_up_to_its_end(memorised):
     rows = [CONVERSATIONS[i]["messages"] for i in (0, 1, 3, 4)]
-    answers = ask(memorised[0], [row[0]["content"] for row in rows], temperature=0, max_new_tokens=44)
-    assert [answer[:44] for answer in answers] == [(row[1]["content"] + "<|end|>")[:44] for row in rows]
+    answers = ask(
+        memorised[0],
+        [row[0]["content"] for row in rows],
+        temperature=0,
+        max_new_tokens=44,
+    )
+    assert [answer[:44] for answer in answers] == [
+        (row[1]["content"] + "<|end|>")[:44] for row in rows
+    ]
 
 
 def test_replay_keeps_the_text_in_mind():
     cycle, losses = torch.arange(2000) % 13, []
     for replay in (0, 3):
-        model, _ = sft(base(), CONVERSATIONS, cycle, replace(FAST, steps=40, replay=replay, replay_length=16))
-        losses.append(next_token_loss(model, cycle[None, :60], cycle[None, 1:61]).item())
+        model, _ = sft(
+            base(),
+            CONVERSATIONS,
+            cycle,
+            replace(FAST, steps=40, replay=replay, replay_length=16),
+        )
+        losses.append(
+            next_token_loss(model, cycle[None, :60], cycle[None, 1:61]).item()
+        )
     assert losses[1] < 1 and losses[0] > 4
 
 
@@ -448,7 +570,9 @@ ENTRIES = [(7, 3, [2, 5, 7]), (6, 2, [3, 6]), (5, 1, [5]), (3, 3, [1, 2, 3])]
 
 
 @pytest.mark.parametrize("steps, evaluations, expected", ENTRIES)
-def test_history_has_its_lists_and_train_is_the_mean_since_the_entry_before(steps, evaluations, expected):
+def test_history_has_its_lists_and_train_is_the_mean_since_the_entry_before(
+    steps, evaluations, expected
+):
     config, seen = replace(TINY, steps=steps, evaluations=evaluations), []
 
     def measure(model):
@@ -457,7 +581,9 @@ def test_history_has_its_lists_and_train_is_the_mean_since_the_entry_before(step
 
     model, history = sft(base(), CONVERSATIONS, text(), config, measure)
     assert list(history) == ["step", "seconds", "train", "mean", "n"]
-    assert history["step"] == expected and history["n"] == list(range(1, evaluations + 1))
+    assert history["step"] == expected and history["n"] == list(
+        range(1, evaluations + 1)
+    )
     assert history["mean"] == [weights.mean().item() for weights in seen]
     assert torch.equal(seen[-1], flat(model))
     again = grow_vocabulary(base(), 69)
@@ -465,7 +591,9 @@ def test_history_has_its_lists_and_train_is_the_mean_since_the_entry_before(step
     for loss in sft_steps(again, EXAMPLES, text(), config, TOKENIZER.pad):
         losses.append(loss["loss"])
         weights.append(flat(again))
-    for start, end, train, there in zip([0, *expected], expected, history["train"], seen):
+    for start, end, train, there in zip(
+        [0, *expected], expected, history["train"], seen
+    ):
         assert train == pytest.approx(sum(losses[start:end]) / (end - start), rel=1e-5)
         assert torch.equal(there, weights[end - 1])
 
@@ -483,9 +611,13 @@ def test_seconds_are_of_training_alone_and_progress_is_told_the_total(monkeypatc
             pass_time(1)
             yield step
 
-    monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        module, "time", types.SimpleNamespace(perf_counter=lambda: clock[0])
+    )
     config = replace(TINY, steps=7, evaluations=3)
-    _, history = sft(base(), CONVERSATIONS, text(), config, lambda model: pass_time(100), progress)
+    _, history = sft(
+        base(), CONVERSATIONS, text(), config, lambda model: pass_time(100), progress
+    )
     assert history["seconds"] == [2, 5, 7] and totals == [7]
     assert list(history) == ["step", "seconds", "train"]
 
@@ -493,12 +625,18 @@ def test_seconds_are_of_training_alone_and_progress_is_told_the_total(monkeypatc
 def test_conversation_loss_is_the_sft_loss_over_all_examples():
     model, (tokens, labels) = chat_model(), collate(EXAMPLES, TOKENIZER.pad)
     loss = conversation_loss(model, EXAMPLES, TOKENIZER.pad)
-    assert isinstance(loss, float) and loss == pytest.approx(sft_loss(model(tokens), labels).item(), rel=1e-12)
+    assert isinstance(loss, float) and loss == pytest.approx(
+        sft_loss(model(tokens), labels).item(), rel=1e-12
+    )
     shares = [count_graded(labels[i : i + 1]) / count_graded(labels) for i in range(5)]
     alone = [conversation_loss(model, [example], TOKENIZER.pad) for example in EXAMPLES]
-    assert loss == pytest.approx(sum(share * one for share, one in zip(shares, alone)), rel=1e-10)
+    assert loss == pytest.approx(
+        sum(share * one for share, one in zip(shares, alone)), rel=1e-10
+    )
 
 
 def test_plain_sft_is_the_same_run_without_replay_and_shorter():
     assert plain_sft() == replace(SFTConfig(), steps=100, replay=0)
-    assert plain_sft(steps=7, seed=3, mask=False) == replace(SFTConfig(), steps=7, replay=0, seed=3, mask=False)
+    assert plain_sft(steps=7, seed=3, mask=False) == replace(
+        SFTConfig(), steps=7, replay=0, seed=3, mask=False
+    )

@@ -1,4 +1,6 @@
-"""The stored stages: trained once, found again bit for bit, and by what they depend on."""
+"""The stored stages: trained once, found again bit for bit, and by what they depend
+on.
+"""
 
 import ast
 import copy
@@ -34,7 +36,9 @@ SFT = dict(steps=6, batch_size=2, micro_batch_size=1, replay_length=16, evaluati
 REWARD = dict(steps=3, batch_size=2, lr=0.01)
 PPO = PPOConfig(iterations=2, batch_size=4, max_new_tokens=6, lr=0.01)
 DPO = DPOConfig(steps=3, batch_size=2, muon_lr=0.02, adamw_lr=0.004, replay=1)
-TEXT = "".join(ALPHABET[i] for i in torch.randint(65, (8000,), generator=torch.Generator()))
+TEXT = "".join(
+    ALPHABET[i] for i in torch.randint(65, (8000,), generator=torch.Generator())
+)
 TOY = Corpus(TEXT, source="test", sha256="0" * 64)
 DATA = TrainingData(
     conversations=[
@@ -52,7 +56,9 @@ LOADERS = [*stages.STAGES.values(), stages.ppo_models]
 
 
 class Shelf:
-    """An empty stages folder, tiny settings, and how long what was trained, in order."""
+    """An empty stages folder, tiny settings, and how long what was trained, in
+    order.
+    """
 
     def __init__(self, folder):
         self.folder, self.trained = folder, []
@@ -130,7 +136,9 @@ def test_the_sft_model_is_trained_once_and_then_found(shelf):
     second, again = stages.sft_model(TOY, SFTConfig(**SFT), **shelf.options)
     assert shelf.trained == [4, 6] and again == history and history["step"] == [3, 6]
     assert all(math.isfinite(loss) for loss in history["shakespeare_loss"])
-    assert same(weights(first), second) and first.config == replace(SHAPE, vocab_size=69)
+    assert same(weights(first), second) and first.config == replace(
+        SHAPE, vocab_size=69
+    )
     expected, _ = tuned()
     assert same(weights(first), expected)
     assert shelf.names() == ["base", "sft"]
@@ -142,7 +150,9 @@ def test_the_reward_model_is_trained_once_and_found_again_bit_for_bit(shelf):
     assert shelf.trained == [4, 6, 3] and history == again
     assert same(weights(first), second)
     assert first.shift == second.shift != 0 and first.scale == second.scale != 1
-    by_hand, expected = train_reward_model(tuned()[0], DATA.pairs, RewardConfig(**REWARD))
+    by_hand, expected = train_reward_model(
+        tuned()[0], DATA.pairs, RewardConfig(**REWARD)
+    )
     assert same(weights(by_hand.body), first.body)
     assert same(weights(by_hand.head), first.head)
     for name in ("train", "train_accuracy"):
@@ -162,9 +172,12 @@ def test_stored_scores_are_normalised_on_that_seeds_sft_models_answers(shelf, se
 
 
 STORED = [
-    dict(), dict(value_start="zero"), dict(value_start="shared"), dict(normalised=False),
+    dict(),
+    dict(value_start="zero"),
+    dict(value_start="shared"),
+    dict(normalised=False),
     dict(estimator="rloo", group=2),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("changes", STORED, ids=str)
@@ -212,7 +225,9 @@ def test_a_run_of_dpo_is_trained_once_and_found_again_bit_for_bit(shelf, changes
     steps = list(stages.train_dpo(by_hand, copy.deepcopy(start), config, DATA))
     assert set(history) == {"steps", "seconds"} and history["seconds"] > 0
     assert history["steps"] == steps and len(steps) == config.steps
-    assert {"loss", "margin", "accuracy", "chosen_reward", "rejected_reward"} <= set(steps[0])
+    assert {"loss", "margin", "accuracy", "chosen_reward", "rejected_reward"} <= set(
+        steps[0]
+    )
     assert {"chosen_logprob", "rejected_logprob"} <= set(steps[0])
     for found in (first, second):
         assert same(weights(by_hand), found) and not same(weights(start), found)
@@ -266,7 +281,9 @@ def test_another_start_is_refused_by_name(start):
         stages.starting_point(CORPUS, start, 0)
 
 
-def test_code_that_is_not_on_disk_is_trained_once_for_all_four_models(shelf, monkeypatch):
+def test_code_that_is_not_on_disk_is_trained_once_for_all_four_models(
+    shelf, monkeypatch
+):
     monkeypatch.setattr(code, "changed", lambda function: ["posttrain.gpt.norm"])
     stages.ppo_models(TOY, **shelf.options)
     assert shelf.trained == [4, 6, 3, 2]
@@ -288,9 +305,12 @@ def test_what_starts_from_a_stage_that_is_not_kept_is_not_kept(shelf, monkeypatc
 ALL = ("base", "sft", "reward", "ppo", "dpo")
 TUNED = ALL[1:]
 CONFIGS = dict(
-    PretrainConfig=ALL, SFTConfig=TUNED, RewardConfig=("reward", "ppo"),
-    PPOConfig=("ppo",), DPOConfig=("dpo",),
-)  # fmt: skip
+    PretrainConfig=ALL,
+    SFTConfig=TUNED,
+    RewardConfig=("reward", "ppo"),
+    PPOConfig=("ppo",),
+    DPOConfig=("dpo",),
+)
 
 
 @pytest.fixture
@@ -335,7 +355,9 @@ def variants(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_field_changes_the_stages_key_and_its_childrens_alone(found, monkeypatch, name):
+def test_each_field_changes_the_stages_key_and_its_childrens_alone(
+    found, monkeypatch, name
+):
     usual, before, seen = getattr(stages, name), keys(data=DATA), set()
     assert keys(data=DATA) == before and len(set(before.values())) == 5
     for field, config in variants(usual()):
@@ -378,22 +400,29 @@ def test_another_split_of_the_corpus_changes_every_key(found, monkeypatch):
     assert moved_keys(before, keys(data=DATA)) == ALL
 
 
-ROWS = dict(conversations=TUNED, pairs=("reward", "ppo", "dpo"), prompts=("reward", "ppo"))
+ROWS = dict(
+    conversations=TUNED, pairs=("reward", "ppo", "dpo"), prompts=("reward", "ppo")
+)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_data_change_the_keys_of_what_learns_from_them_and_of_its_children(found, name):
     before, rows = keys(data=DATA), getattr(DATA, name)
     for other in (rows[:2], rows[::-1], [*rows, rows[0]]):
-        assert moved_keys(before, keys(data=replace(DATA, **{name: other}))) == ROWS[name]
+        assert (
+            moved_keys(before, keys(data=replace(DATA, **{name: other}))) == ROWS[name]
+        )
 
 
 FILES = {
-    "conversations.jsonl": TUNED, "preferences.jsonl": ROWS["pairs"],
-    "prompts.jsonl": ROWS["prompts"], "conversations_heldout.jsonl": (),
-    "preferences_heldout.jsonl": (), "preferences_narrow.jsonl": (),
+    "conversations.jsonl": TUNED,
+    "preferences.jsonl": ROWS["pairs"],
+    "prompts.jsonl": ROWS["prompts"],
+    "conversations_heldout.jsonl": (),
+    "preferences_heldout.jsonl": (),
+    "preferences_narrow.jsonl": (),
     "prompts_heldout.jsonl": (),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -410,20 +439,38 @@ def test_a_data_file_changes_the_keys_of_what_learns_from_it(
 
 
 SOURCES = {
-    "gpt.norm": ALL, "gpt.GPT": ALL, "optim.orthogonalise": ALL, "optim.Muon": ALL,
-    "tokenizer.CharTokenizer": ALL, "pretrain.learning_rate_scale": ALL,
-    "stages.base_stage": ALL, "stages.encode_split": ALL,
-    "chat.grow_vocabulary": TUNED, "sft.sft_loss": TUNED, "stages.sft_stage": TUNED,
+    "gpt.norm": ALL,
+    "gpt.GPT": ALL,
+    "optim.orthogonalise": ALL,
+    "optim.Muon": ALL,
+    "tokenizer.CharTokenizer": ALL,
+    "pretrain.learning_rate_scale": ALL,
+    "stages.base_stage": ALL,
+    "stages.encode_split": ALL,
+    "chat.grow_vocabulary": TUNED,
+    "sft.sft_loss": TUNED,
+    "stages.sft_stage": TUNED,
     "reward_model.train_reward_model": ("reward", "ppo"),
     "reward_model.sample_answers": ("reward", "ppo"),
-    "sampling.generate": ("reward", "ppo"), "stages.reward_stage": ("reward", "ppo"),
-    "ppo.value_loss": ("ppo",), "ppo.assemble": ("ppo",), "stages.ppo_stage": ("ppo",),
-    "dpo.dpo_loss": ("dpo",), "preference_losses.kto_loss": ("dpo",),
-    "stages.train_dpo": ("dpo",), "stages.dpo_stage": ("dpo",),
-    "stages.ppo_models": (), "stages.dpo_model": (), "stages.course_of": (),
-    "best_of_n.best_of_n": (), "keep.store.obtain": (), "keep.store.write": (),
-    "keep.code.reached": (), "data.corpus.load": (), "data.datasets.read_jsonl": (),
-}  # fmt: skip
+    "sampling.generate": ("reward", "ppo"),
+    "stages.reward_stage": ("reward", "ppo"),
+    "ppo.value_loss": ("ppo",),
+    "ppo.assemble": ("ppo",),
+    "stages.ppo_stage": ("ppo",),
+    "dpo.dpo_loss": ("dpo",),
+    "preference_losses.kto_loss": ("dpo",),
+    "stages.train_dpo": ("dpo",),
+    "stages.dpo_stage": ("dpo",),
+    "stages.ppo_models": (),
+    "stages.dpo_model": (),
+    "stages.course_of": (),
+    "best_of_n.best_of_n": (),
+    "keep.store.obtain": (),
+    "keep.store.write": (),
+    "keep.code.reached": (),
+    "data.corpus.load": (),
+    "data.datasets.read_jsonl": (),
+}
 
 
 def edited(source, name):

@@ -1,4 +1,6 @@
-"""The house's rules that a machine can see: widths, cells, the formatter, who may import whom."""
+"""The house's rules that a machine can see: widths, cells, the formatter, who may
+import whom.
+"""
 
 import ast
 import re
@@ -15,14 +17,26 @@ WIDTH, LONGEST_CELL = 88, 12
 PYTHON = sorted(
     path
     for place in ("code", "tests", "benchmarks", "examples", "book/_ext", "conftest.py")
-    for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
+    for path in (
+        [ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py")
+    )
 )
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 CORE = ["pretraining", "sft", "reward", "ppo", "dpo", "comparison"]
 # What shows and computes nothing
 REPORTS = {
-    "print", "Table", "scoreboard", "curves", "bars", "scatter", "verify", "record",
-    "TokenView", "ScoreView", "TokenTable", "Interactive",
+    "print",
+    "Table",
+    "scoreboard",
+    "curves",
+    "bars",
+    "scatter",
+    "verify",
+    "record",
+    "TokenView",
+    "ScoreView",
+    "TokenTable",
+    "Interactive",
 }
 
 
@@ -36,7 +50,9 @@ def sources(page):
     return [house.CELL_OPTIONS.sub("", cell) for cell in house.CELL.findall(text)]
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", PYTHON, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_no_line_of_code_is_wider_than_88_columns(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert not wide(lines)
@@ -84,7 +100,9 @@ def test_the_folder_shows_the_subject():
 def test_the_subject_knows_neither_store_nor_corpus_nor_data_sets(path):
     text = path.read_text(encoding="utf-8")
     folders = "data|keep|show|cli|lab|real|scale|practice"
-    assert not re.findall(rf"from posttrain(?:\.(?:{folders})| import .*\b(?:{folders})\b)", text)
+    assert not re.findall(
+        rf"from posttrain(?:\.(?:{folders})| import .*\b(?:{folders})\b)", text
+    )
 
 
 def public_names(paths):
@@ -93,11 +111,17 @@ def public_names(paths):
     for path in paths:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                found.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
+                found.setdefault(node.name, []).append(
+                    path.relative_to(PACKAGE).as_posix()
+                )
     return found
 
 
 def test_a_name_of_the_subject_stands_in_no_other_module():
     subject = public_names(PACKAGE.glob("*.py"))
-    twice = {n: where for n, where in public_names(PACKAGE.rglob("*.py")).items() if len(where) > 1}
+    twice = {
+        n: where
+        for n, where in public_names(PACKAGE.rglob("*.py")).items()
+        if len(where) > 1
+    }
     assert not {name: where for name, where in twice.items() if name in subject}

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.tokenizer import ALPHABET, SPECIAL_TOKENS, CharTokenizer, UnknownCharacterError
+from posttrain.tokenizer import (
+    ALPHABET,
+    SPECIAL_TOKENS,
+    CharTokenizer,
+    UnknownCharacterError,
+)
 
 tokenizer = CharTokenizer()
 

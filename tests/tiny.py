@@ -17,26 +17,35 @@ from posttrain.tokenizer import CharTokenizer
 TOKENIZER = CharTokenizer()
 PAD, END = TOKENIZER.pad, TOKENIZER.end
 CONFIG = GPTConfig(vocab_size=69, context=64, n_layer=1, n_head=1, width=16)
-LONG = GPTConfig(vocab_size=69, context=160, n_layer=1, n_head=1, width=16)  # room for 96 new tokens
+LONG = GPTConfig(
+    vocab_size=69, context=160, n_layer=1, n_head=1, width=16
+)  # room for 96 new tokens
 CORPUS = Corpus(text="To be, or not to be." * 5, source="test", sha256="0" * 64)
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def moved(seed=0, dtype=torch.float64, config=CONFIG):
-    """A chat model none of whose weights are zero, which ends some of its answers within six tokens."""
+    """A chat model none of whose weights are zero, which ends some of its answers
+    within six tokens.
+    """
     generator = seeded(seed)
     model = GPT(config, generator).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            parameter += 0.3 * torch.randn(
+                parameter.shape, generator=generator, dtype=dtype
+            )
         model.head.weight[END] *= 4
     return model
 
 
 def judge(seed=0, dtype=torch.float64, config=CONFIG):
-    """A reward model whose scores are far from 0, and whose zero and unit have been moved."""
+    """A reward model whose scores are far from 0, and whose zero and unit have been
+    moved.
+    """
     model = RewardModel(moved(seed, dtype, config), seeded(seed))
     with torch.no_grad():
         model.head.weight.normal_(generator=seeded(seed + 1))
@@ -59,10 +68,19 @@ def shortened(monkeypatch, kind, **values):
 
 
 def tiny_stages(monkeypatch, folder):
-    """Keep stages in an empty folder, where each is trained in moments, by the code as it is."""
+    """Keep stages in an empty folder, where each is trained in moments, by the code as
+    it is.
+    """
     empty_shelf(monkeypatch, folder)
     model = GPTConfig(n_layer=1, n_head=1, width=16)
-    shortened(monkeypatch, PretrainConfig, model=model, steps=2, sequence_length=32, evaluations=1)
+    shortened(
+        monkeypatch,
+        PretrainConfig,
+        model=model,
+        steps=2,
+        sequence_length=32,
+        evaluations=1,
+    )
     shortened(monkeypatch, SFTConfig, steps=2, replay_length=32, evaluations=2)
     shortened(monkeypatch, RewardConfig, steps=2)
     shortened(monkeypatch, PPOConfig, iterations=1, batch_size=4, max_new_tokens=4)
@@ -70,7 +88,9 @@ def tiny_stages(monkeypatch, folder):
 
 
 def stored(model):
-    """A function to stand in for one that finds a trained model, giving a copy each time, and the list of its calls."""
+    """A function to stand in for one that finds a trained model, giving a copy each
+    time, and the list of its calls.
+    """
     asked = []
 
     def find(*arguments, **options):
@@ -94,7 +114,9 @@ def weights(model):
 
 
 def same(before, model):
-    return all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    return all(
+        torch.equal(before[name], value) for name, value in model.state_dict().items()
+    )
 
 
 def user(text):

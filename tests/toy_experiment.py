@@ -1,7 +1,8 @@
-"""A toy experiment in a package of its own, whose files can be edited, and the command that measures it.
+"""A toy experiment in a package of its own, whose files can be edited, and the command
+that measures it.
 
-As a script, `TOY=FOLDER python toy_experiment.py measure`, it is `python -m posttrain.lab.evidence`
-with the toy's experiments in place of the book's.
+As a script, `TOY=FOLDER python toy_experiment.py measure`, it is `python -m
+posttrain.lab.evidence` with the toy's experiments in place of the book's.
 """
 
 import importlib
@@ -43,7 +44,8 @@ def trial(corpus, setting, seed):
     kept("a run")
     rows = (Path(__file__).parent / "data" / "rows.jsonl").read_text()
     value = setting.scale * (seed + 1) * FACTOR * len(rows) / 3
-    return dict(value=value, curve=[value, 2 * value], said=["Ay."], card=dict(b=seed, a=True))
+    curve, card = [value, 2 * value], dict(b=seed, a=True)
+    return dict(value=value, curve=curve, said=["Ay."], card=card)
 ''',
     "parts.py": '"""Parts."""\n\nFACTOR = 1.5\n\ndef unused():\n    return 1\n',
     "keep/__init__.py": '"""What keeps."""\n\ndef kept(text):\n    return text\n',
@@ -59,7 +61,9 @@ def write_package(folder: Path) -> None:
 
 
 def install(folder: Path, put=setattr) -> None:
-    """Import the toy's package anew, and put its experiments in the place of the book's."""
+    """Import the toy's package anew, and put its experiments in the place of the
+    book's.
+    """
     for name in [name for name in sys.modules if name.split(".")[0] == "toys"]:
         del sys.modules[name]
     importlib.invalidate_caches()

@@ -1,4 +1,6 @@
-"""Post-Training from Scratch: the small package that the book's chapters show and run."""
+"""Post-Training from Scratch: the small package that the book's chapters show and
+run.
+"""
 
 __version__ = "0.1.0"
 

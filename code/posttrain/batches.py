@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from posttrain.optim import Descent
 
-# A part of a batch: asked with the model, it gives the loss to descend, and numbers to note.
-# Summed over a batch's parts, both are the whole batch's.
+# A part of a batch: asked with the model, it gives the loss to descend, and numbers to
+# note. Summed over a batch's parts, both are the whole batch's.
 Part = Callable[[nn.Module], tuple[Tensor, dict[str, float]]]
 
 
 def epochs(n: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Batches of indices below n, for ever: every index once, then all again in a new order."""
+    """Batches of indices below n, for ever: every index once, then all again in a new
+    order.
+    """
     waiting: list[int] = []
     while True:
         while len(waiting) < batch_size:
@@ -27,7 +29,9 @@ def epochs(n: int, batch_size: int, generator: torch.Generator) -> Iterator[list
 
 
 class Alone:
-    """The crew of a run in one process. `scale.distributed.Together` is one of several."""
+    """The crew of a run in one process. `scale.distributed.Together` is one of
+    several.
+    """
 
     rank, size = 0, 1  # which process this is, of how many
 
@@ -46,11 +50,14 @@ class Alone:
 ALONE = Alone()
 
 
-def turns(rows: Sequence, size: int, crew: Alone = ALONE) -> list[tuple[Sequence, float]]:
-    """A batch's rows, `size` at a time, each time with the share of the batch that they are.
+def turns(
+    rows: Sequence, size: int, crew: Alone = ALONE
+) -> list[tuple[Sequence, float]]:
+    """A batch's rows, `size` at a time, each time with the share of the batch that they
+    are.
 
-    Of several processes each has every N-th row, and all have as many turns: one that has no
-    row left reads the first with a share of 0.
+    Of several processes each has every N-th row, and all have as many turns: one that
+    has no row left reads the first with a share of 0.
     """
     own = rows[crew.rank :: crew.size]
     n = max(1, -(-len(rows) // (crew.size * size)))
@@ -66,7 +73,8 @@ def device_of(model: nn.Module) -> torch.device:
 def add_gradients(
     model: nn.Module, parts: Sequence[Part], crew: Alone = ALONE
 ) -> tuple[float, dict[str, float]]:
-    """Add up the gradients of a batch's parts; return its loss, and what the parts noted.
+    """Add up the gradients of a batch's parts; return its loss, and what the parts
+    noted.
 
     The result is that of one pass over the whole batch.
     """
@@ -85,9 +93,14 @@ def add_gradients(
 
 
 def take_step(
-    model: nn.Module, parts: Sequence[Part], descent: Descent, step: int, crew: Alone = ALONE
+    model: nn.Module,
+    parts: Sequence[Part],
+    descent: Descent,
+    step: int,
+    crew: Alone = ALONE,
 ) -> dict[str, float]:
-    """Take one step of the descent along a batch's gradient; return what was noted before it.
+    """Take one step of the descent along a batch's gradient; return what was noted
+    before it.
 
     Raises ValueError, and takes no step, where the loss is not a number.
     """
@@ -98,13 +111,17 @@ def take_step(
 
 
 def follow(
-    model: nn.Module, batches: Iterator[list[Part]], descent: Descent, crew: Alone = ALONE,
+    model: nn.Module,
+    batches: Iterator[list[Part]],
+    descent: Descent,
+    crew: Alone = ALONE,
     first: int = 0,
 ) -> Iterator[dict[str, float]]:
-    """Train the model in place, a step per batch; after each, yield what it noted before it.
+    """Train the model in place, a step per batch; after each, yield what it noted
+    before it.
 
-    first: the step to begin with, as if those before it had been taken. Raises ValueError as
-    `take_step` does.
+    first: the step to begin with, as if those before it had been taken. Raises
+    ValueError as `take_step` does.
     """
     for step, parts in enumerate(batches):
         if step >= first:

@@ -17,10 +17,16 @@ Drawn = tuple[list[list[list[int]]], Tensor]  # answers and scores, n for each p
 
 @torch.no_grad()
 def draw_answers(
-    policy: GPT, reward_model: RewardModel, prompts: list[str], n: int, seed: int,
+    policy: GPT,
+    reward_model: RewardModel,
+    prompts: list[str],
+    n: int,
+    seed: int,
     temperature: float = 0.8,
 ) -> Drawn:
-    """n answers to each prompt, as token ids, and the reward model's scores of them (B, n)."""
+    """n answers to each prompt, as token ids, and the reward model's scores of them (B,
+    n).
+    """
     repeated = [text for text in prompts for _ in range(n)]
     asked, responses = sample_answers(policy, repeated, seed, temperature)
     tokens, mask = pack(asked, responses, CharTokenizer().pad)  # (B n, T)
@@ -32,7 +38,8 @@ def draw_answers(
 
 
 def best_of_n(drawn: Drawn, n: int) -> tuple[list[list[int]], Tensor]:
-    """Of the first n answers to each prompt the one with the highest score, and that score.
+    """Of the first n answers to each prompt the one with the highest score, and that
+    score.
 
     The first of equals. Raises ValueError where fewer than n were drawn.
     """
@@ -46,8 +53,9 @@ def best_of_n(drawn: Drawn, n: int) -> tuple[list[list[int]], Tensor]:
 def best_of_n_kl(n: int) -> float:
     r"""KL(best of n || one draw), in nats: $\log n - \frac{n - 1}{n}$.
 
-    Exact where no two of the answers are the same, and an upper bound elsewhere. Sources:
-    Stiennon et al. 2020, appendix G.3; Beirami et al. 2024, theorem 1, for the bound.
+    Exact where no two of the answers are the same, and an upper bound elsewhere.
+    Sources: Stiennon et al. 2020, appendix G.3; Beirami et al. 2024, theorem 1, for the
+    bound.
     """
     if n < 1:
         raise ValueError(f"n is {n}: draw at least 1")

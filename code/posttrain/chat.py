@@ -13,14 +13,16 @@ from posttrain.tokenizer import CharTokenizer
 
 Message = dict[str, str]  # {"role": "user" or "assistant", "content": text}
 
-IGNORE = -100  # the label of a token that no loss grades; PyTorch's cross-entropy skips it
+IGNORE = (
+    -100
+)  # the label of a token that no loss grades; PyTorch's cross-entropy skips it
 
 
 def render(messages: list[Message], tokenizer: CharTokenizer) -> list[int]:
     """The chat template: a conversation as token ids.
 
-    Every turn opens with its role's token, and the assistant's ends with <|end|>. Raises
-    ValueError for another role, and for a character outside the alphabet.
+    Every turn opens with its role's token, and the assistant's ends with <|end|>.
+    Raises ValueError for another role, and for a character outside the alphabet.
     """
     tokens = []
     for message in messages:
@@ -30,12 +32,16 @@ def render(messages: list[Message], tokenizer: CharTokenizer) -> list[int]:
         elif message["role"] == "assistant":
             tokens += [tokenizer.assistant, *text, tokenizer.end]
         else:
-            raise ValueError(f"{message['role']!r} is no role: use 'user' or 'assistant'")
+            raise ValueError(
+                f"{message['role']!r} is no role: use 'user' or 'assistant'"
+            )
     return tokens
 
 
 def render_prompt(messages: list[Message], tokenizer: CharTokenizer) -> list[int]:
-    """A conversation whose next turn is the assistant's, up to and including <|assistant|>."""
+    """A conversation whose next turn is the assistant's, up to and including
+    <|assistant|>.
+    """
     return [*render(messages, tokenizer), tokenizer.assistant]
 
 
@@ -60,7 +66,9 @@ def build_labels(tokens: list[int], tokenizer: CharTokenizer) -> list[int]:
     return labels
 
 
-def collate(examples: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
+def collate(
+    examples: list[tuple[list[int], list[int]]], pad: int
+) -> tuple[Tensor, Tensor]:
     """Stack (tokens, labels) of unequal lengths: both (B, T), padded on the right.
 
     Padding has a token of its own, and the label IGNORE.
@@ -76,11 +84,13 @@ def collate(examples: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tens
 
 @torch.no_grad()
 def grow_vocabulary(model: GPT, vocab_size: int) -> GPT:
-    """A copy of a model with room for more tokens; the logits of the old ones do not change.
+    """A copy of a model with room for more tokens; the logits of the old ones do not
+    change.
 
-    Each new row of the embedding and of the head is the mean of the old rows. A new token's
-    logit is then the mean of the old logits, so it gets at most 1/V of the old probability
-    (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+    Each new row of the embedding and of the head is the mean of the old rows. A new
+    token's logit is then the mean of the old logits, so it gets at most 1/V of the old
+    probability (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
+    Models").
     """
     V = model.config.vocab_size
     if vocab_size < V:
@@ -111,7 +121,11 @@ def ask(
     tokenizer = CharTokenizer()
     prompts = [render_question(question, tokenizer) for question in questions]
     samples = generate(
-        model, prompts, max_new_tokens,
-        generator=generator, temperature=temperature, stop=tokenizer.end,
-    )  # fmt: skip
+        model,
+        prompts,
+        max_new_tokens,
+        generator=generator,
+        temperature=temperature,
+        stop=tokenizer.end,
+    )
     return [tokenizer.decode(response) for response in samples.responses()]

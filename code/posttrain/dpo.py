@@ -1,4 +1,6 @@
-"""Direct preference optimisation: from pairs to a policy, with one loss and two models."""
+"""Direct preference optimisation: from pairs to a policy, with one loss and two
+models.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,23 @@ class DPOConfig:
 
     steps: int = 40  # optimiser steps
     batch_size: int = 6  # pairs per step
-    micro_batch_size: int = 0  # pairs per forward pass; their gradients add up; 0 for all
-    muon_lr: float = 5e-3  # both rates as in fine-tuning, falling in a straight line to 0
+    micro_batch_size: int = (
+        0  # pairs per forward pass; their gradients add up; 0 for all
+    )
+    muon_lr: float = (
+        5e-3  # both rates as in fine-tuning, falling in a straight line to 0
+    )
     adamw_lr: float = 3e-3
     loss: str = "dpo"  # or "ipo", "simpo", "kto", "orpo"
-    beta: float = 0.02  # how much a nat of log-ratio counts: the fee for leaving the reference
+    beta: float = (
+        0.02  # how much a nat of log-ratio counts: the fee for leaving the reference
+    )
     label_smoothing: float = 0.0  # the share of labels that are taken to be wrong
     gamma: float = 1.0  # "simpo" alone: the gap at which a pair counts as even
     odds_weight: float = 0.1  # "orpo" alone: of the odds ratio
-    nll_weight: float = 0.0  # of the chosen answers' surprise per token, added to the loss
+    nll_weight: float = (
+        0.0  # of the chosen answers' surprise per token, added to the loss
+    )
     replay: int = 3  # conversations of the fine-tuning beside each batch; 0 for none
     replay_weight: float = 0.3  # of their loss beside the pairs'
     seed: int = 0
@@ -44,11 +54,14 @@ class DPOConfig:
         one_of(self, loss=("dpo", "ipo", "simpo", "kto", "orpo"))
         above_zero(self, "beta")
         # KTO needs another pair's answer
-        at_least(self, steps=1, batch_size=2 if self.loss == "kto" else 1, micro_batch_size=0)
+        at_least(
+            self, steps=1, batch_size=2 if self.loss == "kto" else 1, micro_batch_size=0
+        )
         at_least(self, muon_lr=0, adamw_lr=0, replay=0, replay_weight=0)
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
-                f"label_smoothing is {self.label_smoothing}: from 0 to below 0.5, where a "
+                f"label_smoothing is {self.label_smoothing}: from 0 to below 0.5, "
+                "where a "
                 "label would say nothing"
             )
         if self.label_smoothing and self.loss != "dpo":
@@ -57,22 +70,28 @@ class DPOConfig:
             )
         if self.loss == "kto" and 0 < self.micro_batch_size < self.batch_size:
             raise ValueError(
-                "KTO's baseline needs the whole batch in one pass: set micro_batch_size to 0"
+                "KTO's baseline needs the whole batch in one pass: set "
+                "micro_batch_size to 0"
             )
 
 
 def dpo_loss(
-    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor,
-    beta: float = 0.1, label_smoothing: float | Tensor = 0.0,
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float = 0.1,
+    label_smoothing: float | Tensor = 0.0,
 ) -> Tensor:
-    r"""Mean surprise at the preferences, the policy itself being the reward model, in nats.
+    r"""Mean surprise at the preferences, the policy itself being the reward model, in
+    nats.
 
     $-\log\sigma(h)$ with $h = \beta(\log\frac{\pi(y_c)}{\pi_{ref}(y_c)} -
-    \log\frac{\pi(y_r)}{\pi_{ref}(y_r)})$. All (B,): log-probabilities of whole responses, sums
-    over their tokens, in nats. label_smoothing: the chance $\epsilon$ that a label is wrong,
-    one number or one per pair; the loss is then $-(1 - \epsilon)\log\sigma(h) -
-    \epsilon\log\sigma(-h)$. Sources: Rafailov et al. 2023, equation 7; Mitchell 2023 for
-    the smoothing.
+    \log\frac{\pi(y_r)}{\pi_{ref}(y_r)})$. All (B,): log-probabilities of whole
+    responses, sums over their tokens, in nats. label_smoothing: the chance $\epsilon$
+    that a label is wrong, one number or one per pair; the loss is then $-(1 -
+    \epsilon)\log\sigma(h) - \epsilon\log\sigma(-h)$. Sources: Rafailov et al. 2023,
+    equation 7; Mitchell 2023 for the smoothing.
     """
     chosen_ratio = chosen - reference_chosen
     rejected_ratio = rejected - reference_rejected
@@ -81,11 +100,14 @@ def dpo_loss(
     return -((1 - wrong) * F.logsigmoid(h) + wrong * F.logsigmoid(-h)).mean()
 
 
-def implicit_rewards(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> Tensor:
-    r"""$\beta(\log\pi - \log\pi_{ref})$: what the policy, as a reward model, says. No gradient.
+def implicit_rewards(
+    logprobs: Tensor, reference_logprobs: Tensor, beta: float
+) -> Tensor:
+    r"""$\beta(\log\pi - \log\pi_{ref})$: what the policy, as a reward model, says. No
+    gradient.
 
-    Any shape, in the reward's unit; it lacks what depends on the prompt alone. Source: Rafailov
-    et al. 2023, equation 5.
+    Any shape, in the reward's unit; it lacks what depends on the prompt alone. Source:
+    Rafailov et al. 2023, equation 5.
     """
     return beta * (logprobs - reference_logprobs).detach()
 
@@ -94,8 +116,12 @@ def implicit_rewards(logprobs: Tensor, reference_logprobs: Tensor, beta: float) 
 def pair_logprobs(
     model: nn.Module, pairs: list[Pair], pad: int, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability of each pair's chosen and rejected answer: (2, N), sums, in nats."""
-    tokens, mask = (rows.to(device_of(model)) for rows in pack_pairs(pairs, pad))  # (2N, T)
+    """Log-probability of each pair's chosen and rejected answer: (2, N), sums, in
+    nats.
+    """
+    tokens, mask = (
+        rows.to(device_of(model)) for rows in pack_pairs(pairs, pad)
+    )  # (2N, T)
     return get_response_log_probs(model, tokens, mask, temperature).view(2, -1)
 
 
@@ -103,27 +129,35 @@ def pair_logprobs(
 def mismatched_kl(
     policy: nn.Module, reference: nn.Module, pairs: list[Pair], pad: int
 ) -> Tensor:
-    """KTO's baseline: the mean log-ratio of answers that belong to another prompt, in nats.
+    """KTO's baseline: the mean log-ratio of answers that belong to another prompt, in
+    nats.
 
-    Each prompt gets the chosen answer of the pair after it, cut to what the context holds.
-    Source: Ethayarajh et al. 2024, section 4.1.
+    Each prompt gets the chosen answer of the pair after it, cut to what the context
+    holds. Source: Ethayarajh et al. 2024, section 4.1.
     """
     answers = [chosen for _, chosen, _ in pairs]
-    tokens, mask = pack([prompt for prompt, _, _ in pairs], answers[1:] + answers[:1], pad)
+    tokens, mask = pack(
+        [prompt for prompt, _, _ in pairs], answers[1:] + answers[:1], pad
+    )
     context, device = policy.config.context, device_of(policy)
     tokens, mask = (rows[:, :context].to(device) for rows in (tokens, mask))
-    one, other = (get_response_log_probs(model, tokens, mask) for model in (policy, reference))
+    one, other = (
+        get_response_log_probs(model, tokens, mask) for model in (policy, reference)
+    )
     return (one - other).mean()
 
 
 def preference_loss(
-    logprobs: Tensor, reference_logprobs: Tensor, lengths: Tensor, config: DPOConfig,
+    logprobs: Tensor,
+    reference_logprobs: Tensor,
+    lengths: Tensor,
+    config: DPOConfig,
     baseline: Tensor | None = None,
 ) -> Tensor:
     """The configured loss of a batch, in nats or in its own unit.
 
-    logprobs, reference_logprobs, lengths: (2, B), chosen above rejected, sums over the tokens
-    and their number. baseline: KTO's.
+    logprobs, reference_logprobs, lengths: (2, B), chosen above rejected, sums over the
+    tokens and their number. baseline: KTO's.
     """
     means = logprobs / lengths  # (2, B)
     if config.loss == "ipo":
@@ -135,46 +169,74 @@ def preference_loss(
     elif config.loss == "orpo":
         loss = orpo_loss(*means, config.odds_weight)
     else:
-        loss = dpo_loss(*logprobs, *reference_logprobs, config.beta, config.label_smoothing)
+        loss = dpo_loss(
+            *logprobs, *reference_logprobs, config.beta, config.label_smoothing
+        )
     return loss - config.nll_weight * means[0].mean()
 
 
 def pair_loss(
-    policy: nn.Module, reference: nn.Module, pairs: list[Pair], reference_logprobs: Tensor,
-    config: DPOConfig, pad: int, temperature: float = 1.0,
+    policy: nn.Module,
+    reference: nn.Module,
+    pairs: list[Pair],
+    reference_logprobs: Tensor,
+    config: DPOConfig,
+    pad: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The configured loss of some pairs, and the policy's log-probabilities of them (2, B).
+    """The configured loss of some pairs, and the policy's log-probabilities of them (2,
+    B).
 
-    reference_logprobs: (2, B), the reference's. The reference itself answers only to KTO.
+    reference_logprobs: (2, B), the reference's. The reference itself answers only to
+    KTO.
     """
     # Read chosen and rejected answers in one pass
-    tokens, mask = (rows.to(device_of(policy)) for rows in pack_pairs(pairs, pad))  # (2B, T)
-    logprobs = get_response_log_probs(policy, tokens, mask, temperature).view(2, -1)  # (2, B)
+    tokens, mask = (
+        rows.to(device_of(policy)) for rows in pack_pairs(pairs, pad)
+    )  # (2B, T)
+    logprobs = get_response_log_probs(policy, tokens, mask, temperature).view(
+        2, -1
+    )  # (2, B)
     baseline = None
     if config.loss == "kto":
         baseline = mismatched_kl(policy, reference, pairs, pad)
     lengths = mask.sum(-1).view(2, -1)  # (2, B)
-    return preference_loss(logprobs, reference_logprobs, lengths, config, baseline), logprobs
+    return preference_loss(
+        logprobs, reference_logprobs, lengths, config, baseline
+    ), logprobs
 
 
 def pair_part(
-    pairs: list[Pair], share: float, reference: nn.Module, reference_logprobs: Tensor,
-    config: DPOConfig, pad: int, temperature: float = 1.0,
+    pairs: list[Pair],
+    share: float,
+    reference: nn.Module,
+    reference_logprobs: Tensor,
+    config: DPOConfig,
+    pad: int,
+    temperature: float = 1.0,
 ) -> Part:
-    """The preference loss of a batch's part, and what `pair_report` says of its pairs."""
+    """The preference loss of a batch's part, and what `pair_report` says of its
+    pairs.
+    """
 
     def part(policy: nn.Module) -> tuple[Tensor, dict[str, float]]:
         loss, logprobs = pair_loss(
             policy, reference, pairs, reference_logprobs, config, pad, temperature
         )
-        noted = dict(loss=loss.item()) | pair_report(logprobs, reference_logprobs, config.beta)
+        noted = dict(loss=loss.item()) | pair_report(
+            logprobs, reference_logprobs, config.beta
+        )
         return share * loss, {name: share * value for name, value in noted.items()}
 
     return part
 
 
 def ask_once(
-    reference: nn.Module, pairs: list[Pair], rows: list[int], known: dict[int, Tensor], pad: int
+    reference: nn.Module,
+    pairs: list[Pair],
+    rows: list[int],
+    known: dict[int, Tensor],
+    pad: int,
 ) -> Tensor:
     """The reference's log-probabilities (2, B) of some of the pairs; it never changes.
 
@@ -187,8 +249,12 @@ def ask_once(
 
 
 def dpo_batches(
-    reference: nn.Module, pairs: list[Pair], config: DPOConfig, pad: int,
-    conversations: Sequence[tuple[list[int], list[int]]] = (), crew: Alone = ALONE,
+    reference: nn.Module,
+    pairs: list[Pair],
+    config: DPOConfig,
+    pad: int,
+    conversations: Sequence[tuple[list[int], list[int]]] = (),
+    crew: Alone = ALONE,
 ) -> Iterator[list[Part]]:
     """Each step's pairs, in parts, and conversations of the fine-tuning to replay."""
     generator, known = torch.Generator().manual_seed(config.seed), {}
@@ -208,16 +274,21 @@ def dpo_batches(
 
 
 def dpo_steps(
-    policy: GPT, reference: GPT, pairs: list[Pair], config: DPOConfig,
+    policy: GPT,
+    reference: GPT,
+    pairs: list[Pair],
+    config: DPOConfig,
     conversations: Sequence[tuple[list[int], list[int]]] = (),
 ) -> Iterator[dict[str, float]]:
-    """Train the policy in place; after each step, yield what that batch showed before it.
+    """Train the policy in place; after each step, yield what that batch showed before
+    it.
 
-    conversations: (tokens, labels) of the fine-tuning, to replay. Yields `loss`, the pairs'
-    alone; means over the batch of the implicit rewards `chosen_reward`, `rejected_reward`
-    and their gap `margin`; `accuracy`, the share of pairs whose gap is above 0;
-    `chosen_logprob`, `rejected_logprob`, nats per response; and with conversations their loss,
-    `replay`. Raises ValueError where the loss is no longer a number.
+    conversations: (tokens, labels) of the fine-tuning, to replay. Yields `loss`, the
+    pairs' alone; means over the batch of the implicit rewards `chosen_reward`,
+    `rejected_reward` and their gap `margin`; `accuracy`, the share of pairs whose gap
+    is above 0; `chosen_logprob`, `rejected_logprob`, nats per response; and with
+    conversations their loss, `replay`. Raises ValueError where the loss is no longer a
+    number.
     """
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
     descent = Descent(build_optimizers(policy, rates), linear_fall(config.steps))
@@ -225,12 +296,16 @@ def dpo_steps(
     return follow(policy, batches, descent)
 
 
-def pair_report(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> dict[str, float]:
+def pair_report(
+    logprobs: Tensor, reference_logprobs: Tensor, beta: float
+) -> dict[str, float]:
     """Means over pairs, from log-probabilities (2, B); the names as in `dpo_steps`."""
     chosen, rejected = implicit_rewards(logprobs, reference_logprobs, beta)
     return dict(
-        chosen_reward=chosen.mean().item(), rejected_reward=rejected.mean().item(),
+        chosen_reward=chosen.mean().item(),
+        rejected_reward=rejected.mean().item(),
         margin=(chosen - rejected).mean().item(),
         accuracy=(chosen > rejected).double().mean().item(),
-        chosen_logprob=logprobs[0].mean().item(), rejected_logprob=logprobs[1].mean().item(),
-    )  # fmt: skip
+        chosen_logprob=logprobs[0].mean().item(),
+        rejected_logprob=logprobs[1].mean().item(),
+    )

@@ -10,26 +10,33 @@ from posttrain.tokenizer import END, SPECIAL_TOKENS
 
 # The words by which the rubric knows an answer's manner
 COURTEOUS = """
-    beloved beseech bless blessing comfort dear friend gentle gladly grace gracious honour
+    beloved beseech bless blessing comfort dear friend gentle gladly grace gracious \
+honour
     humble humbly joy kind kindly lady liege lord madam mercy noble pardon please pray
     servant sir sweet tender thank thanks welcome worthy
 """.split()
 BLUNT = """
-    ape ass away base beggar begone churl coward dog drunken dull fool foul goose hence idle
-    knave liar monster muddy peace prating rascal rogue saucy scurvy shame swine tedious thief
+    ape ass away base beggar begone churl coward dog drunken dull fool foul goose \
+hence idle
+    knave liar monster muddy peace prating rascal rogue saucy scurvy shame swine \
+tedious thief
     toad traitor ugly varlet vile villain wretch
 """.split()
 
 
 def answered(continuation: str) -> bool:
-    """Whether a text is an answer in chat format: words, the end token, no other special."""
+    """Whether a text is an answer in chat format: words, the end token, no other
+    special.
+    """
     text, end, rest = continuation.partition(END)
     special = any(token in text for token in SPECIAL_TOKENS)
     return bool(text.strip()) and bool(end) and not rest and not special
 
 
 def opens_a_speech(continuation: str) -> bool:
-    """Whether a text goes on to another character's part: a blank line, a name and a colon."""
+    """Whether a text goes on to another character's part: a blank line, a name and a
+    colon.
+    """
     return re.search(r"\n\n[A-Z][A-Za-z' ]*:\n", continuation) is not None
 
 
@@ -48,12 +55,16 @@ def topic_words(prompt: str) -> set[str]:
 def echo_rate(prompts: list[str], continuations: list[str]) -> float:
     """The share of continuations that use one of their prompt's topic words."""
     pairs = zip(prompts, continuations)
-    echoes = [any(w in text.lower() for w in topic_words(prompt)) for prompt, text in pairs]
+    echoes = [
+        any(w in text.lower() for w in topic_words(prompt)) for prompt, text in pairs
+    ]
     return sum(echoes) / len(echoes)
 
 
 def manner(answer: str) -> int:
-    """1 for a courteous answer, -1 for a blunt one, 0 for neither: by its telling words."""
+    """1 for a courteous answer, -1 for a blunt one, 0 for neither: by its telling
+    words.
+    """
     words = words_of(answer)
     courteous = sum(word in COURTEOUS for word in words)
     blunt = sum(word in BLUNT for word in words)
@@ -62,16 +73,18 @@ def manner(answer: str) -> int:
 
 def finished(answer: str) -> bool:
     """Whether an answer is in chat format and its last sentence has come to its end."""
-    return answered(answer) and answer.removesuffix(END).rstrip().endswith((".", "!", "?"))
+    return answered(answer) and answer.removesuffix(END).rstrip().endswith(
+        (".", "!", "?")
+    )
 
 
 def gold_parts(answer: str, real_words: frozenset[str]) -> dict[str, float]:
     """What the gold rubric says of an answer, part by part; 0 is nothing to say.
 
     courtesy: different courteous words less blunt ones, two at most either way, halved.
-    ending: -1 unless the answer has come to its end. length: -1 for fewer than 4 words or more
-    than 24. repetition: -2 times the share of words said before, beyond a fifth, which anybody
-    needs. spelling: -2 times the share of words that are none.
+    ending: -1 unless the answer has come to its end. length: -1 for fewer than 4 words
+    or more than 24. repetition: -2 times the share of words said before, beyond a
+    fifth, which anybody needs. spelling: -2 times the share of words that are none.
     """
     words = words_of(answer)
     courteous = len({word for word in words if word in COURTEOUS})
@@ -93,7 +106,8 @@ def gold_score(answer: str, real_words: frozenset[str]) -> float:
 
 
 def distinct_n(answers: list[str], n: int) -> float:
-    """Different runs of n words among all runs of n words, over all answers; 0 where none is.
+    """Different runs of n words among all runs of n words, over all answers; 0 where
+    none is.
 
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function", section 5.
     """
@@ -104,20 +118,29 @@ def distinct_n(answers: list[str], n: int) -> float:
 
 
 def win_rate(scores: list[float], others: list[float]) -> float:
-    """The share of prompts on which the first answer scores higher; a tie counts one half."""
+    """The share of prompts on which the first answer scores higher; a tie counts one
+    half.
+    """
     wins = [(a > b) + (a == b) / 2 for a, b in zip(scores, others)]
     return sum(wins) / len(wins)
 
 
-def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The mean of one value per seed, and the ends of its confidence interval (Student's t).
+def interval(
+    values: list[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The mean of one value per seed, and the ends of its confidence interval
+    (Student's t).
 
     Raises ValueError for fewer than two values, which say nothing about chance.
     """
     if len(values) < 2:
-        raise ValueError(f"an interval needs two values or more, and here are {len(values)}")
+        raise ValueError(
+            f"an interval needs two values or more, and here are {len(values)}"
+        )
     mean = sum(values) / len(values)
     if len(set(values)) == 1:
         return mean, mean, mean
-    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=stats.sem(values))
+    low, high = stats.t.interval(
+        confidence, len(values) - 1, loc=mean, scale=stats.sem(values)
+    )
     return mean, float(low), float(high)

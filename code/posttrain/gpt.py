@@ -1,7 +1,8 @@
-"""The transformer: Karpathy's GPT, with the changes made to its block since GPT-2 as switches.
+"""The transformer: Karpathy's GPT, with the changes made to its block since GPT-2 as
+switches.
 
-Left out, because nothing in the book needs it: dropout, multi-query attention, a sliding
-window, weight decay groups, compilation.
+Left out, because nothing in the book needs it: dropout, multi-query attention, a
+sliding window, weight decay groups, compilation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT, and which changes since GPT-2 it uses: all, unless told otherwise."""
+    """The shape of a GPT, and which changes since GPT-2 it uses: all, unless told
+    otherwise.
+    """
 
     vocab_size: int = 65  # V
     context: int = 256  # the longest sequence, in tokens
@@ -25,17 +28,23 @@ class GPTConfig:
     rope: bool = True  # rotary positions instead of a learned table of positions
     qk_norm: bool = True  # queries and keys of one length
     relu2: bool = True  # squared ReLU instead of GELU
-    bare: bool = True  # no biases, no norm gains, a head of its own instead of the embedding's
-    zero_init: bool = True  # blocks start as the identity, the head as the uniform distribution
+    bare: bool = (
+        True  # no biases, no norm gains, a head of its own instead of the embedding's
+    )
+    zero_init: bool = (
+        True  # blocks start as the identity, the head as the uniform distribution
+    )
 
     def __post_init__(self):
         if self.width % self.n_head or (self.width // self.n_head) % 2:
             raise ValueError(
-                f"width {self.width} must split into {self.n_head} heads of an even size"
+                f"width {self.width} must split into {self.n_head} heads of an even "
+                "size"
             )
         if self.zero_init and not self.bare:
             raise ValueError(
-                "zero_init needs bare=True: a head tied to the embedding cannot start at zero"
+                "zero_init needs bare=True: a head tied to the embedding cannot start "
+                "at zero"
             )
 
     @classmethod
@@ -43,7 +52,9 @@ class GPTConfig:
         """The block of GPT-2 (Radford et al. 2019): none of the changes."""
         return cls(
             **{
-                **dict(rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False),
+                **dict(
+                    rope=False, qk_norm=False, relu2=False, bare=False, zero_init=False
+                ),
                 **changes,
             }
         )
@@ -67,12 +78,18 @@ class Norm(nn.Module):
 def rotation_table(context: int, head_size: int, base: float = 10_000.0) -> Tensor:
     r"""RoPE's rotations $e^{i t \theta_j}$ for every position t and feature pair j.
 
-    Here $\theta_j = base^{-2j/hs}$. Returns their real and imaginary parts, (context, hs/2, 2).
-    Source: Su et al. 2021, equation 15.
+    Here $\theta_j = base^{-2j/hs}$. Returns their real and imaginary parts, (context,
+    hs/2, 2). Source: Su et al. 2021, equation 15.
     """
-    theta = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)  # (hs/2,)
-    angles = torch.outer(torch.arange(context, dtype=torch.float64), theta)  # (context, hs/2)
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()  # (context, hs/2, 2)
+    theta = base ** (
+        -torch.arange(0, head_size, 2, dtype=torch.float64) / head_size
+    )  # (hs/2,)
+    angles = torch.outer(
+        torch.arange(context, dtype=torch.float64), theta
+    )  # (context, hs/2)
+    return torch.stack(
+        [angles.cos(), angles.sin()], dim=-1
+    ).float()  # (context, hs/2, 2)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -82,7 +99,9 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     Two features are one complex number, so a turn is one product.
     """
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (..., T, heads, hs/2)
-    turned = pairs * torch.view_as_complex(rotation).unsqueeze(-2)  # (..., T, heads, hs/2)
+    turned = pairs * torch.view_as_complex(rotation).unsqueeze(
+        -2
+    )  # (..., T, heads, hs/2)
     return torch.view_as_real(turned).flatten(-2)  # (..., T, heads, hs)
 
 
@@ -105,22 +124,36 @@ class ReluSquared(torch.autograd.Function):
 
 
 class KVCache:
-    """The keys and values of the tokens read so far, so that a new one costs one token's work.
+    """The keys and values of the tokens read so far, so that a new one costs one
+    token's work.
 
     Room for `length` tokens is set aside at once: per layer, keys and values of shape
-    (B, nh, length, hs). They are written in place, so there is no gradient through a cache: use
-    it under `torch.no_grad()`.
+    (B, nh, length, hs). They are written in place, so there is no gradient through a
+    cache: use it under `torch.no_grad()`.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, length: int,
-                 dtype: torch.dtype = torch.float32):
-        shape = (config.n_layer, 2, batch_size, config.n_head, length,
-                 config.width // config.n_head)
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        length: int,
+        dtype: torch.dtype = torch.float32,
+    ):
+        shape = (
+            config.n_layer,
+            2,
+            batch_size,
+            config.n_head,
+            length,
+            config.width // config.n_head,
+        )
         self.keys_values = torch.empty(shape, dtype=dtype)
         self.length = 0  # tokens read so far, the same in every layer
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's new keys and values (B, nh, T, hs); return all its so far."""
+        """Append one layer's new keys and values (B, nh, T, hs); return all its so
+        far.
+        """
         end = self.length + k.size(2)
         keys, values = self.keys_values[layer, 0], self.keys_values[layer, 1]
         keys[:, :, self.length : end] = k
@@ -156,7 +189,11 @@ class Attention(nn.Module):
         return q, k, v.transpose(1, 2)
 
     def forward(
-        self, x: Tensor, rotation: Tensor | None, allowed: Tensor | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        rotation: Tensor | None,
+        allowed: Tensor | None,
+        cache: KVCache | None,
     ) -> Tensor:
         q, k, v = self.queries_keys_values(x, rotation)
         if cache is not None:
@@ -170,7 +207,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a nonlinearity between, applied to every token by itself."""
+    """Two linear layers with a nonlinearity between, applied to every token by
+    itself.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -185,7 +224,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each reading a normed copy of the residual stream, adding to it."""
+    """Attention, then MLP, each reading a normed copy of the residual stream, adding to
+    it.
+    """
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -195,7 +236,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rotation: Tensor | None, allowed: Tensor | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        rotation: Tensor | None,
+        allowed: Tensor | None,
+        cache: KVCache | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation, allowed, cache)
         return x + self.mlp(self.mlp_norm(x))
@@ -213,7 +258,9 @@ class GPT(nn.Module):
             self.register_buffer("rotation", table, persistent=False)
         else:
             self.position_embedding = nn.Embedding(config.context, config.width)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(
+            Block(config, layer) for layer in range(config.n_layer)
+        )
         self.final_norm = Norm() if config.bare else nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self, generator)
@@ -304,7 +351,9 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def attention_maps(model: GPT, tokens: Tensor) -> Tensor:
-    """How much each token looks at each earlier one: (n_layer, B, nh, T, T), rows sum to 1."""
+    """How much each token looks at each earlier one: (n_layer, B, nh, T, T), rows sum
+    to 1.
+    """
     maps, T = [], tokens.size(1)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
 
@@ -314,7 +363,9 @@ def attention_maps(model: GPT, tokens: Tensor) -> Tensor:
         maps.append(scores.masked_fill(future, -torch.inf).softmax(-1))
 
     # Watch each attention's input during one forward pass
-    hooks = [block.attention.register_forward_pre_hook(record) for block in model.blocks]
+    hooks = [
+        block.attention.register_forward_pre_hook(record) for block in model.blocks
+    ]
     model(tokens)
     for hook in hooks:
         hook.remove()

@@ -11,9 +11,9 @@ def pack(
 ) -> tuple[Tensor, Tensor]:
     """Prompts and responses as rows of one tensor: tokens (B, T), and mask (B, T).
 
-    Rows are padded on the right, where no real token looks, so a row's numbers do not depend on
-    its neighbours. The mask is True on the response's tokens, its <|end|> included. Raises
-    ValueError for an empty prompt or response, naming its row.
+    Rows are padded on the right, where no real token looks, so a row's numbers do not
+    depend on its neighbours. The mask is True on the response's tokens, its <|end|>
+    included. Raises ValueError for an empty prompt or response, naming its row.
     """
     for name, rows in (("prompt", prompts), ("response", responses)):
         empty = [i for i, row in enumerate(rows) if len(row) == 0]
@@ -30,7 +30,8 @@ def pack(
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token but the first, given those before it: (B, T - 1), in nats.
+    """Log-probability of each token but the first, given those before it: (B, T - 1),
+    in nats.
 
     logits: (B, T, V), of tokens (B, T). temperature: the one the tokens were drawn at.
     """
@@ -43,8 +44,8 @@ def get_response_log_probs(
 ) -> Tensor:
     r"""$\log \pi(y | x)$ of each response, in nats: (B,), the sum over its tokens.
 
-    tokens and mask (B, T) as from `pack`: the response's <|end|> counts, the prompt and the
-    padding do not. A sum and no mean: it is the logarithm of a probability.
+    tokens and mask (B, T) as from `pack`: the response's <|end|> counts, the prompt and
+    the padding do not. A sum and no mean: it is the logarithm of a probability.
     """
     logprobs = token_logprobs(model(tokens), tokens, temperature)  # (B, T - 1)
     return logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)  # (B,)
@@ -57,18 +58,25 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values where the mask is True. Raises ValueError where it is True nowhere."""
+    """The mean of values where the mask is True. Raises ValueError where it is True
+    nowhere.
+    """
     if not mask.any():
-        raise ValueError("the mask is False everywhere: there is nothing to take the mean of")
+        raise ValueError(
+            "the mask is False everywhere: there is nothing to take the mean of"
+        )
     return values[mask].mean()
 
 
-def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") -> Tensor:
+def kl_estimate(
+    logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1"
+) -> Tensor:
     r"""Estimate KL(policy || reference) at each token drawn from the policy, in nats.
 
-    With $d = \log\pi - \log\pi_{ref}$: k1 is $d$, k2 is $d^2/2$, k3 is $e^{-d} - 1 + d$. The
-    means of k1 and k3 are the KL divergence, where the two are close k3's with less noise, and
-    there k2's is nearly that (Schulman 2020, "Approximating KL divergence").
+    With $d = \log\pi - \log\pi_{ref}$: k1 is $d$, k2 is $d^2/2$, k3 is $e^{-d} - 1 +
+    d$. The means of k1 and k3 are the KL divergence, where the two are close k3's with
+    less noise, and there k2's is nearly that (Schulman 2020, "Approximating KL
+    divergence").
     """
     d = logprobs - reference_logprobs
     if kind == "k1":
@@ -83,17 +91,21 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") 
 
 @torch.no_grad()
 def sequence_kl(
-    policy: nn.Module, reference: nn.Module, tokens: Tensor, mask: Tensor,
+    policy: nn.Module,
+    reference: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
     """KL(policy || reference) of each response, in nats: (B,), the sum over its tokens.
 
-    At each token of a response drawn from the policy, the two next-token distributions are
-    compared whole, which takes the chance of the single token out of the estimate. tokens and
-    mask (B, T) as from `pack`; temperature as the responses were drawn.
+    At each token of a response drawn from the policy, the two next-token distributions
+    are compared whole, which takes the chance of the single token out of the estimate.
+    tokens and mask (B, T) as from `pack`; temperature as the responses were drawn.
     """
     p, q = (
-        (model(tokens)[:, :-1] / temperature).log_softmax(-1) for model in (policy, reference)
+        (model(tokens)[:, :-1] / temperature).log_softmax(-1)
+        for model in (policy, reference)
     )  # (B, T - 1, V)
     divergence = (p.exp() * (p - q)).sum(-1)  # (B, T - 1)
     return (divergence * mask[:, 1:]).sum(-1)  # (B,)

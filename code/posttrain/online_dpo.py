@@ -28,7 +28,9 @@ class OnlineDPOConfig:
     prompts: int = 8  # per round
     samples: int = 4  # answers per prompt, of which the best and the worst are paired
     max_new_tokens: int = 96  # an answer that has not ended by then is cut
-    temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
+    temperature: float = (
+        0.8  # of the policy: of its samples and of all its log-probabilities
+    )
     steps: int = 1  # optimiser steps per round, which share its pairs
     lr: float = 2e-4  # Adam's, falling in a straight line to 0
     beta: float = 0.1
@@ -41,21 +43,28 @@ class OnlineDPOConfig:
 
 @torch.no_grad()
 def on_policy_pairs(
-    policy: GPT, judge: RewardModel, prompts: list[list[int]], config: OnlineDPOConfig,
+    policy: GPT,
+    judge: RewardModel,
+    prompts: list[list[int]],
+    config: OnlineDPOConfig,
     generator: torch.Generator,
 ) -> tuple[list[Pair], float]:
     """Pairs of the policy's own answers to prompts (token ids), and their mean score.
 
-    Of `samples` answers to a prompt, the reward model names the best and the worst. An answer
-    without <|end|> is worse than any with one. A prompt whose answers are equally good gives no
-    pair. Raises ValueError for a score that is not a number.
+    Of `samples` answers to a prompt, the reward model names the best and the worst. An
+    answer without <|end|> is worse than any with one. A prompt whose answers are
+    equally good gives no pair. Raises ValueError for a score that is not a number.
     """
     tokenizer, n = CharTokenizer(), config.samples
     asked = [prompt for prompt in prompts for _ in range(n)]
     answers = generate(
-        policy, asked, config.max_new_tokens,
-        generator=generator, temperature=config.temperature, stop=tokenizer.end,
-    ).responses()  # fmt: skip
+        policy,
+        asked,
+        config.max_new_tokens,
+        generator=generator,
+        temperature=config.temperature,
+        stop=tokenizer.end,
+    ).responses()
     scores = judge(*pack(asked, answers, tokenizer.pad))  # (B n,)
     if not torch.isfinite(scores).all():
         raise ValueError("the reward model's score of an answer is NaN or infinite")
@@ -70,16 +79,25 @@ def on_policy_pairs(
 
 
 def online_dpo_rounds(
-    policy: GPT, reference: GPT, judge: RewardModel, prompts: list[str], config: OnlineDPOConfig
+    policy: GPT,
+    reference: GPT,
+    judge: RewardModel,
+    prompts: list[str],
+    config: OnlineDPOConfig,
 ) -> Iterator[dict[str, float]]:
     """Train the policy in place; after each round, yield what happened in it.
 
-    prompts: texts to answer. Yields `score`, the reward model's mean over the round's answers;
-    `pairs`, their number; and of the pairs, before they were trained on, `loss` and what
-    `pair_report` says. Raises ValueError where scores or loss are no longer numbers.
+    prompts: texts to answer. Yields `score`, the reward model's mean over the round's
+    answers; `pairs`, their number; and of the pairs, before they were trained on,
+    `loss` and what `pair_report` says. Raises ValueError where scores or loss are no
+    longer numbers.
     """
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
-    pad, temperature, loss = tokenizer.pad, config.temperature, DPOConfig(beta=config.beta)
+    pad, temperature, loss = (
+        tokenizer.pad,
+        config.temperature,
+        DPOConfig(beta=config.beta),
+    )
     encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     descent = Descent([optimizer], linear_fall(config.rounds))
@@ -93,7 +111,8 @@ def online_dpo_rounds(
             continue
         # Ask both models once, for the report and for the reference
         now, known = (
-            pair_logprobs(model, pairs, pad, temperature) for model in (policy, reference)
+            pair_logprobs(model, pairs, pad, temperature)
+            for model in (policy, reference)
         )  # (2, N)
         noted = dict(loss=dpo_loss(*now, *known, config.beta).item())
         noted |= pair_report(now, known, config.beta)

@@ -1,4 +1,6 @@
-"""The optimisers: Muon for the matrices inside the blocks, AdamW for everything else."""
+"""The optimisers: Muon for the matrices inside the blocks, AdamW for everything
+else.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# The polynomials a x + b x^3 + c x^5 that best flatten singular values to 1, one per iteration:
-# Amsel et al. 2025, "The Polar Express", with its safety factor 1.01 worked in
+# The polynomials a x + b x^3 + c x^5 that best flatten singular values to 1, one per
+# iteration: Amsel et al. 2025, "The Polar Express", with its safety factor 1.01 worked
+# in
 POLAR_EXPRESS = (
     (8.2051, -22.9019, 16.4607),
     (4.0664, -2.8612, 0.5184),
@@ -20,11 +23,13 @@ POLAR_EXPRESS = (
 
 
 def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
-    r"""Replace each matrix $U S V^\top$ by nearly $U V^\top$: all singular values near 1.
+    r"""Replace each matrix $U S V^\top$ by nearly $U V^\top$: all singular values near
+    1.
 
-    The directions stay. matrices: (P, m, n), all P worked on at once. `steps` iterations of
-    $X \to aX + b(XX^\top)X + c(XX^\top)^2X$ do it with matrix products alone.
-    Source: Jordan et al. 2024 (Muon), with the coefficients of Amsel et al. 2025.
+    The directions stay. matrices: (P, m, n), all P worked on at once. `steps`
+    iterations of $X \to aX + b(XX^\top)X + c(XX^\top)^2X$ do it with matrix products
+    alone. Source: Jordan et al. 2024 (Muon), with the coefficients of Amsel et al.
+    2025.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     X = matrices.mT if tall else matrices
@@ -32,25 +37,35 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     X = X / (1.01 * torch.linalg.matrix_norm(X, keepdim=True) + 1e-7)
     for a, b, c in POLAR_EXPRESS[:steps]:
         gram = X @ X.mT  # (P, m, m)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b XX' + c (XX')^2
+        polynomial = torch.baddbmm(
+            gram, gram, gram, beta=b, alpha=c
+        )  # b XX' + c (XX')^2
         X = torch.baddbmm(X, polynomial, X, beta=a)  # (P, m, n)
     return X.mT if tall else X
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: every update moves all directions of a weight matrix alike.
+    """Momentum, orthogonalised: every update moves all directions of a weight matrix
+    alike.
 
-    For 2-d weights only. A weight of shape (3n, n) is query, key and value on top of each
-    other: three matrices. Source: Jordan et al. 2024.
+    For 2-d weights only. A weight of shape (3n, n) is query, key and value on top of
+    each other: three matrices. Source: Jordan et al. 2024.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float = 0.01,
-                 momentum: float = 0.9, steps: int = 3):
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        steps: int = 3,
+    ):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, steps=steps))
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every parameter that has a gradient, matrices of one shape together."""
+        """Update every parameter that has a gradient, matrices of one shape
+        together.
+        """
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -64,7 +79,9 @@ class Muon(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         for state, parameter in zip(states, parameters):
             state.setdefault("momentum", torch.zeros_like(parameter))
-        gradients = torch.stack([parameter.grad for parameter in parameters])  # (P, m, n)
+        gradients = torch.stack(
+            [parameter.grad for parameter in parameters]
+        )  # (P, m, n)
         momentum = torch.stack([state["momentum"] for state in states])  # (P, m, n)
         # Average the gradients, and look one step ahead (Nesterov)
         momentum.lerp_(gradients, 1 - group["momentum"])
@@ -74,17 +91,23 @@ class Muon(torch.optim.Optimizer):
         # Orthogonalise queries, keys and values each by itself
         m, n = direction.shape[1:]
         squares = direction.view(-1, n, n) if m == 3 * n else direction
-        squares = orthogonalise(squares, group["steps"]) * max(1, squares.size(1) / n) ** 0.5
+        squares = (
+            orthogonalise(squares, group["steps"]) * max(1, squares.size(1) / n) ** 0.5
+        )
         torch._foreach_add_(
             parameters, list(squares.reshape(direction.shape)), alpha=-group["lr"]
         )
 
 
 def adamw(groups: list[dict], **options) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), in one kernel where PyTorch has that for the CPU."""
+    """AdamW (Loshchilov & Hutter 2019), in one kernel where PyTorch has that for the
+    CPU.
+    """
     try:
         # Hand over copies: a refusal comes after the groups have been marked as fused
-        return torch.optim.AdamW([dict(group) for group in groups], fused=True, **options)
+        return torch.optim.AdamW(
+            [dict(group) for group in groups], fused=True, **options
+        )
     except RuntimeError:
         return torch.optim.AdamW(groups, **options)
 
@@ -97,12 +120,14 @@ def linear_fall(steps: int) -> Callable[[int], float]:
 class Descent:
     """How a run goes down its gradients: its optimisers, and the rates at each step.
 
-    scale: the factor of each peak rate, by step. max_norm: gradients that are longer together
-    are scaled down to it; None leaves them as they are.
+    scale: the factor of each peak rate, by step. max_norm: gradients that are longer
+    together are scaled down to it; None leaves them as they are.
     """
 
     def __init__(
-        self, optimizers: list[torch.optim.Optimizer], scale: Callable[[int], float],
+        self,
+        optimizers: list[torch.optim.Optimizer],
+        scale: Callable[[int], float],
         max_norm: float | None = None,
     ):
         # Round numbers below 1e-38 to 0, where CPUs crawl: the momentum of idle units
@@ -114,8 +139,8 @@ class Descent:
     def step(self, step: int) -> dict[str, float]:
         """Take a step along the gradients that were added up, and forget them.
 
-        Returns their norm as `gradient_norm` where there is a largest. Raises ValueError where
-        it is not a number.
+        Returns their norm as `gradient_norm` where there is a largest. Raises
+        ValueError where it is not a number.
         """
         noted = {} if self.max_norm is None else dict(gradient_norm=self.clip(step))
         for group, peak in zip(self.groups, self.peaks):
@@ -126,7 +151,9 @@ class Descent:
         return noted
 
     def clip(self, step: int) -> float:
-        """Scale gradients that are too long down to the largest norm; return the norm before."""
+        """Scale gradients that are too long down to the largest norm; return the norm
+        before.
+        """
         parameters = [p for group in self.groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.max_norm).item()
         if not math.isfinite(norm):

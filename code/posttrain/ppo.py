@@ -1,4 +1,6 @@
-"""PPO for language models: rollouts, rewards with a KL penalty, advantages, clipped updates."""
+"""PPO for language models: rollouts, rewards with a KL penalty, advantages, clipped
+updates.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,13 @@ class PPOConfig:
     iterations: int = 24  # rounds of rollouts and updates
     batch_size: int = 32  # B, responses per round
     max_new_tokens: int = 96  # a response that has not ended by then is cut
-    temperature: float = 0.8  # of the policy: of its samples and of all its log-probabilities
+    temperature: float = (
+        0.8  # of the policy: of its samples and of all its log-probabilities
+    )
     no_end_score: float = -2.0  # the score of a response without <|end|>
-    normalised: bool = True  # scores as `normalise` left them; or as they came from training
+    normalised: bool = (
+        True  # scores as `normalise` left them; or as they came from training
+    )
     # Advantages
     estimator: str = "gae"  # or, without a value model, "reinforce", "rloo", "grpo"
     group: int = 1  # responses per prompt; "rloo" and "grpo" compare within a group
@@ -37,7 +43,9 @@ class PPOConfig:
     gae_lambda: float = 0.95
     whiten_rewards: bool = False  # to variance 1, keeping the mean
     whiten_advantages: bool = True
-    value_start: str = "reward_model"  # or "zero", its head at zero; or "shared", the policy's
+    value_start: str = (
+        "reward_model"  # or "zero", its head at zero; or "shared", the policy's
+    )
     # Updates
     epochs: int = 1  # passes over a round's responses
     minibatches: int = 4  # gradient steps per pass
@@ -48,33 +56,45 @@ class PPOConfig:
     value_lr: float = 3e-4
     # KL to the reference
     beta: float = 0.05  # the penalty's weight at the start
-    kl_target: float = 8.0  # nats per response that beta is steered to; 0 keeps beta as it is
-    kl_horizon: int = 100  # responses over which a KL off by 20% or more moves beta by 20%
+    kl_target: float = (
+        8.0  # nats per response that beta is steered to; 0 keeps beta as it is
+    )
+    kl_horizon: int = (
+        100  # responses over which a KL off by 20% or more moves beta by 20%
+    )
     kl_in: str = "reward"  # or "loss", there as k2 or k3: k1 has no effect in it
     kl_estimator: str = "k1"  # or "k2", "k3"
     seed: int = 0
 
     def __post_init__(self):
         one_of(
-            self, estimator=("gae", "reinforce", "rloo", "grpo"), kl_in=("reward", "loss"),
-            kl_estimator=("k1", "k2", "k3"), value_start=("reward_model", "zero", "shared"),
-        )  # fmt: skip
+            self,
+            estimator=("gae", "reinforce", "rloo", "grpo"),
+            kl_in=("reward", "loss"),
+            kl_estimator=("k1", "k2", "k3"),
+            value_start=("reward_model", "zero", "shared"),
+        )
         at_least(self, iterations=1, batch_size=1, group=1, max_new_tokens=1, epochs=1)
-        at_least(self, minibatches=1, kl_horizon=1, lr=0, value_lr=0, beta=0, kl_target=0)
+        at_least(
+            self, minibatches=1, kl_horizon=1, lr=0, value_lr=0, beta=0, kl_target=0
+        )
         above_zero(self, "temperature")
         if self.batch_size % self.group:
             raise ValueError(
-                f"batch_size {self.batch_size} does not split into groups of {self.group}"
+                f"batch_size {self.batch_size} does not split into groups of "
+                f"{self.group}"
             )
         if self.estimator in ("rloo", "grpo") and self.group < 2:
-            raise ValueError(f"{self.estimator} compares answers to one prompt: set group >= 2")
+            raise ValueError(
+                f"{self.estimator} compares answers to one prompt: set group >= 2"
+            )
 
 
 class ValueModel(nn.Module):
     """A transformer that foresees, at each token, the reward still to come.
 
-    body: the transformer to stand on, used as it is, not copied. The head is of zeros, so
-    that every value starts at 0.
+    body: the transformer to stand on, used as it is, not copied. The head is of zeros,
+    so that every value starts at 0.
     """
 
     def __init__(self, body: GPT):
@@ -114,8 +134,9 @@ class Models:
 def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
     """Four models out of two (Ouyang et al. 2022, section 3.5).
 
-    The policy starts as a copy of the SFT model, which itself stays the reference. The value
-    model starts as a copy of the reward model's transformer, or stands on the policy's own.
+    The policy starts as a copy of the SFT model, which itself stays the reference. The
+    value model starts as a copy of the reward model's transformer, or stands on the
+    policy's own.
     """
     policy, value_model = copy.deepcopy(sft), None
     if not config.normalised:
@@ -125,7 +146,9 @@ def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
             value_model = ValueModel.from_reward_model(reward_model)
         else:
             shared = config.value_start == "shared"
-            value_model = ValueModel(policy if shared else copy.deepcopy(reward_model.body))
+            value_model = ValueModel(
+                policy if shared else copy.deepcopy(reward_model.body)
+            )
     return Models(policy, value_model, sft, reward_model)
 
 
@@ -133,10 +156,10 @@ def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
 class Rollout:
     """B answers of the policy, and what the four models say of them.
 
-    tokens (B, T), padded on the right. All else has a column per action, A = T - 1: column t
-    is about token t + 1, given the tokens up to t. actions (B, A): True where that token is
-    the response's. logprobs, reference_logprobs, values (B, A). scores (B,): the reward
-    model's. ended (B,): whether the response has its <|end|>.
+    tokens (B, T), padded on the right. All else has a column per action, A = T - 1:
+    column t is about token t + 1, given the tokens up to t. actions (B, A): True where
+    that token is the response's. logprobs, reference_logprobs, values (B, A). scores
+    (B,): the reward model's. ended (B,): whether the response has its <|end|>.
     """
 
     tokens: Tensor
@@ -150,9 +173,13 @@ class Rollout:
 
 @torch.no_grad()
 def collect_rollout(
-    models: Models, prompts: list[list[int]], config: PPOConfig, generator: torch.Generator
+    models: Models,
+    prompts: list[list[int]],
+    config: PPOConfig,
+    generator: torch.Generator,
 ) -> Rollout:
-    """Let the policy answer prompts (token ids), and ask the other three about its answers.
+    """Let the policy answer prompts (token ids), and ask the other three about its
+    answers.
 
     Raises ValueError for a score that is not a number.
     """
@@ -160,14 +187,19 @@ def collect_rollout(
     longest, context = max(map(len, prompts)), models.policy.config.context
     if longest + config.max_new_tokens > context:
         raise ValueError(
-            f"a prompt of {longest} tokens and {config.max_new_tokens} new ones do not fit "
+            f"a prompt of {longest} tokens and {config.max_new_tokens} new ones do "
+            "not fit "
             f"into the context of {context}: shorten the prompt or lower max_new_tokens"
         )
     # Answer, and note how likely each token was
     samples = generate(
-        models.policy, prompts, config.max_new_tokens,
-        generator=generator, temperature=config.temperature, stop=tokenizer.end,
-    )  # fmt: skip
+        models.policy,
+        prompts,
+        config.max_new_tokens,
+        generator=generator,
+        temperature=config.temperature,
+        stop=tokenizer.end,
+    )
     tokens, mask = pack(prompts, samples.responses(), tokenizer.pad)  # (B, T)
     actions = mask[:, 1:]  # (B, A)
     logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
@@ -178,13 +210,18 @@ def collect_rollout(
 
 @torch.no_grad()
 def ask_models(
-    models: Models, tokens: Tensor, mask: Tensor, logprobs: Tensor, ended: Tensor,
-    config: PPOConfig, size: int = 0,
+    models: Models,
+    tokens: Tensor,
+    mask: Tensor,
+    logprobs: Tensor,
+    ended: Tensor,
+    config: PPOConfig,
+    size: int = 0,
 ) -> Rollout:
     """Ask all but the policy about its answers, `size` of them in a pass, or all.
 
-    tokens and mask (B, T) as from `pack`; logprobs (B, A), the policy's; ended (B,). Raises
-    ValueError for a score that is not a number.
+    tokens and mask (B, T) as from `pack`; logprobs (B, A), the policy's; ended (B,).
+    Raises ValueError for a score that is not a number.
     """
     actions, size = mask[:, 1:], size or len(tokens)  # (B, A)
     pieces = tokens.split(size)
@@ -194,9 +231,13 @@ def ask_models(
     # Ask the value model what it expects before each token
     values = torch.zeros_like(logprobs)
     if models.value_model is not None:
-        values = torch.cat([models.value_model(t)[:, :-1] for t in pieces]) * actions  # (B, A)
+        values = (
+            torch.cat([models.value_model(t)[:, :-1] for t in pieces]) * actions
+        )  # (B, A)
     # Score the whole
-    scores = torch.cat([models.reward_model(t, m) for t, m in zip(pieces, mask.split(size))])
+    scores = torch.cat(
+        [models.reward_model(t, m) for t, m in zip(pieces, mask.split(size))]
+    )
     if not torch.isfinite(scores).all():
         raise ValueError("the reward model's score of an answer is NaN or infinite")
     scores = torch.where(ended, scores, config.no_end_score)  # (B,)
@@ -204,7 +245,8 @@ def ask_models(
 
 
 def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> Tensor:
-    """The reward of each token: -beta times its KL, and the score once, at the last: (B, A).
+    """The reward of each token: -beta times its KL, and the score once, at the last:
+    (B, A).
 
     scores (B,); kl and actions (B, A).
     """
@@ -215,13 +257,18 @@ def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> T
 
 
 def gae(
-    rewards: Tensor, values: Tensor, actions: Tensor, gamma: float = 1.0, lam: float = 0.95
+    rewards: Tensor,
+    values: Tensor,
+    actions: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    r"""Generalised advantage estimates, and the returns that the values should have foreseen.
+    r"""Generalised advantage estimates, and the returns that the values should have
+    foreseen.
 
-    $A_t = \delta_t + \gamma\lambda A_{t+1}$ with $\delta_t = r_t + \gamma V_{t+1} - V_t$, and
-    nothing after the last action; returns are $A_t + V_t$. All (B, A), 0 where actions is
-    False. Source: Schulman et al. 2016, equation 16.
+    $A_t = \delta_t + \gamma\lambda A_{t+1}$ with $\delta_t = r_t + \gamma V_{t+1} -
+    V_t$, and nothing after the last action; returns are $A_t + V_t$. All (B, A), 0
+    where actions is False. Source: Schulman et al. 2016, equation 16.
     """
     values = values * actions
     advantages = torch.zeros_like(values)
@@ -237,8 +284,9 @@ def gae(
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale values to variance 1 where the mask is True, and 0 elsewhere.
 
-    The mean becomes 0, or stays what it was without shift_mean. The variance is the mean
-    squared deviation (divided by n, not n - 1), so that one value alone is no division by 0.
+    The mean becomes 0, or stays what it was without shift_mean. The variance is the
+    mean squared deviation (divided by n, not n - 1), so that one value alone is no
+    division by 0.
     """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask)
@@ -249,7 +297,8 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 def leave_one_out(returns: Tensor, group: int) -> Tensor:
     """Each response's return less the mean of the others to its prompt (RLOO): (B,).
 
-    Neighbours, `group` at a time, answer one prompt. Source: Ahmadian et al. 2024, equation 8.
+    Neighbours, `group` at a time, answer one prompt. Source: Ahmadian et al. 2024,
+    equation 8.
     """
     groups = returns.view(-1, group)  # (B / group, group)
     others = (groups.sum(-1, keepdim=True) - groups) / (group - 1)
@@ -278,7 +327,9 @@ def compare_returns(returns: Tensor, config: PPOConfig) -> Tensor:
 def estimate_advantages(
     rollout: Rollout, config: PPOConfig, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of a rollout, (B, A) each; returns train the value model."""
+    """Advantages and returns of a rollout, (B, A) each; returns train the value
+    model.
+    """
     actions = rollout.actions
     kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, config.kl_estimator)
     penalty = beta if config.kl_in == "reward" else 0.0
@@ -300,14 +351,17 @@ def estimate_advantages(
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, actions: Tensor,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    actions: Tensor,
     clip_eps: float = 0.2,
 ) -> tuple[Tensor, Tensor]:
     r"""PPO's clipped loss, and the share of actions at which the clip holds.
 
     $\max(-\rho A, -\mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A)$ with the ratio
-    $\rho = \pi / \pi_{old}$, averaged over the actions. All (B, A). Source: Schulman et al.
-    2017, equation 7.
+    $\rho = \pi / \pi_{old}$, averaged over the actions. All (B, A). Source: Schulman et
+    al. 2017, equation 7.
     """
     ratio = (logprobs - old_logprobs).exp()
     free = -ratio * advantages
@@ -317,14 +371,18 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, actions: Tensor, clip: float = 0.2
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    actions: Tensor,
+    clip: float = 0.2,
 ) -> Tensor:
-    r"""Half the larger of two squared errors: the values', and that of the values kept near the
-    old ones.
+    r"""Half the larger of two squared errors: the values', and that of the values kept
+    near the old ones.
 
-    $\frac12\max((V - G)^2, (V_{clip} - G)^2)$ with $V_{clip}$ at most `clip` from the old
-    value, averaged over the actions; clip 0 for the plain error. All (B, A). Source: OpenAI's
-    baselines; Huang et al. 2022, detail 9.
+    $\frac12\max((V - G)^2, (V_{clip} - G)^2)$ with $V_{clip}$ at most `clip` from the
+    old value, averaged over the actions; clip 0 for the plain error. All (B, A).
+    Source: OpenAI's baselines; Huang et al. 2022, detail 9.
     """
     error = (values - returns).square()
     if clip:
@@ -334,39 +392,55 @@ def value_loss(
 
 
 def next_beta(beta: float, kl: float, target: float, n: int, horizon: int) -> float:
-    """The KL penalty's next weight: up when the KL is above its target, down when below.
+    """The KL penalty's next weight: up when the KL is above its target, down when
+    below.
 
-    kl: the mean over n responses, in nats per response. Off by 20% or more, beta moves by 20%
-    in `horizon` responses. Source: Ziegler et al. 2019, section 2.2.
+    kl: the mean over n responses, in nats per response. Off by 20% or more, beta moves
+    by 20% in `horizon` responses. Source: Ziegler et al. 2019, section 2.2.
     """
     error = min(0.2, max(-0.2, kl / target - 1))
     return beta * (1 + error * n / horizon)
 
 
 def update(
-    models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor, descent: Descent,
-    step: int, config: PPOConfig, beta: float, generator: torch.Generator,
+    models: Models,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    descent: Descent,
+    step: int,
+    config: PPOConfig,
+    beta: float,
+    generator: torch.Generator,
 ) -> dict[str, float]:
-    """Go over a rollout `epochs` times in shuffled minibatches; return means of what happened.
+    """Go over a rollout `epochs` times in shuffled minibatches; return means of what
+    happened.
 
-    step: the round, at whose rates the descent is taken. `clip_fraction`, `policy_loss`,
-    `value_loss`, `total`, `entropy` (nats per token) and `ratio_error`, how far a minibatch's
-    ratios are from 1; of the first, `first_ratio_error`.
+    step: the round, at whose rates the descent is taken. `clip_fraction`,
+    `policy_loss`, `value_loss`, `total`, `entropy` (nats per token) and `ratio_error`,
+    how far a minibatch's ratios are from 1; of the first, `first_ratio_error`.
     """
     noted: list[dict[str, float]] = []
     size = -(-len(rollout.tokens) // config.minibatches)
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout.tokens), generator=generator)
         for rows in order.split(size):
-            part = minibatch_part(models, rollout, rows, advantages, returns, config, beta)
+            part = minibatch_part(
+                models, rollout, rows, advantages, returns, config, beta
+            )
             noted.append(take_step(models.policy, [part], descent, step))
     means = {name: sum(each[name] for each in noted) / len(noted) for name in noted[0]}
     return means | dict(first_ratio_error=noted[0]["ratio_error"])
 
 
 def minibatch_part(
-    models: Models, rollout: Rollout, rows: Tensor, advantages: Tensor, returns: Tensor,
-    config: PPOConfig, beta: float,
+    models: Models,
+    rollout: Rollout,
+    rows: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    config: PPOConfig,
+    beta: float,
 ) -> Part:
     """The losses of some rows of a rollout, for a step of policy and value model."""
 
@@ -382,7 +456,9 @@ def minibatch_part(
 
 
 def pick(rollout: Rollout, rows: Tensor) -> Rollout:
-    """Some rows of a rollout, without the columns in which none of them has an action."""
+    """Some rows of a rollout, without the columns in which none of them has an
+    action.
+    """
     A = int(rollout.actions[rows].any(0).nonzero().max()) + 1
     part = {name: value[rows] for name, value in vars(rollout).items()}
     for name, value in part.items():
@@ -392,10 +468,16 @@ def pick(rollout: Rollout, rows: Tensor) -> Rollout:
 
 
 def minibatch_losses(
-    models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor,
-    config: PPOConfig, beta: float,
+    models: Models,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    config: PPOConfig,
+    beta: float,
 ) -> dict[str, Tensor]:
-    """The losses of some responses under the models as they are; `total` is to be lowered."""
+    """The losses of some responses under the models as they are; `total` is to be
+    lowered.
+    """
     actions = rollout.actions
     logits = models.policy(rollout.tokens)  # (B, T, V)
     logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)
@@ -406,23 +488,33 @@ def minibatch_losses(
         spread = masked_mean(entropy(logits[:, :-1], config.temperature), actions)
         ratio_error = ((logprobs - rollout.logprobs).exp() - 1)[actions].abs().max()
     noted = dict(
-        policy_loss=loss, clip_fraction=clip_fraction, entropy=spread, ratio_error=ratio_error
+        policy_loss=loss,
+        clip_fraction=clip_fraction,
+        entropy=spread,
+        ratio_error=ratio_error,
     )
     total = loss
     if config.kl_in == "loss":
         # Leave out what is no action: k3 of an unlikely prompt token would overflow
-        kl = kl_estimate(logprobs * actions, rollout.reference_logprobs, config.kl_estimator)
+        kl = kl_estimate(
+            logprobs * actions, rollout.reference_logprobs, config.kl_estimator
+        )
         total = total + beta * masked_mean(kl, actions)
     if models.value_model is not None:
         values = models.value_model(rollout.tokens)[:, :-1]  # (B, A)
         error = value_loss(values, rollout.values, returns, actions, config.value_clip)
-        total = total + (config.value_coef if config.value_start == "shared" else 1.0) * error
+        total = (
+            total
+            + (config.value_coef if config.value_start == "shared" else 1.0) * error
+        )
         noted["value_loss"] = error
     return noted | dict(total=total)
 
 
 def build_optimizer(models: Models, config: PPOConfig) -> torch.optim.Optimizer:
-    """Adam with eps 1e-5 (Huang et al. 2022, detail 3) over the policy and the value model."""
+    """Adam with eps 1e-5 (Huang et al. 2022, detail 3) over the policy and the value
+    model.
+    """
     groups = [dict(params=list(models.policy.parameters()), lr=config.lr)]
     if models.value_model is not None:
         taken = {id(parameter) for parameter in groups[0]["params"]}
@@ -444,7 +536,8 @@ def collect_rollouts(
 
 
 def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator[dict]:
-    """Train policy and value model in place; after each round, yield what happened in it.
+    """Train policy and value model in place; after each round, yield what happened in
+    it.
 
     prompts: texts to answer. Yields and raises as `ppo_rounds` does.
     """
@@ -455,21 +548,35 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
 
 
 def ppo_rounds(
-    models: Models, rollouts: Iterator[Rollout], config: PPOConfig, descent: Descent,
-    generator: torch.Generator, first: int = 0, beta: float | None = None,
+    models: Models,
+    rollouts: Iterator[Rollout],
+    config: PPOConfig,
+    descent: Descent,
+    generator: torch.Generator,
+    first: int = 0,
+    beta: float | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train on each rollout, and let the next be written; yield what happened in the round.
+    """Train on each rollout, and let the next be written; yield what happened in the
+    round.
 
-    first: the round of the first rollout; beta: the penalty's weight by then. Yields `score`,
-    `kl` (nats per response), `length`, `ended` and `beta`, means over the round's rollouts
-    before its update, what `update` notes in it, and `next_beta`. Raises ValueError where
-    scores or losses are no longer numbers.
+    first: the round of the first rollout; beta: the penalty's weight by then. Yields
+    `score`, `kl` (nats per response), `length`, `ended` and `beta`, means over the
+    round's rollouts before its update, what `update` notes in it, and `next_beta`.
+    Raises ValueError where scores or losses are no longer numbers.
     """
     beta = config.beta if beta is None else beta
     for round_, rollout in enumerate(rollouts, start=first):
         advantages, returns = estimate_advantages(rollout, config, beta)
         noted = update(
-            models, rollout, advantages, returns, descent, round_, config, beta, generator
+            models,
+            rollout,
+            advantages,
+            returns,
+            descent,
+            round_,
+            config,
+            beta,
+            generator,
         )
         noted = rollout_report(rollout) | dict(beta=beta) | noted
         # Steer the penalty
@@ -483,7 +590,8 @@ def rollout_report(rollout: Rollout) -> dict[str, float]:
     """Means over a rollout's responses: `score`, `kl` (nats), `length`, and `ended`."""
     kl = (rollout.logprobs - rollout.reference_logprobs).sum(-1)  # (B,)
     return dict(
-        score=rollout.scores.mean().item(), kl=kl.mean().item(),
+        score=rollout.scores.mean().item(),
+        kl=kl.mean().item(),
         length=rollout.actions.sum(-1).double().mean().item(),
         ended=rollout.ended.double().mean().item(),
-    )  # fmt: skip
+    )

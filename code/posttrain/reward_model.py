@@ -32,7 +32,9 @@ class RewardConfig:
     batch_size: int = 18  # pairs per step
     micro_batch_size: int = 18  # pairs per forward pass; their gradients add up
     lr: float = 1e-3  # AdamW's, falling in a straight line to 0
-    token_weight: float = 4.0  # of the comparison token by token; 0 for the last tokens alone
+    token_weight: float = (
+        4.0  # of the comparison token by token; 0 for the last tokens alone
+    )
     centring: float = 0.01  # weight of (r_chosen + r_rejected)^2; 0 for none
     seed: int = 0
 
@@ -44,8 +46,8 @@ class RewardConfig:
 class RewardModel(nn.Module):
     """A language model's transformer with one number per token instead of logits.
 
-    The number at a response's last token is its score. `shift` and `scale` fix the scores' zero
-    and unit (`normalise`).
+    The number at a response's last token is its score. `shift` and `scale` fix the
+    scores' zero and unit (`normalise`).
     """
 
     def __init__(self, body: GPT, generator: torch.Generator | None = None):
@@ -90,13 +92,16 @@ def last_of(values: Tensor, mask: Tensor) -> Tensor:
     return values.gather(1, last).squeeze(1)  # (B,)
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centring: float = 0.0) -> Tensor:
-    r"""Mean surprise at the preferences, in nats: $-\log\sigma(r_{chosen} - r_{rejected})$.
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, centring: float = 0.0
+) -> Tensor:
+    r"""Mean surprise at the preferences, in nats: $-\log\sigma(r_{chosen} -
+    r_{rejected})$.
 
-    chosen, rejected: scores (B,) of the two answers of each pair. centring adds the mean of
-    $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources: Bradley & Terry
-    1952; Ouyang et al. 2022, equation 1; for the centring Eisenstein et al. 2023, section 2.
-    Raises ValueError for a score that is not a number.
+    chosen, rejected: scores (B,) of the two answers of each pair. centring adds the
+    mean of $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources:
+    Bradley & Terry 1952; Ouyang et al. 2022, equation 1; for the centring Eisenstein et
+    al. 2023, section 2. Raises ValueError for a score that is not a number.
     """
     if not (torch.isfinite(chosen).all() and torch.isfinite(rejected).all()):
         raise ValueError("a score is NaN or infinite: lower the learning rate")
@@ -117,11 +122,11 @@ def token_level_loss(
 ) -> Tensor:
     r"""Bradley-Terry at every token from where the two answers part, in nats.
 
-    scores, tokens, mask: (2B, T), the chosen answers above the rejected ones. An answer that
-    is worse in the end should look worse on the way there: the model has to carry what it has
-    seen along, and cannot live on the last word alone. n: the tokens of the whole batch, where
-    these are only a part of it. Source: the reward model of DeepSpeed-Chat (Yao et al. 2023);
-    Cobbe et al. 2021, section 4.2, for verifiers.
+    scores, tokens, mask: (2B, T), the chosen answers above the rejected ones. An answer
+    that is worse in the end should look worse on the way there: the model has to carry
+    what it has seen along, and cannot live on the last word alone. n: the tokens of the
+    whole batch, where these are only a part of it. Source: the reward model of
+    DeepSpeed-Chat (Yao et al. 2023); Cobbe et al. 2021, section 4.2, for verifiers.
     """
     chosen, rejected = scores.chunk(2)  # (B, T)
     compared = after_parting(tokens, mask)  # (B, T)
@@ -130,8 +135,12 @@ def token_level_loss(
     return -F.logsigmoid(chosen - rejected)[compared].sum() / n
 
 
-def score_pairs(model: RewardModel, pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
-    """The scores (B,) of the chosen and of the rejected answers, from one forward pass."""
+def score_pairs(
+    model: RewardModel, pairs: list[Pair], pad: int
+) -> tuple[Tensor, Tensor]:
+    """The scores (B,) of the chosen and of the rejected answers, from one forward
+    pass.
+    """
     return model(*pack_pairs(pairs, pad)).chunk(2)
 
 
@@ -145,7 +154,9 @@ def pair_accuracy(model: RewardModel, pairs: list[Pair], pad: int) -> float:
 def comparison_part(
     pairs: list[Pair], share: float, n_compared: int, config: RewardConfig, pad: int
 ) -> Part:
-    """The loss of a batch's part, and as `accuracy` the share of pairs that are ranked right."""
+    """The loss of a batch's part, and as `accuracy` the share of pairs that are ranked
+    right.
+    """
 
     def part(model: RewardModel) -> tuple[Tensor, dict[str, float]]:
         tokens, mask = (rows.to(device_of(model)) for rows in pack_pairs(pairs, pad))
@@ -180,10 +191,11 @@ def reward_batches(
 def reward_steps(
     model: RewardModel, pairs: list[Pair], config: RewardConfig, pad: int
 ) -> Iterator[dict[str, float]]:
-    """Train the model in place; after each step, yield what that batch showed before it.
+    """Train the model in place; after each step, yield what that batch showed before
+    it.
 
-    Yields `loss`, in nats per pair, and `accuracy`, the share of pairs that are ranked right.
-    Raises ValueError where a score is not a number.
+    Yields `loss`, in nats per pair, and `accuracy`, the share of pairs that are ranked
+    right. Raises ValueError where a score is not a number.
     """
     parameters = dict(params=list(model.parameters()))
     optimizer = adamw([parameters], lr=config.lr, weight_decay=0.0)
@@ -192,13 +204,16 @@ def reward_steps(
 
 
 def train_reward_model(
-    body: GPT, pairs: list[dict], config: RewardConfig,
+    body: GPT,
+    pairs: list[dict],
+    config: RewardConfig,
     progress: Callable = lambda steps, total: steps,
 ) -> tuple[RewardModel, dict]:
-    """Train a reward model that starts as a copy of a language model; return it, its history.
+    """Train a reward model that starts as a copy of a language model; return it, its
+    history.
 
-    The history has the lists `train` (each step's loss, in nats per pair) and the numbers
-    `train_accuracy` and `seconds` (of training).
+    The history has the lists `train` (each step's loss, in nats per pair) and the
+    numbers `train_accuracy` and `seconds` (of training).
     """
     tokenizer, started = CharTokenizer(), time.perf_counter()
     encoded = encode_pairs(pairs, tokenizer, body.config.context)
@@ -212,21 +227,26 @@ def train_reward_model(
 
 @torch.no_grad()
 def normalise(model: RewardModel, tokens: Tensor, mask: Tensor) -> None:
-    """Set the scores' zero and unit so that these responses have mean 0 and deviation 1.
+    """Set the scores' zero and unit so that these responses have mean 0 and deviation
+    1.
 
-    tokens and mask (B, T) as from `pack`: answers of the policy that PPO will start from
-    (Ziegler et al. 2019, section 2.1). Raises as `set_unit` does.
+    tokens and mask (B, T) as from `pack`: answers of the policy that PPO will start
+    from (Ziegler et al. 2019, section 2.1). Raises as `set_unit` does.
     """
     set_unit(model(tokens, mask), model)
 
 
 def set_unit(scores: Tensor, *models: nn.Module) -> None:
-    """Move the models' zero and unit by what brings these scores to mean 0 and deviation 1.
+    """Move the models' zero and unit by what brings these scores to mean 0 and
+    deviation 1.
 
-    scores (B,). Raises ValueError where all are the same, and for one that is not a number.
+    scores (B,). Raises ValueError where all are the same, and for one that is not a
+    number.
     """
     if not torch.isfinite(scores).all():
-        raise ValueError("a response's score is NaN or infinite: there is no unit to set")
+        raise ValueError(
+            "a response's score is NaN or infinite: there is no unit to set"
+        )
     if (scores == scores[0]).all():
         raise ValueError("all responses have the same score: there is no unit to set")
     mean, unit = scores.mean().item(), scores.std().item()
@@ -239,7 +259,8 @@ def set_unit(scores: Tensor, *models: nn.Module) -> None:
 def score_answer(model: RewardModel, prompt: str, response: str) -> float:
     """The score of one answer to one prompt, both as text.
 
-    Raises ValueError for an empty response, and for texts that do not fit into the context.
+    Raises ValueError for an empty response, and for texts that do not fit into the
+    context.
     """
     tokenizer, context = CharTokenizer(), model.body.config.context
     asked = render_question(prompt, tokenizer)
@@ -248,7 +269,8 @@ def score_answer(model: RewardModel, prompt: str, response: str) -> float:
     answer = encode_response(response, tokenizer)
     if len(asked) + len(answer) > context:
         raise ValueError(
-            f"prompt and response have {len(asked) + len(answer)} tokens together and the "
+            f"prompt and response have {len(asked) + len(answer)} tokens together and "
+            "the "
             f"context {context}: shorten them"
         )
     return model(*pack([asked], [answer], tokenizer.pad)).item()
@@ -257,10 +279,17 @@ def score_answer(model: RewardModel, prompt: str, response: str) -> float:
 def sample_answers(
     model: GPT, prompts: list[str], seed: int, temperature: float = 0.8
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """A model's answers to prompts: token ids of the prompts in chat format, of the answers."""
+    """A model's answers to prompts: token ids of the prompts in chat format, of the
+    answers.
+    """
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(seed)
     asked = [render_question(text, tokenizer) for text in prompts]
     samples = generate(
-        model, asked, 96, generator=generator, temperature=temperature, stop=tokenizer.end
+        model,
+        asked,
+        96,
+        generator=generator,
+        temperature=temperature,
+        stop=tokenizer.end,
     )
     return asked, samples.responses()

@@ -15,9 +15,9 @@ from posttrain.gpt import GPT, KVCache
 class Samples:
     """What `generate` returns: N new tokens for each of B prompts.
 
-    tokens (B, N) int64; mask (B, N), True up to and including the stop token; logprobs (B, N),
-    log-probability of each token under the distribution it was drawn from, in nats, 0 where the
-    mask is False.
+    tokens (B, N) int64; mask (B, N), True up to and including the stop token; logprobs
+    (B, N), log-probability of each token under the distribution it was drawn from, in
+    nats, 0 where the mask is False.
     """
 
     tokens: Tensor
@@ -25,7 +25,9 @@ class Samples:
     logprobs: Tensor
 
     def responses(self) -> list[list[int]]:
-        """Each prompt's new tokens, stop token included, as lists of their true lengths."""
+        """Each prompt's new tokens, stop token included, as lists of their true
+        lengths.
+        """
         return [row[kept].tolist() for row, kept in zip(self.tokens, self.mask)]
 
 
@@ -36,7 +38,8 @@ def left_pad(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError(
-            "an empty prompt leaves nothing to continue: give each prompt at least one token"
+            "an empty prompt leaves nothing to continue: give each prompt at least "
+            "one token"
         )
     width = max(len(prompt) for prompt in prompts)
     tokens = torch.tensor(
@@ -60,9 +63,11 @@ def visible(mask: Tensor) -> Tensor:
 def draw(
     logits: Tensor, temperature: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Draw one token per row of logits (B, V): tokens (B,) and their log-probabilities (B,).
+    """Draw one token per row of logits (B, V): tokens (B,) and their log-probabilities
+    (B,).
 
-    Temperature 0 takes the likeliest token, and reports its log-probability at temperature 1.
+    Temperature 0 takes the likeliest token, and reports its log-probability at
+    temperature 1.
     """
     logprobs = (logits / (temperature or 1.0)).log_softmax(-1)  # (B, V)
     if temperature == 0:
@@ -75,7 +80,9 @@ def draw(
 
 
 def check_request(prompt: int, new: int, context: int, temperature: float) -> None:
-    """Raise ValueError for what `generate` cannot do; prompt, new and context are in tokens."""
+    """Raise ValueError for what `generate` cannot do; prompt, new and context are in
+    tokens.
+    """
     if temperature < 0:
         raise ValueError(
             f"temperature {temperature} is negative: use 0 for the likeliest token, "
@@ -86,7 +93,8 @@ def check_request(prompt: int, new: int, context: int, temperature: float) -> No
     # Count one more than the context: the last token drawn is never read
     if prompt + new > context + 1:
         raise ValueError(
-            f"a prompt of {prompt} tokens and {new} new ones do not fit into the context of "
+            f"a prompt of {prompt} tokens and {new} new ones do not fit into the "
+            "context of "
             f"{context}: shorten the prompt or ask for fewer tokens"
         )
 
@@ -101,10 +109,11 @@ def sample_steps(
     temperature: float = 1.0,
     stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield, step by step, one more token of every row: tokens, log-probs, alive, all (B,).
+    """Yield, step by step, one more token of every row: tokens, log-probs, alive, all
+    (B,).
 
-    alive is False for a row that has drawn its `stop` token before; the steps end when all
-    have. Arguments and errors as in `generate`.
+    alive is False for a row that has drawn its `stop` token before; the steps end when
+    all have. Arguments and errors as in `generate`.
     """
     tokens, mask = left_pad(prompts)
     (B, T), length = tokens.shape, tokens.size(1) + max_new_tokens
@@ -133,8 +142,12 @@ def sample_steps(
             cache.keep(kept)
         # Read the token, looking back through the cache, for the next logits
         allowed = mask[rows, None, None, : t + 1] if padded else None
-        read = model(token[rows, None], positions[rows, t : t + 1], allowed, cache)[:, -1]
-        logits = logits.index_copy(0, rows, read)  # (B, V), old ones for rows that have ended
+        read = model(token[rows, None], positions[rows, t : t + 1], allowed, cache)[
+            :, -1
+        ]
+        logits = logits.index_copy(
+            0, rows, read
+        )  # (B, V), old ones for rows that have ended
 
 
 def generate(
@@ -146,14 +159,22 @@ def generate(
     temperature: float = 1.0,
     stop: int | None = None,
 ) -> Samples:
-    """Continue every prompt by up to max_new_tokens tokens, ending a row at its `stop` token.
+    """Continue every prompt by up to max_new_tokens tokens, ending a row at its `stop`
+    token.
 
-    Randomness comes from `generator` alone. Nothing is cut from the distribution (no top-k, no
-    top-p). Raises ValueError for an empty prompt, a negative temperature, or what does not fit
-    into the context.
+    Randomness comes from `generator` alone. Nothing is cut from the distribution (no
+    top-k, no top-p). Raises ValueError for an empty prompt, a negative temperature, or
+    what does not fit into the context.
     """
     steps = sample_steps(
-        model, prompts, max_new_tokens, generator=generator, temperature=temperature, stop=stop
+        model,
+        prompts,
+        max_new_tokens,
+        generator=generator,
+        temperature=temperature,
+        stop=stop,
     )
-    tokens, logprobs, alive = (torch.stack(rows, dim=1) for rows in zip(*steps))  # (B, N) each
+    tokens, logprobs, alive = (
+        torch.stack(rows, dim=1) for rows in zip(*steps)
+    )  # (B, N) each
     return Samples(tokens, alive, logprobs * alive)

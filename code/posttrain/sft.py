@@ -1,4 +1,6 @@
-"""Supervised fine-tuning: the masked loss, the loop, and replay of pre-training text."""
+"""Supervised fine-tuning: the masked loss, the loop, and replay of pre-training
+text.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class SFTConfig:
     steps: int = 350  # optimiser steps
     batch_size: int = 4  # B, conversations per step
     micro_batch_size: int = 4  # conversations per forward pass; their gradients add up
-    muon_lr: float = 0.01  # both rates as in pre-training, falling in a straight line to 0
+    muon_lr: float = (
+        0.01  # both rates as in pre-training, falling in a straight line to 0
+    )
     adamw_lr: float = 6e-3
     replay: int = 2  # excerpts of pre-training text beside each batch; 0 for none
     replay_length: int = 256  # tokens per excerpt
@@ -42,22 +46,25 @@ class SFTConfig:
 
     def __post_init__(self):
         at_least(self, steps=1, batch_size=1, micro_batch_size=1, evaluations=1)
-        at_least(self, muon_lr=0, adamw_lr=0, replay=0, replay_length=1, replay_weight=0)
+        at_least(
+            self, muon_lr=0, adamw_lr=0, replay=0, replay_length=1, replay_weight=0
+        )
 
 
 def sft_loss(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
     r"""Mean surprise at the graded tokens, in nats: $-\frac1n\sum \log p(label)$.
 
-    logits: (B, T, V). labels: (B, T), the tokens themselves, or IGNORE.
-    n_graded: the graded tokens of the whole batch, where these are only a part of it, so that
-    the parts' losses add up to the batch's. Raises ValueError when there are none.
+    logits: (B, T, V). labels: (B, T), the tokens themselves, or IGNORE. n_graded: the
+    graded tokens of the whole batch, where these are only a part of it, so that the
+    parts' losses add up to the batch's. Raises ValueError when there are none.
     """
     # Compare what is said at each position with the token that comes after it
     logits, targets = logits[:, :-1], labels[:, 1:]  # (B, T - 1, V), (B, T - 1)
     n_graded = count_graded(labels) if n_graded is None else n_graded
     if n_graded == 0:
         raise ValueError(
-            "no token of this batch is graded: all labels are IGNORE, the mean is undefined. "
+            "no token of this batch is graded: all labels are IGNORE, the mean is "
+            "undefined. "
             "Does each conversation have an assistant's turn?"
         )
     surprise = F.cross_entropy(
@@ -76,8 +83,8 @@ def encode_conversations(
 ) -> list[tuple[list[int], list[int]]]:
     """Tokens and labels of each conversation; without the mask, every token is a label.
 
-    Raises ValueError where there are none, and, naming the conversation, where one is longer
-    than the context or has no answer.
+    Raises ValueError where there are none, and, naming the conversation, where one is
+    longer than the context or has no answer.
     """
     if not conversations:
         raise ValueError("there are no conversations: give at least one")
@@ -87,11 +94,13 @@ def encode_conversations(
         labels = build_labels(tokens, tokenizer)
         if max(labels, default=IGNORE) == IGNORE:
             raise ValueError(
-                f"conversation {conversation['id']} has no answer: there is nothing to learn"
+                f"conversation {conversation['id']} has no answer: there is nothing "
+                "to learn"
             )
         if len(tokens) > context:
             raise ValueError(
-                f"conversation {conversation['id']} has {len(tokens)} tokens and the context "
+                f"conversation {conversation['id']} has {len(tokens)} tokens and the "
+                "context "
                 f"{context}: shorten it or split it"
             )
         examples.append((tokens, labels if mask else list(tokens)))
@@ -101,14 +110,16 @@ def encode_conversations(
 def conversation_parts(
     examples: list, size: int, pad: int, crew: Alone = ALONE
 ) -> list[Part]:
-    """The SFT loss of a batch, of which a forward pass reads `size` conversations at most.
+    """The SFT loss of a batch, of which a forward pass reads `size` conversations at
+    most.
 
-    Each part's sum is divided by the graded tokens of all. Raises ValueError where there are
-    none.
+    Each part's sum is divided by the graded tokens of all. Raises ValueError where
+    there are none.
     """
     n_graded = batch_graded(examples, crew)
     return [
-        conversation_part(some, share, n_graded, pad) for some, share in turns(examples, size, crew)
+        conversation_part(some, share, n_graded, pad)
+        for some, share in turns(examples, size, crew)
     ]
 
 
@@ -166,9 +177,10 @@ def sft_steps(
 ) -> Iterator[dict[str, float]]:
     """Fine-tune the model in place; after each step, yield what it noted before it.
 
-    examples: (tokens, labels) pairs. text: pre-training tokens to replay, 1-d. Yields `loss`,
-    the conversations' alone, in nats per graded token; `graded`, how many these are; and with
-    replay its own loss, `replay`. Raises ValueError where the loss is not a number.
+    examples: (tokens, labels) pairs. text: pre-training tokens to replay, 1-d. Yields
+    `loss`, the conversations' alone, in nats per graded token; `graded`, how many these
+    are; and with replay its own loss, `replay`. Raises ValueError where the loss is not
+    a number.
     """
     rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
     descent = Descent(build_optimizers(model, rates), linear_fall(config.steps))
@@ -205,9 +217,10 @@ def fine_tune(
 ) -> dict:
     """Fine-tune a model with room for the chat's tokens, in place; return its history.
 
-    text: pre-training tokens to replay, 1-d. measure(model) returns numbers to note at each of
-    the evaluations. The history has lists `step`, `seconds` (of training), `train` (the mean
-    SFT loss since the entry before, in nats per graded token) and what measure returned.
+    text: pre-training tokens to replay, 1-d. measure(model) returns numbers to note at
+    each of the evaluations. The history has lists `step`, `seconds` (of training),
+    `train` (the mean SFT loss since the entry before, in nats per graded token) and
+    what measure returned.
     """
     tokenizer, context = CharTokenizer(), model.config.context
     examples = encode_conversations(conversations, tokenizer, context, config.mask)

@@ -1,7 +1,7 @@
 """The trained stages by their names: each with its parents, its data, and how it went.
 
-A loader returns a trained model and its history; `config`, `data` and `progress` mean the same
-to all of them. What is missing is trained, and its parents before it.
+A loader returns a trained model and its history; `config`, `data` and `progress` mean
+the same to all of them. What is missing is trained, and its parents before it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from posttrain.sft import SFTConfig, encode_conversations, sft
 from posttrain.tokenizer import CharTokenizer
 
 Progress = Callable[..., Iterable]
-Trained = tuple[dict[str, Tensor], dict]  # weights by name, and the history of the training
+Trained = tuple[
+    dict[str, Tensor], dict
+]  # weights by name, and the history of the training
 
 
 def unwatched(steps: Iterable, total: int | None = None) -> Iterable:
@@ -54,7 +56,10 @@ def encode_split(corpus: Corpus) -> tuple[Tensor, Tensor]:
 
 
 def base_stage(
-    corpus: Corpus, config: PretrainConfig | None = None, *, progress: Progress = unwatched
+    corpus: Corpus,
+    config: PretrainConfig | None = None,
+    *,
+    progress: Progress = unwatched,
 ) -> Stage:
     """The base model: learned from the corpus's training text."""
     config = config or PretrainConfig()
@@ -68,13 +73,16 @@ def base_stage(
 
 
 def sft_stage(
-    corpus: Corpus, config: SFTConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: SFTConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> Stage:
     """The SFT model: the base model, fine-tuned on the data's conversations.
 
-    Every evaluation notes `shakespeare_loss`, on 32 windows of validation text, in nats per
-    character.
+    Every evaluation notes `shakespeare_loss`, on 32 windows of validation text, in nats
+    per character.
     """
     config, data = config or SFTConfig(), data or training_data()
     base = base_stage(corpus, progress=progress)
@@ -93,10 +101,14 @@ def sft_stage(
 
 
 def reward_stage(
-    corpus: Corpus, config: RewardConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: RewardConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> Stage:
-    """The reward model of the data's pairs: it starts from the SFT model of its seed and data.
+    """The reward model of the data's pairs: it starts from the SFT model of its seed
+    and data.
 
     Its scores are normalised on that model's answers to the data's prompts.
     """
@@ -110,15 +122,21 @@ def reward_stage(
         normalise(model, *pack(*answers, CharTokenizer().pad))
         return model.state_dict(), history
 
-    return obtain("reward", config, train, after=[start], reads=[data.pairs, data.prompts])
+    return obtain(
+        "reward", config, train, after=[start], reads=[data.pairs, data.prompts]
+    )
 
 
 def ppo_stage(
-    corpus: Corpus, config: PPOConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: PPOConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> Stage:
-    """What PPO trains, policy and value model: from the SFT model and the reward model of its
-    seed and data, on the data's prompts."""
+    """What PPO trains, policy and value model: from the SFT model and the reward model
+    of its seed and data, on the data's prompts.
+    """
     config, data = config or PPOConfig(), data or training_data()
     scores = RewardConfig(seed=config.seed)
     judge = reward_stage(corpus, scores, data=data, progress=progress)
@@ -136,7 +154,10 @@ def ppo_stage(
 
 
 def dpo_stage(
-    corpus: Corpus, config: DPOConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: DPOConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> Stage:
     """DPO's policy: the SFT model of its seed and data, trained on the data's pairs."""
@@ -148,7 +169,9 @@ def dpo_stage(
         policy = copy.deepcopy(reference)
         run = train_dpo(policy, reference, config, data)
         steps = list(progress(run, total=config.steps))
-        return policy.state_dict(), dict(steps=steps, seconds=time.perf_counter() - began)
+        return policy.state_dict(), dict(
+            steps=steps, seconds=time.perf_counter() - began
+        )
 
     reads = [data.pairs, data.conversations]
     return obtain("dpo", config, train, after=[start], reads=reads)
@@ -158,7 +181,8 @@ def dpo_stage(
 
 
 def language_model(stage: Stage, model: PretrainConfig | None = None) -> GPT:
-    """A stage's language model: its weights, in the shape of the base model's configuration.
+    """A stage's language model: its weights, in the shape of the base model's
+    configuration.
 
     The size of its vocabulary is that of its weights.
     """
@@ -177,7 +201,10 @@ def scoring_model(stage: Stage) -> RewardModel:
 
 
 def base_model(
-    corpus: Corpus, config: PretrainConfig | None = None, *, progress: Progress = unwatched
+    corpus: Corpus,
+    config: PretrainConfig | None = None,
+    *,
+    progress: Progress = unwatched,
 ) -> tuple[GPT, dict]:
     """The base model that every later stage starts from, and its history."""
     stage = base_stage(corpus, config, progress=progress)
@@ -185,31 +212,44 @@ def base_model(
 
 
 def sft_model(
-    corpus: Corpus, config: SFTConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: SFTConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> tuple[GPT, dict]:
-    """The model fine-tuned on the data's conversations, the book's 40 unless given; its history."""
+    """The model fine-tuned on the data's conversations, the book's 40 unless given; its
+    history.
+    """
     stage = sft_stage(corpus, config, data=data, progress=progress)
     return language_model(stage), stage.history
 
 
 def reward_model(
-    corpus: Corpus, config: RewardConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: RewardConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> tuple[RewardModel, dict]:
-    """The reward model of the data's pairs, the book's 18 unless given, and its history."""
+    """The reward model of the data's pairs, the book's 18 unless given, and its
+    history.
+    """
     stage = reward_stage(corpus, config, data=data, progress=progress)
     return scoring_model(stage), stage.history
 
 
 def ppo_models(
-    corpus: Corpus, config: PPOConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: PPOConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> tuple[Models, dict]:
     """The four models as PPO leaves them, and its history.
 
-    The book's prompts to practise on are 96. The history has `rounds`, what each round noted,
-    and `seconds`.
+    The book's prompts to practise on are 96. The history has `rounds`, what each round
+    noted, and `seconds`.
     """
     config = config or PPOConfig()
     stage = ppo_stage(corpus, config, data=data, progress=progress)
@@ -222,11 +262,16 @@ def ppo_models(
 def trained_models(models: Models) -> nn.ModuleDict:
     """Those of the four that PPO trains, as one module."""
     trained = dict(policy=models.policy, value_model=models.value_model)
-    return nn.ModuleDict({name: model for name, model in trained.items() if model is not None})
+    return nn.ModuleDict(
+        {name: model for name, model in trained.items() if model is not None}
+    )
 
 
 def ppo_model(
-    corpus: Corpus, config: PPOConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: PPOConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> tuple[GPT, dict]:
     """The policy that PPO makes of the SFT model, and its history."""
@@ -235,12 +280,16 @@ def ppo_model(
 
 
 def dpo_model(
-    corpus: Corpus, config: DPOConfig | None = None, *, data: TrainingData | None = None,
+    corpus: Corpus,
+    config: DPOConfig | None = None,
+    *,
+    data: TrainingData | None = None,
     progress: Progress = unwatched,
 ) -> tuple[GPT, dict]:
     """The policy that DPO makes of the SFT model, and its history.
 
-    The history has `steps`, what each step noted, and `seconds`. There is no reward model.
+    The history has `steps`, what each step noted, and `seconds`. There is no reward
+    model.
     """
     stage = dpo_stage(corpus, config, data=data, progress=progress)
     return language_model(stage), stage.history
@@ -249,15 +298,23 @@ def dpo_model(
 def train_dpo(
     policy: GPT, reference: GPT, config: DPOConfig, data: TrainingData | None = None
 ) -> Iterable[dict[str, float]]:
-    """`dpo_steps` on the data's pairs, its conversations beside them; the book's 18 and 40."""
-    data, tokenizer, context = data or training_data(), CharTokenizer(), policy.config.context
+    """`dpo_steps` on the data's pairs, its conversations beside them; the book's 18 and
+    40.
+    """
+    data, tokenizer, context = (
+        data or training_data(),
+        CharTokenizer(),
+        policy.config.context,
+    )
     pairs = encode_pairs(data.pairs, tokenizer, context)
     conversations = encode_conversations(data.conversations, tokenizer, context)
     return dpo_steps(policy, reference, pairs, config, conversations)
 
 
 def starting_point(corpus: Corpus, start: str, seed: int) -> GPT:
-    """The language model that a reward model starts from: "sft", of this seed, or "base"."""
+    """The language model that a reward model starts from: "sft", of this seed, or
+    "base".
+    """
     if start == "sft":
         return sft_model(corpus, SFTConfig(seed=seed))[0]
     if start == "base":
@@ -270,25 +327,33 @@ def starting_point(corpus: Corpus, start: str, seed: int) -> GPT:
 
 STAGES = dict(
     base=base_model, sft=sft_model, reward=reward_model, ppo=ppo_model, dpo=dpo_model
-)  # fmt: skip
+)
 CONFIGS = dict(
-    base=PretrainConfig, sft=SFTConfig, reward=RewardConfig, ppo=PPOConfig, dpo=DPOConfig
-)  # fmt: skip
+    base=PretrainConfig,
+    sft=SFTConfig,
+    reward=RewardConfig,
+    ppo=PPOConfig,
+    dpo=DPOConfig,
+)
 
 
 def data_for(stage: str, data: Path | None, conversations: Path | None) -> TrainingData:
-    """What a stage learns from: `data` is its own file, `conversations` that of the SFT model.
+    """What a stage learns from: `data` is its own file, `conversations` that of the SFT
+    model.
 
-    The book's own where there is no file. Raises DatasetError for a file that cannot be used,
-    or that the stage has no use for.
+    The book's own where there is no file. Raises DatasetError for a file that cannot be
+    used, or that the stage has no use for.
     """
     if stage == "base" and (data or conversations):
         raise DatasetError(
-            "The base model learns from a text, not from conversations or pairs: choose that "
+            "The base model learns from a text, not from conversations or pairs: "
+            "choose that "
             "with POSTTRAIN_CORPUS=path/to/text.txt"
         )
     if stage == "sft" and conversations:
-        raise DatasetError("The SFT model learns from one file alone: name it with --data")
+        raise DatasetError(
+            "The SFT model learns from one file alone: name it with --data"
+        )
     return training_data(data) if stage == "sft" else training_data(conversations, data)
 
 
@@ -296,12 +361,16 @@ def rows_of(stage: str, data: TrainingData) -> str:
     """What a stage has learned from, in words."""
     n, n_pairs = len(data.conversations), len(data.pairs)
     conversations = f"{n} conversation{'s' * (n != 1)}"
-    pairs = f"{n_pairs} pair{'s' * (n_pairs != 1)}, after the SFT model's {conversations}"
+    pairs = (
+        f"{n_pairs} pair{'s' * (n_pairs != 1)}, after the SFT model's {conversations}"
+    )
     return dict(base="the corpus", sft=conversations).get(stage, pairs)
 
 
 def course_of(stage: str, history: dict) -> str:
-    """How a stage's training went, from its first steps to its last, and how long it took."""
+    """How a stage's training went, from its first steps to its last, and how long it
+    took.
+    """
     seconds = history["seconds"]
     if stage == "ppo":
         first, last = history["rounds"][0], history["rounds"][-1]
@@ -320,6 +389,9 @@ def course_of(stage: str, history: dict) -> str:
         if stage == "reward":
             course += f", {history['train_accuracy']:.0%} of the pairs ranked right"
         else:
-            unit, seconds = dict(base="character", sft="graded token")[stage], seconds[-1]
+            unit, seconds = (
+                dict(base="character", sft="graded token")[stage],
+                seconds[-1],
+            )
             course += f" nats per {unit} (means of {history['step'][0]} steps)"
     return f"{course}; {seconds:.0f} s of training"

@@ -1,4 +1,6 @@
-"""Text to token ids and back: one per character, and a few special ones no text can spell."""
+"""Text to token ids and back: one per character, and a few special ones no text can
+spell.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,27 @@ ALPHABET = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (USER, ASSISTANT, END, PAD)
 
-# Spell out what a modern keyboard or word processor types and Shakespeare's printer did not
+# Spell out what a modern keyboard or word processor types and Shakespeare's printer did
+# not
 SUBSTITUTES = {
-    "\u2018": "'", "\u2019": "'", "\u201c": "'", "\u201d": "'", '"': "'", "\u2013": "-",
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u201c": "'",
+    "\u201d": "'",
+    '"': "'",
+    "\u2013": "-",
     "\u2014": "--",
-}  # fmt: skip
+}
 SUBSTITUTES |= {
-    "\u2026": "...", "\t": " ", "\u00a0": " ", "\r": "", "(": ",", ")": ",",
-    "\u00e6": "ae", "\u00c6": "Ae",
-}  # fmt: skip
+    "\u2026": "...",
+    "\t": " ",
+    "\u00a0": " ",
+    "\r": "",
+    "(": ",",
+    ")": ",",
+    "\u00e6": "ae",
+    "\u00c6": "Ae",
+}
 SUBSTITUTES |= {"\u0153": "oe", "\u0152": "Oe", "\u00df": "ss"}
 
 
@@ -27,8 +41,8 @@ class UnknownCharacterError(ValueError):
 class CharTokenizer:
     """Karpathy's 65 characters as tokens 0 to 64, then the special tokens.
 
-    Special tokens stand outside the alphabet ("<" and "|" are not in it), so typed text can
-    never produce one: they enter a sequence by their id alone.
+    Special tokens stand outside the alphabet ("<" and "|" are not in it), so typed text
+    can never produce one: they enter a sequence by their id alone.
     """
 
     def __init__(
@@ -56,13 +70,16 @@ class CharTokenizer:
         except KeyError as error:
             character = error.args[0]
             raise UnknownCharacterError(
-                f"{character!r} (U+{ord(character):04X}, at position {text.index(character)}) "
+                f"{character!r} (U+{ord(character):04X}, at position "
+                f"{text.index(character)}) "
                 f"is not in the alphabet {self.alphabet!r}. "
                 "Leave it out, or pass the text through clean() first."
             ) from None
 
     def decode(self, ids) -> str:
-        """The text of token ids (a list or a 1-d tensor), special tokens spelt out by name."""
+        """The text of token ids (a list or a 1-d tensor), special tokens spelt out by
+        name.
+        """
         return "".join(self.tokens[int(i)] for i in ids)
 
     def clean(self, text: str) -> str:
@@ -77,4 +94,6 @@ class CharTokenizer:
             for character in text
             if not unicodedata.combining(character)
         )
-        return "".join(character if character in self.alphabet else "?" for character in text)
+        return "".join(
+            character if character in self.alphabet else "?" for character in text
+        )

@@ -1,4 +1,6 @@
-"""Models as script files for the browser: how the weights are rounded, packed and written."""
+"""Models as script files for the browser: how the weights are rounded, packed and
+written.
+"""
 
 import base64
 import json
@@ -39,9 +41,15 @@ def test_rounding_moves_no_weight_by_more_than_half_a_scale(shape):
     weights = torch.randn(shape, generator=seeded())
     scales, numbers = quantise(weights)
     groups = weights.reshape(numbers.shape)
-    assert numbers.size(1) == (64 if shape and shape[-1] % 64 == 0 else 1) and scales.shape == (len(numbers), 1)
-    assert numbers.abs().max() == 2**19 - 1  # the largest of each group uses the whole range
-    assert ((scales * numbers - groups).abs() <= 0.501 * scales + 1e-7 * groups.abs()).all()
+    assert numbers.size(1) == (
+        64 if shape and shape[-1] % 64 == 0 else 1
+    ) and scales.shape == (len(numbers), 1)
+    assert (
+        numbers.abs().max() == 2**19 - 1
+    )  # the largest of each group uses the whole range
+    assert (
+        (scales * numbers - groups).abs() <= 0.501 * scales + 1e-7 * groups.abs()
+    ).all()
 
 
 def test_a_group_of_zeros_stays_zero():
@@ -51,7 +59,9 @@ def test_a_group_of_zeros_stays_zero():
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_packed_numbers_can_be_read_back(n):
-    numbers = torch.tensor([-(2**19) + 1, 2**19 - 1, -1, 0, 15, 16, -16])[:n].to(torch.int32)
+    numbers = torch.tensor([-(2**19) + 1, 2**19 - 1, -1, 0, 15, 16, -16])[:n].to(
+        torch.int32
+    )
     data = pack_bits(numbers)
     assert len(data) == 2 * n + (n + 1) // 2
     assert unpacked(data, n).tolist() == numbers.tolist()
@@ -71,7 +81,9 @@ def read_back(text, name):
     for tensor, groups, size in packed["tensors"]:
         scales = numpy.frombuffer(data[at : at + 4 * groups], "<f4")
         length = 2 * groups * size + (groups * size + 1) // 2
-        numbers = unpacked(data[at + 4 * groups : at + 4 * groups + length], groups * size)
+        numbers = unpacked(
+            data[at + 4 * groups : at + 4 * groups + length], groups * size
+        )
         weights[tensor] = torch.tensor(numbers.reshape(groups, size) * scales[:, None])
         at += 4 * groups + length
     assert at == len(data)
@@ -85,7 +97,9 @@ def test_a_script_holds_the_shape_and_every_weight_rounded():
     kept = rounded(policy).state_dict()
     assert weights.keys() == kept.keys()
     for name, weight in policy.state_dict().items():
-        torch.testing.assert_close(weights[name].flatten().float(), kept[name].flatten())
+        torch.testing.assert_close(
+            weights[name].flatten().float(), kept[name].flatten()
+        )
         assert (kept[name] - weight).abs().max() <= 1e-6 * weight.abs().max()
 
 
@@ -93,27 +107,63 @@ def test_a_reward_model_brings_its_head_zero_and_unit():
     judge = RewardModel(model(), seeded())
     judge.shift.fill_(0.25), judge.scale.fill_(3.0)
     _, weights = read_back(script("reward", judge), "reward")
-    assert weights["shift"].item() == pytest.approx(0.25) and weights["scale"].item() == pytest.approx(3.0)
-    torch.testing.assert_close(weights["score.weight"].flatten().float(), judge.head.weight[0].detach(), atol=1e-8, rtol=1e-5)
+    assert weights["shift"].item() == pytest.approx(0.25) and weights[
+        "scale"
+    ].item() == pytest.approx(3.0)
+    torch.testing.assert_close(
+        weights["score.weight"].flatten().float(),
+        judge.head.weight[0].detach(),
+        atol=1e-8,
+        rtol=1e-5,
+    )
     assert "score.bias" in weights and "head.weight" not in weights
     assert "embedding.weight" in weights and set(weights) == set(tensors_of(judge))
 
 
 @pytest.mark.parametrize("change", ["rope", "qk_norm", "relu2", "bare"])
 def test_another_block_than_the_books_is_refused(change):
-    other = moved(0, torch.float32, GPTConfig(vocab_size=69, context=32, n_layer=1, n_head=1, width=64, zero_init=False, **{change: False}))
+    other = moved(
+        0,
+        torch.float32,
+        GPTConfig(
+            vocab_size=69,
+            context=32,
+            n_layer=1,
+            n_head=1,
+            width=64,
+            zero_init=False,
+            **{change: False},
+        ),
+    )
     with pytest.raises(ValueError, match="cannot run mine"):
         script("mine", other)
 
 
 def test_the_page_is_told_the_tokens_and_the_substitutes():
     first, second = tokens_script().splitlines()
-    assert json.loads(first.removeprefix("const TOKENS = ").rstrip(";")) == TOKENIZER.tokens
-    assert json.loads(second.removeprefix("const SUBSTITUTES = ").rstrip(";")) == SUBSTITUTES
+    assert (
+        json.loads(first.removeprefix("const TOKENS = ").rstrip(";"))
+        == TOKENIZER.tokens
+    )
+    assert (
+        json.loads(second.removeprefix("const SUBSTITUTES = ").rstrip(";"))
+        == SUBSTITUTES
+    )
 
 
 def test_a_file_per_model_is_written_and_one_for_the_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(browser, "STAGES", dict(base=lambda corpus: (model(), {}), reward=lambda corpus: (RewardModel(model()), {})))
+    monkeypatch.setattr(
+        browser,
+        "STAGES",
+        dict(
+            base=lambda corpus: (model(), {}),
+            reward=lambda corpus: (RewardModel(model()), {}),
+        ),
+    )
     write_models(None, tmp_path / "models")
-    assert {path.name for path in (tmp_path / "models").iterdir()} == {"base.js", "reward.js", "tokens.js"}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {
+        "base.js",
+        "reward.js",
+        "tokens.js",
+    }
     assert (tmp_path / "models" / "base.js").read_text() == script("base", model())

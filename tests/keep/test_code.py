@@ -1,5 +1,6 @@
-"""Code keys: what a number depends on changes them, and nothing else does; and whether the
-loaded code is what the files say."""
+"""Code keys: what a number depends on changes them, and nothing else does; and whether
+the loaded code is what the files say.
+"""
 
 import ast
 import functools
@@ -76,13 +77,13 @@ PARTS = {
             def unused(self):
                 return 7
     ''',
-    "numbers": '''
+    "numbers": """
         def one():
             return 1
 
         def many():
             return 1000
-    ''',
+    """,
     "loop": '''
         """A loop."""
 
@@ -109,7 +110,7 @@ PARTS = {
     "show/__init__": "",
     "show/plots": "def draw(x):\n    return x\n",
     "data/__init__": "",
-    "data/texts": '''
+    "data/texts": """
         def load():
             return 1
 
@@ -118,7 +119,7 @@ PARTS = {
 
         def load_more(name):
             return name
-    ''',
+    """,
 }
 
 
@@ -226,9 +227,10 @@ def test_what_changes_a_number_changes_the_key(toy, edit):
 @pytest.mark.parametrize("name", ["losses", "scale", "numbers"])
 def test_a_module_handed_on_whole_counts_whole(toy, name):
     edits = dict(
-        losses=("x - 5", "x - 6"), scale=("x * 2", "x * 3"),
+        losses=("x - 5", "x - 6"),
+        scale=("x * 2", "x * 3"),
         numbers=("return 1\n", "return 2\n"),
-    )  # fmt: skip
+    )
     before = toy.key("whole")
     toy.edit(name, *edits[name])
     assert toy.key("whole") != before
@@ -255,7 +257,8 @@ def test_every_line_that_binds_a_name_counts(toy):
         "from toy.extra import deep as d\nX = print(d)",
         "from toy.again import f\nX = f",
         "def X():\n    from toy.extra.deep import f\n    return f",
-        "try:\n    from toy.extra.deep import f\nexcept ImportError:\n    f = None\nX = f",
+        "try:\n    from toy.extra.deep import f\nexcept ImportError:\n    f = None\nX "
+        "= f",
         "class X:\n    def g(self):\n        import toy.extra.deep as d\n        d.f()",
     ],
 )
@@ -291,7 +294,9 @@ def test_what_is_not_of_the_package_is_refused():
         return {}
 
     for function in (train, json.dumps, functools.reduce):
-        with pytest.raises(ValueError, match="no definition .* whose code could be read"):
+        with pytest.raises(
+            ValueError, match="no definition .* whose code could be read"
+        ):
             code.code_key(function)
 
 
@@ -337,9 +342,11 @@ def test_a_stage_depends_on_its_models_optimiser_and_tokenizer_and_on_no_later_s
     functions = all_functions()
     places = {name: code.reached(code.place_of(f)) for name, f in functions.items()}
     for wanted in [
-        ("posttrain.gpt", "Attention"), ("posttrain.optim", "POLAR_EXPRESS"),
-        ("posttrain.tokenizer", "ALPHABET"), ("posttrain.pretrain", "random_batch"),
-    ]:  # fmt: skip
+        ("posttrain.gpt", "Attention"),
+        ("posttrain.optim", "POLAR_EXPRESS"),
+        ("posttrain.tokenizer", "ALPHABET"),
+        ("posttrain.pretrain", "random_batch"),
+    ]:
         assert wanted in places["base_stage"]
     modules = {home for home, _ in places["base_stage"]}
     for later in ("sft", "reward_model", "ppo", "dpo", "keep.store", "show.notebook"):
@@ -366,9 +373,16 @@ for name, _ in every_module():
 def run(text, *options, root=code.PACKAGE.parent, **environment):
     """What a new Python prints that has the package of this folder."""
     done = subprocess.run(
-        [sys.executable, "-c", text, *options], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+        [sys.executable, "-c", text, *options],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(root),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -408,12 +422,19 @@ REPLACED = [
     ("posttrain.chat", "IGNORE", -5, "posttrain.chat.IGNORE"),
     ("posttrain.tokenizer", "END", "<|x|>", "posttrain.tokenizer.END"),
     ("posttrain.tokenizer", "ALPHABET", "abc", "posttrain.tokenizer.ALPHABET"),
-    ("posttrain.tokenizer.CharTokenizer", "vocab_size", property(pretend), "CharTokenizer"),
+    (
+        "posttrain.tokenizer.CharTokenizer",
+        "vocab_size",
+        property(pretend),
+        "CharTokenizer",
+    ),
 ]
 
 
 def short(value):
-    """What a test is called by: the same in every process, so that they can share tests."""
+    """What a test is called by: the same in every process, so that they can share
+    tests.
+    """
     return value if isinstance(value, str) else type(value).__name__
 
 
@@ -429,10 +450,14 @@ def test_what_is_replaced_is_named(monkeypatch, place, name, value, expected):
     assert code.changed(stages.dpo_stage) == []
 
 
-def test_a_replaced_import_in_another_module_is_named_and_elsewhere_is_none(monkeypatch):
+def test_a_replaced_import_in_another_module_is_named_and_elsewhere_is_none(
+    monkeypatch,
+):
     from posttrain import ppo, stages
 
-    imported = [name for name in ("kl_estimate", "token_logprobs") if hasattr(ppo, name)]
+    imported = [
+        name for name in ("kl_estimate", "token_logprobs") if hasattr(ppo, name)
+    ]
     for name in imported:
         with monkeypatch.context() as patch:
             patch.setattr(ppo, name, pretend)
@@ -483,23 +508,31 @@ for edit in json.loads(sys.argv[1]):
 print(json.dumps(code.changed(stages.dpo_stage)))
 """
 EDITS = {
-    "function": ("stages.py", "    policy = copy", "    policy = 2 * copy",
-                 ["stages.dpo_stage"]),
+    "function": (
+        "stages.py",
+        "    policy = copy",
+        "    policy = 2 * copy",
+        ["stages.dpo_stage"],
+    ),
     "new function": ("dpo.py", "def dpo_loss(", "def mine(): 1\ndef dpo_loss(", []),
     "constant": ("chat.py", "IGNORE = -100", "IGNORE = -99", ["chat.IGNORE"]),
     "decorator": (
-        "preference_pairs.py", "def pack_pairs(", "@print\ndef pack_pairs(",
+        "preference_pairs.py",
+        "def pack_pairs(",
+        "@print\ndef pack_pairs(",
         ["preference_pairs.pack_pairs"],
     ),
     "default": (
-        "tokenizer.py", "alphabet: str = ALPHABET", "alphabet: str = 'abc'",
+        "tokenizer.py",
+        "alphabet: str = ALPHABET",
+        "alphabet: str = 'abc'",
         ["tokenizer.CharTokenizer"],
     ),
     "message": ("tokenizer.py", "at position", "in place", []),
     "docstring": ("dpo.py", '"""', '"""Better: ', []),
     "layout": ("dpo.py", "\n\n", "\n\n\n", []),
     "unrelated": ("ppo.py", "import torch", "import torch; X = 1", []),
-}  # fmt: skip
+}
 
 
 def test_what_was_edited_after_its_import_is_named(copied):

@@ -29,27 +29,57 @@ DPO = [
 RECORDS = dict(
     sft=dict(
         replay=[fine_tuned([0.9], [1.6]), fine_tuned([1.0], [1.7])],
-        plain=[fine_tuned([0.0] * 4 + [0.5] + [1.0] * 5, [3.0]), fine_tuned([0.0] * 4 + [0.25] + [1.0] * 5, [1.6])],
-        **{"no mask": [fine_tuned([0.25, 1.0], [3.0]), fine_tuned([0.5, 1.0], [3.0])], "gentle": [fine_tuned([1.0], [1.0])]},
+        plain=[
+            fine_tuned([0.0] * 4 + [0.5] + [1.0] * 5, [3.0]),
+            fine_tuned([0.0] * 4 + [0.25] + [1.0] * 5, [1.6]),
+        ],
+        **{
+            "no mask": [fine_tuned([0.25, 1.0], [3.0]), fine_tuned([0.5, 1.0], [3.0])],
+            "gentle": [fine_tuned([1.0], [1.0])],
+        },
     ),
     reward={
-        "18 pairs": [dict(heldout_accuracy=0.7, train_accuracy=1.0), dict(heldout_accuracy=0.95, train_accuracy=0.9)],
-        "from the base model": [dict(heldout_accuracy=0.6), dict(heldout_accuracy=0.95)],
+        "18 pairs": [
+            dict(heldout_accuracy=0.7, train_accuracy=1.0),
+            dict(heldout_accuracy=0.95, train_accuracy=0.9),
+        ],
+        "from the base model": [
+            dict(heldout_accuracy=0.6),
+            dict(heldout_accuracy=0.95),
+        ],
         "last token alone": [dict(heldout_accuracy=0.5), dict(heldout_accuracy=0.5)],
         "3 labels flipped": [dict(heldout_accuracy=0.8), dict(heldout_accuracy=0.9)],
     },
     ppo={
-        "PPO": [policy(SFT, card(9.0), card(2.0, 3.0, kl=13.0)), policy(SFT, card(1.0, 0.0, finished=0.9))],
-        "no penalty": [policy(SFT, card(4.0), card(1.0, 1.0)), policy(SFT, card(0.25, 0.0), card(3.0, 3.0))],
+        "PPO": [
+            policy(SFT, card(9.0), card(2.0, 3.0, kl=13.0)),
+            policy(SFT, card(1.0, 0.0, finished=0.9)),
+        ],
+        "no penalty": [
+            policy(SFT, card(4.0), card(1.0, 1.0)),
+            policy(SFT, card(0.25, 0.0), card(3.0, 3.0)),
+        ],
     },
     dpo={
-        "DPO": [policy(SFT, card(0.0, 2.0), heldout=DPO), policy(SFT, card(0.0, 0.0, finished=0.9), heldout=DPO[::-1])],
+        "DPO": [
+            policy(SFT, card(0.0, 2.0), heldout=DPO),
+            policy(SFT, card(0.0, 0.0, finished=0.9), heldout=DPO[::-1]),
+        ],
         "own answers": [policy(SFT, card(1.0, 1.0)), policy(SFT, card(1.0, 2.0))],
     },
-    best_of_n={"best of n": [policy(card(0.0, 0.0), card(2.0, 2.0)), policy(card(1.0, 1.0), card(0.0, 0.0))]},
+    best_of_n={
+        "best of n": [
+            policy(card(0.0, 0.0), card(2.0, 2.0)),
+            policy(card(1.0, 1.0), card(0.0, 0.0)),
+        ]
+    },
     base=dict(base=[policy(card(-1.0, -1.0)), policy(card(0.0, 1.0))]),
-    small_world={"PPO": [dict(history=[dict(tv=0.5), dict(tv=0.01)])], "k1": [dict(history=[dict(tv=9.0)])], "DPO": [dict(history=[dict(tv=0.03)])]},
-)  # fmt: skip
+    small_world={
+        "PPO": [dict(history=[dict(tv=0.5), dict(tv=0.01)])],
+        "k1": [dict(history=[dict(tv=9.0)])],
+        "DPO": [dict(history=[dict(tv=0.03)])],
+    },
+)
 EXPECTED = {
     "plain SFT: held-out questions in format": [1.0, 1.0],
     "SFT with replay: held-out questions in format": [0.9, 1.0],

@@ -46,7 +46,9 @@ def test_a_run_of_ppo_is_that_of_its_beta_settings_and_seed(beta):
 
 @pytest.mark.parametrize("method", ["dpo", "rounds"])
 def test_a_run_of_dpo_is_that_of_its_beta_pairs_and_seed(monkeypatch, method):
-    run, name = dict(dpo=(dpo_run, "dpo_run"), rounds=(dpo_rounds, "dpo_rounds"))[method]
+    run, name = dict(dpo=(dpo_run, "dpo_run"), rounds=(dpo_rounds, "dpo_rounds"))[
+        method
+    ]
     asked = []
 
     def short(world, beta, pairs, seed):
@@ -89,7 +91,9 @@ def test_a_mistake_is_made_in_this_run_alone():
 
 
 def test_a_setting_that_cannot_work_is_refused():
-    with pytest.raises(ValueError, match="method is 'grpo': use 'ppo', 'dpo' or 'rounds'"):
+    with pytest.raises(
+        ValueError, match="method is 'grpo': use 'ppo', 'dpo' or 'rounds'"
+    ):
         WorldTrial("grpo")
     with pytest.raises(ValueError, match="temperature 1"):
         world_trial(CORPUS, WorldTrial(ppo=dict(temperature=0.8)), 0)

@@ -1,4 +1,6 @@
-"""The record: measured where it is missing, named where it is stale, never half-written, never wrong."""
+"""The record: measured where it is missing, named where it is stale, never
+half-written, never wrong.
+"""
 
 import json
 import math
@@ -66,7 +68,9 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """The toy's experiments, empty folders for stages and evidence, and runs in this process."""
+    """The toy's experiments, empty folders for stages and evidence, and runs in this
+    process.
+    """
     empty_shelf(monkeypatch, tmp_path / "stages")
     monkeypatch.setenv("POSTTRAIN_EVIDENCE", str(tmp_path / "evidence"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -101,7 +105,7 @@ def path_of(name="toy"):
 # Measuring
 
 
-def test_what_is_missing_is_measured_with_the_seeds_of_claims_and_variations_and_no_more(
+def test_what_is_missing_is_measured_with_the_wanted_seeds_and_no_more(
     toy,
 ):
     assert measure("toy") == WIDE + USUAL == len(toy.runs)
@@ -153,7 +157,7 @@ TALK = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_a_number_depends_on_makes_the_record_stale_which_is_named_and_measured_again(
+def test_a_change_makes_the_record_stale_which_is_named_and_measured_again(
     toy, capsys, edit
 ):
     for name in evidence.EXPERIMENTS:
@@ -338,13 +342,21 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_no_other_behind(
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "3", "{}", '{"experiment": "other", "machines": [], "settings": {}}',
-        '{"experiment": "toy", "machines": [], "settings": []}', '{"experiment": "toy", "machines": [], "settings": {"wide": 3}}',
-        '{"experiment": "toy", "machines": [], "settings": {"wide": {"key": "a", "runs": [{"seed": 0}]}}}',
-        '{"experiment": "toy", "machines": [], "settings": {"wide": {"key": "a", "runs": [{"seed": 0, "seconds": 1, "found": {}, "machine": 0}]}}}',
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"experiment": "other", "machines": [], "settings": {}}',
+        '{"experiment": "toy", "machines": [], "settings": []}',
+        '{"experiment": "toy", "machines": [], "settings": {"wide": 3}}',
+        '{"experiment": "toy", "machines": [], "settings": {"wide": {"key": "a", '
+        '"runs": [{"seed": 0}]}}}',
+        '{"experiment": "toy", "machines": [], "settings": {"wide": {"key": "a", '
+        '"runs": [{"seed": 0, "seconds": 1, "found": {}, "machine": 0}]}}}',
         '<<<<<<< HEAD\n{"experiment": "toy"}',
     ],
-)  # fmt: skip
+)
 def test_a_damaged_or_foreign_file_is_refused_in_one_sentence_with_the_way_out(
     toy, capsys, text
 ):
@@ -422,11 +434,19 @@ def test_runs_that_were_measured_before_an_edit_are_not_written_after_it(
 
 def started(folder, *arguments, **variables):
     """The command in a process group of its own, with the toy's experiments."""
-    environment = os.environ | variables | dict(
-        TOY=str(folder / "package"), POSTTRAIN_STAGES=str(folder / "stages"), POSTTRAIN_EVIDENCE=str(folder / "evidence"),
-        PYTHONPATH=os.pathsep.join([str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]),
-        PYTHONDONTWRITEBYTECODE="1",
-    )  # fmt: skip
+    environment = (
+        os.environ
+        | variables
+        | dict(
+            TOY=str(folder / "package"),
+            POSTTRAIN_STAGES=str(folder / "stages"),
+            POSTTRAIN_EVIDENCE=str(folder / "evidence"),
+            PYTHONPATH=os.pathsep.join(
+                [str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]
+            ),
+            PYTHONDONTWRITEBYTECODE="1",
+        )
+    )
     command = [sys.executable, str(DRIVER), *arguments]
     return subprocess.Popen(
         command,
@@ -497,8 +517,9 @@ def test_numbers_within_the_recorded_range_and_its_room_are_as_recorded():
     for loss in (8.0 - 0.59, 11.0, 14.0 + 0.59):
         assert outside(dict(loss=loss, card=dict(kl=2.09), seconds=1e9), runs) == []
     assert outside(dict(loss=14.7, card=dict(kl=2.2)), runs) == [
-        "loss is 14.7, recorded 10 to 12", "card.kl is 2.2, recorded 2 to 2",
-    ]  # fmt: skip
+        "loss is 14.7, recorded 10 to 12",
+        "card.kl is 2.2, recorded 2 to 2",
+    ]
     assert outside(dict(loss=7.3), runs) and outside(dict(loss=math.nan), runs)
 
 
@@ -519,12 +540,15 @@ def test_of_lists_the_last_entry_counts_and_of_numbers_the_mean():
         )
         == []
     )
-    assert outside(dict(cards=[dict(gold=9.0), dict(gold=2.0)], scores=[4.0, 4.0]), runs) == [
-        "cards.gold is 2, recorded 1 to 1", "scores is 4, recorded 2 to 2",
-    ]  # fmt: skip
+    assert outside(
+        dict(cards=[dict(gold=9.0), dict(gold=2.0)], scores=[4.0, 4.0]), runs
+    ) == [
+        "cards.gold is 2, recorded 1 to 1",
+        "scores is 4, recorded 2 to 2",
+    ]
 
 
-def test_a_spot_check_measures_anew_what_its_text_draws_and_names_what_is_not_as_recorded(
+def test_a_spot_check_measures_anew_and_names_what_is_not_as_recorded(
     toy, monkeypatch, capsys
 ):
     for name in evidence.EXPERIMENTS:

@@ -23,8 +23,16 @@ from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sf
 from posttrain.stages import encode_split
 
 TALKS = [
-    dict(id=str(i), messages=[dict(role="user", content=question), dict(role="assistant", content=answer)])
-    for i, (question, answer) in enumerate([("Who?", "I, sir."), ("", "Ay"), ("Now", "No, no.")])
+    dict(
+        id=str(i),
+        messages=[
+            dict(role="user", content=question),
+            dict(role="assistant", content=answer),
+        ],
+    )
+    for i, (question, answer) in enumerate(
+        [("Who?", "I, sir."), ("", "Ay"), ("Now", "No, no.")]
+    )
 ]
 SFT = SFTConfig(steps=4, batch_size=2, replay=0, evaluations=2, seed=3)
 SMALL = LoRATrialConfig(SFT, LoRAConfig(rank=2, new_rows=4))
@@ -49,16 +57,27 @@ def equal(some, others):
 
 
 def test_the_model_is_the_grown_base_with_adapters_of_the_runs_own_seed():
-    model, again, other = (lora_model(base(), config) for config in (SMALL, SMALL, replace(SMALL, sft=replace(SFT, seed=4))))
+    model, again, other = (
+        lora_model(base(), config)
+        for config in (SMALL, SMALL, replace(SMALL, sft=replace(SFT, seed=4)))
+    )
     tokens = torch.arange(20)[None]
     assert torch.equal(model(tokens), grow_vocabulary(base(), 69)(tokens))
-    assert equal(adapter_state(model), adapter_state(again)) and not equal(adapter_state(model), adapter_state(other))
+    assert equal(adapter_state(model), adapter_state(again)) and not equal(
+        adapter_state(model), adapter_state(other)
+    )
 
 
 def test_quantised_layers_are_those_with_adapters():
     quantised = lora_model(base(), replace(SMALL, quantized=True))
-    layers = {name for name, layer in quantised.named_modules() if isinstance(layer, NF4Linear)}
-    assert layers == {name.removesuffix(".adapter") for name in adapters_of(quantised)} - {"embedding", "head"}
+    layers = {
+        name
+        for name, layer in quantised.named_modules()
+        if isinstance(layer, NF4Linear)
+    }
+    assert layers == {
+        name.removesuffix(".adapter") for name in adapters_of(quantised)
+    } - {"embedding", "head"}
     assert len(layers) == 4
 
 
@@ -70,17 +89,29 @@ def test_settings_that_cannot_work_are_refused():
 # A run
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, quantized=True)], ids=["lora", "qlora"])
+@pytest.mark.parametrize(
+    "config", [SMALL, replace(SMALL, quantized=True)], ids=["lora", "qlora"]
+)
 def test_a_run_is_sft_steps_on_that_model_and_notes_what_it_says(config):
-    model, history = lora_sft(base(), TALKS, None, config, lambda model: dict(seen=model.head.weight.sum().item()))
+    model, history = lora_sft(
+        base(),
+        TALKS,
+        None,
+        config,
+        lambda model: dict(seen=model.head.weight.sum().item()),
+    )
     twin, losses, learned = lora_model(base(), config), [], []
     for noted in sft_steps(twin, EXAMPLES, None, SFT, PAD):
         losses.append(noted["loss"])
         learned.append(conversation_loss(twin, EXAMPLES, PAD))
     assert same(weights(twin), model)
     assert history["step"] == [2, 4] and history["learned"] == learned[1::2]
-    assert history["train"] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-6)
-    assert len(history["seen"]) == 2 and 0 < history["seconds"][0] <= history["seconds"][1]
+    assert history["train"] == pytest.approx(
+        [sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-6
+    )
+    assert (
+        len(history["seen"]) == 2 and 0 < history["seconds"][0] <= history["seconds"][1]
+    )
     assert learned[-1] < losses[0]
 
 
@@ -90,7 +121,10 @@ def test_the_base_is_neither_changed_nor_trained():
     model, _ = lora_sft(start, TALKS, None, SMALL)
     assert same(before, start)
     with adapters_off(model):
-        assert torch.equal(model(torch.arange(9)[None]), grow_vocabulary(base(), 69)(torch.arange(9)[None]))
+        assert torch.equal(
+            model(torch.arange(9)[None]),
+            grow_vocabulary(base(), 69)(torch.arange(9)[None]),
+        )
 
 
 # A trial
@@ -130,7 +164,10 @@ def test_the_bytes_of_weights_gradients_and_optimiser_are_those_worked_out():
     rank2 = 2 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)
     rows, tables = 2 * 4 * 16, 2 * 69 * 16
     full = training_memory(grow_vocabulary(base(), 69), *batch)
-    lora, qlora = (training_memory(lora_model(base(), config), *batch) for config in (SMALL, replace(SMALL, quantized=True)))
+    lora, qlora = (
+        training_memory(lora_model(base(), config), *batch)
+        for config in (SMALL, replace(SMALL, quantized=True))
+    )
     assert full["weights"] == full["gradients"] == 4 * (inside + tables)
     assert lora["weights"] == 4 * (inside + tables + rank2 + rows)
     assert lora["gradients"] == qlora["gradients"] == 4 * (rank2 + rows)
@@ -144,5 +181,8 @@ def test_the_bytes_of_weights_gradients_and_optimiser_are_those_worked_out():
 
 def test_a_frozen_model_puts_aside_as_much_as_a_trained_one_for_its_adapters():
     batch = collate(EXAMPLES, PAD)
-    full, lora = (training_memory(model, *batch)["activations"] for model in (grow_vocabulary(base(), 69), lora_model(base(), SMALL)))
+    full, lora = (
+        training_memory(model, *batch)["activations"]
+        for model in (grow_vocabulary(base(), 69), lora_model(base(), SMALL))
+    )
     assert 0.8 * full < lora < 1.5 * full

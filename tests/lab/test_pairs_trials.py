@@ -1,4 +1,6 @@
-"""Trials of a policy's own answers: where each round starts, what it is told, and what is stored."""
+"""Trials of a policy's own answers: where each round starts, what it is told, and what
+is stored.
+"""
 
 import copy
 import math
@@ -9,7 +11,13 @@ import pytest
 import torch
 from tiny import CORPUS, LONG, TOKENIZER, empty_shelf, judge, moved, pair, same
 
-from posttrain.data.synthetic_pairs import any_two, draw_pool, flip, pick_extremes, token_pairs
+from posttrain.data.synthetic_pairs import (
+    any_two,
+    draw_pool,
+    flip,
+    pick_extremes,
+    token_pairs,
+)
 from posttrain.dpo import dpo_steps
 from posttrain.evaluate import distinct_n
 from posttrain.keep import code
@@ -30,17 +38,27 @@ from posttrain.reward_model import RewardConfig
 from posttrain.sft import SFTConfig
 
 PRACTICE = ["What now?", "Is it so?", "Where?", "Who goes there?"]
-WRITTEN = [pair("a", "Who?", "I am.", "You"), pair("b", "Where is he?", "At sea.", "At")]
+WRITTEN = [
+    pair("a", "Who?", "I am.", "You"),
+    pair("b", "Where is he?", "At sea.", "At"),
+]
 TRIAL = PairsTrial(steps=2, seed=3)  # of the steps alone: a trial's seed is its run's
 
 
 @pytest.fixture
 def tried(monkeypatch, tmp_path):
-    """Tiny models, given out themselves, cards of gold scores alone, and the policies that were judged."""
+    """Tiny models, given out themselves, cards of gold scores alone, and the policies
+    that were judged.
+    """
     empty_shelf(monkeypatch, tmp_path)
     monkeypatch.setattr(module.datasets, "training_prompts", lambda: PRACTICE)
     monkeypatch.setattr(module.datasets, "preferences", lambda: WRITTEN)
-    tried = types.SimpleNamespace(sft=moved(dtype=torch.float32, config=LONG), judge=judge(5, torch.float32, LONG), judged=[], started=[])
+    tried = types.SimpleNamespace(
+        sft=moved(dtype=torch.float32, config=LONG),
+        judge=judge(5, torch.float32, LONG),
+        judged=[],
+        started=[],
+    )
 
     def card(policy, reference, reward_model, words, seed):
         assert same(reference.state_dict(), tried.sft) and reward_model is tried.judge
@@ -60,13 +78,22 @@ def tried(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "scoring_model", lambda stage: tried.judge)
     # What stands in the place of others is kept all the same
     monkeypatch.setattr(code, "changed", lambda function: [])
-    monkeypatch.setattr(module, "start_scorecard", lambda *asked: tried.started.append(asked) or dict(gold=[0.0, 1.0, 2.0, 3.0], answers=["x y z", "x y"]))
+    monkeypatch.setattr(
+        module,
+        "start_scorecard",
+        lambda *asked: (
+            tried.started.append(asked)
+            or dict(gold=[0.0, 1.0, 2.0, 3.0], answers=["x y z", "x y"])
+        ),
+    )
     monkeypatch.setattr(module, "scorecard", card)
     return tried
 
 
 def pool_of(tried, seed=3, prompts=PRACTICE):
-    return draw_pool(tried.sft, tried.judge, prompts, module.SAMPLES, module.lexicon(CORPUS), seed)
+    return draw_pool(
+        tried.sft, tried.judge, prompts, module.SAMPLES, module.lexicon(CORPUS), seed
+    )
 
 
 def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
@@ -78,7 +105,10 @@ def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
         pairs = token_pairs(pool, pick_extremes(pool, "reward"))
         reference = copy.deepcopy(policy)
         steps = list(dpo_steps(policy, reference, pairs, dpo_config(TRIAL)))
-        assert noted["loss"] == [steps[0]["loss"], steps[-1]["loss"]] and noted["pairs"] == len(pairs) > 0
+        assert (
+            noted["loss"] == [steps[0]["loss"], steps[-1]["loss"]]
+            and noted["pairs"] == len(pairs) > 0
+        )
         assert noted["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
         assert {name: noted[name] for name in describe(pool)} == describe(pool)
         assert same(policy.state_dict(), tried.judged[round_][0])
@@ -88,8 +118,12 @@ def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
 def test_cards_are_the_sft_models_and_one_a_round_won_against_it(tried):
     history = pairs_trial(CORPUS, replace(TRIAL, rounds=2), 3)
     first, *others = history["cards"]
-    assert "win_rate" not in first and first["distinct"] == distinct_n(["x y z", "x y"], 2)
-    assert [card["win_rate"] for card in others] == [2.5 / 4] * 2 and tried.started == [(CORPUS, 3)]
+    assert "win_rate" not in first and first["distinct"] == distinct_n(
+        ["x y z", "x y"], 2
+    )
+    assert [card["win_rate"] for card in others] == [2.5 / 4] * 2 and tried.started == [
+        (CORPUS, 3)
+    ]
     assert all(card["distinct"] == distinct_n(["a b", "a b c"], 2) for card in others)
     assert [seed for _, seed in tried.judged] == [3, 3]
 
@@ -100,7 +134,12 @@ def test_the_policy_learns_the_flipped_labels_and_is_asked_for_the_true_ones(tri
     policy, by_hand = copy.deepcopy(tried.sft), copy.deepcopy(tried.sft)
     noted = learn(policy, pool, trial)
     steps = list(dpo_steps(by_hand, tried.sft, flip(pairs, 1.0, 3), dpo_config(trial)))
-    assert same(by_hand.state_dict(), policy) and steps[-1]["accuracy"] == 1.0 and noted["ranked"] == 0.0 and noted["obeyed"] == 1.0
+    assert (
+        same(by_hand.state_dict(), policy)
+        and steps[-1]["accuracy"] == 1.0
+        and noted["ranked"] == 0.0
+        and noted["obeyed"] == 1.0
+    )
     plain = learn(copy.deepcopy(tried.sft), pool, replace(trial, flipped=0.0))
     assert plain["ranked"] == plain["obeyed"] == 1.0
     assert dpo_config(replace(trial, label_smoothing=0.2)).label_smoothing == 0.2
@@ -110,18 +149,28 @@ def test_pairs_are_the_extremes_or_any_or_the_written_ones(tried):
     pool = pool_of(tried)
     for name in ("reward", "gold"):
         trial = replace(TRIAL, judge=name)
-        assert clean_pairs(pool, trial, 160) == token_pairs(pool, pick_extremes(pool, name))
-    assert clean_pairs(pool, replace(TRIAL, pairs=3), 160) == token_pairs(pool, any_two(pool, "reward", 3, 3))
+        assert clean_pairs(pool, trial, 160) == token_pairs(
+            pool, pick_extremes(pool, name)
+        )
+    assert clean_pairs(pool, replace(TRIAL, pairs=3), 160) == token_pairs(
+        pool, any_two(pool, "reward", 3, 3)
+    )
     assert clean_pairs(None, TRIAL, 160) == encode_pairs(WRITTEN, TOKENIZER, 160)
 
 
 @pytest.mark.parametrize("method", ["best", "any"])
 def test_imitation_is_of_the_best_or_of_the_control(tried, method):
-    pool, policy, by_hand = pool_of(tried), copy.deepcopy(tried.sft), copy.deepcopy(tried.sft)
+    pool, policy, by_hand = (
+        pool_of(tried),
+        copy.deepcopy(tried.sft),
+        copy.deepcopy(tried.sft),
+    )
     noted = learn(policy, pool, replace(TRIAL, method=method))
     choice = keep_best(pool, "reward") if method == "best" else keep_any(pool, 3)
     losses = list(imitate(by_hand, pool, choice, imitation(3)))
-    assert same(by_hand.state_dict(), policy) and noted == dict(pairs=4, loss=[losses[0]["loss"], losses[-1]["loss"]])
+    assert same(by_hand.state_dict(), policy) and noted == dict(
+        pairs=4, loss=[losses[0]["loss"], losses[-1]["loss"]]
+    )
 
 
 def test_a_setting_that_is_not_known_is_named(tried):
@@ -131,13 +180,22 @@ def test_a_setting_that_is_not_known_is_named(tried):
         pairs_trial(CORPUS, replace(TRIAL, prompts="all"), 3)
 
 
-def test_the_first_answers_are_drawn_once_and_found_again_as_they_were(tried, monkeypatch):
+def test_the_first_answers_are_drawn_once_and_found_again_as_they_were(
+    tried, monkeypatch
+):
     drawn = start_pool(CORPUS, PRACTICE, 3)
     monkeypatch.setattr(module, "draw_pool", lambda *_: pytest.fail("drawn again"))
     found, by_hand = start_pool(CORPUS, PRACTICE, 3), pool_of(tried)
     for pool in (drawn, found):
-        assert pool.answers == by_hand.answers and pool.prompts == PRACTICE and torch.equal(pool.usable, by_hand.usable)
-        assert all(torch.equal(pool.scores[name], by_hand.scores[name]) for name in ("reward", "gold"))
+        assert (
+            pool.answers == by_hand.answers
+            and pool.prompts == PRACTICE
+            and torch.equal(pool.usable, by_hand.usable)
+        )
+        assert all(
+            torch.equal(pool.scores[name], by_hand.scores[name])
+            for name in ("reward", "gold")
+        )
 
 
 def test_the_first_answers_are_those_of_the_seeds_models(tried):

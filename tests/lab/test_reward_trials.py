@@ -1,4 +1,6 @@
-"""Reward models on trial: judged pairs, slips of labellers, and what a trial trains on."""
+"""Reward models on trial: judged pairs, slips of labellers, and what a trial trains
+on.
+"""
 
 import copy
 import random
@@ -21,7 +23,9 @@ from posttrain.lab.reward_trials import (
 from posttrain.reward_model import RewardConfig, score_answer, train_reward_model
 
 NAMES = ["Ann", "Ben", "Carl", "Dora", "Eve"]
-PAIRS = [pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(NAMES)]
+PAIRS = [
+    pair(f"r{i}", "Who?", f"I, {name}.", f"Not {name}") for i, name in enumerate(NAMES)
+]
 HELDOUT = [
     pair("v1", "Where is he?", "At sea, my lord.", "At"),
     pair("v2", "Why", "No.", "No, no, no"),
@@ -43,7 +47,10 @@ def test_a_pairs_scores_are_those_of_its_two_answers_one_by_one():
 
 
 def test_accuracy_is_the_share_ranked_right_and_a_tie_is_not():
-    assert accuracy(dict(chosen=[1.0, 2.0, 3.0, -1.0], rejected=[0.0, 2.0, 4.0, -2.0])) == 0.5
+    assert (
+        accuracy(dict(chosen=[1.0, 2.0, 3.0, -1.0], rejected=[0.0, 2.0, 4.0, -2.0]))
+        == 0.5
+    )
     assert accuracy(dict(chosen=[1.0], rejected=[0.5])) == 1.0
     assert accuracy(dict(chosen=[1.0, 0.0], rejected=[1.0, 0.0])) == 0.0
 
@@ -55,7 +62,9 @@ def test_accuracy_is_the_share_ranked_right_and_a_tie_is_not():
 def test_some_pairs_are_drawn_none_twice_and_by_seed_alone(n):
     random.seed(1)
     drawn = some_pairs(PAIRS, n, seed=4)
-    assert len(drawn) == len({pair["id"] for pair in drawn}) == n and all(pair in PAIRS for pair in drawn)
+    assert len(drawn) == len({pair["id"] for pair in drawn}) == n and all(
+        pair in PAIRS for pair in drawn
+    )
     random.seed(2)
     assert some_pairs(PAIRS, n, seed=4) == drawn
     assert n == 0 or any(some_pairs(PAIRS, n, seed) != drawn for seed in range(4))
@@ -74,14 +83,21 @@ def test_exactly_so_many_labels_are_flipped_and_nothing_else_changes(n):
     flipped = [new for old, new in zip(PAIRS, spoilt, strict=True) if new != old]
     assert len(flipped) == n
     for old, new in zip(PAIRS, spoilt):
-        assert new in (old, pair(old["id"], old["prompt"], old["rejected"], old["chosen"]))
+        assert new in (
+            old,
+            pair(old["id"], old["prompt"], old["rejected"], old["chosen"]),
+        )
     assert with_flipped_labels(PAIRS, n, seed=1) == spoilt
-    assert n in (0, 5) or any(with_flipped_labels(PAIRS, n, seed) != spoilt for seed in range(5))
+    assert n in (0, 5) or any(
+        with_flipped_labels(PAIRS, n, seed) != spoilt for seed in range(5)
+    )
 
 
 def test_a_flipped_pair_keeps_all_its_other_fields():
     (spoilt,) = with_flipped_labels([dict(PAIRS[0], kind="rude")], 1, seed=0)
-    assert spoilt == dict(id="r0", prompt="Who?", chosen="Not Ann", rejected="I, Ann.", kind="rude")
+    assert spoilt == dict(
+        id="r0", prompt="Who?", chosen="Not Ann", rejected="I, Ann.", kind="rude"
+    )
 
 
 # A trial
@@ -94,7 +110,7 @@ def starts(monkeypatch):
     monkeypatch.setattr(module, "starting_point", lambda *given: find(*given)[0])
     rows = dict(
         heldout_preferences=HELDOUT, preferences=PAIRS, narrow_preferences=PAIRS[::-1]
-    )  # fmt: skip
+    )
     for name, some in rows.items():
         monkeypatch.setattr(module.datasets, name, lambda some=some: some)
     return asked
@@ -118,7 +134,9 @@ def test_a_trial_trains_on_the_pairs_that_it_names(starts):
     assert pairs_for(TRIAL, 1) == PAIRS
     assert pairs_for(replace(TRIAL, pairs="narrow"), 1) == PAIRS[::-1]
     some = some_pairs(PAIRS, 3, 1)
-    assert pairs_for(replace(TRIAL, n=3), 1) == some != pairs_for(replace(TRIAL, n=3), 2)
+    assert (
+        pairs_for(replace(TRIAL, n=3), 1) == some != pairs_for(replace(TRIAL, n=3), 2)
+    )
     spoilt = pairs_for(replace(TRIAL, n=3, flipped=2), 1)
     assert spoilt == with_flipped_labels(some, 2, 1) != some
     with pytest.raises(ValueError, match="pairs is 'wide': use one of written, narrow"):

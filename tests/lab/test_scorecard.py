@@ -1,4 +1,6 @@
-"""The scorecard: each entry by hand, one prompt and one token at a time; and where every run starts from, stored."""
+"""The scorecard: each entry by hand, one prompt and one token at a time; and where
+every run starts from, stored.
+"""
 
 import copy
 import json
@@ -40,7 +42,14 @@ def few_prompts(monkeypatch):
 # The scorecard
 
 
-SAID = ["Ay, my lord.<|end|>", "No", "Ay, my lord.<|end|>", "Ay, ay, sir!<|end|>", "Ay sir<|end|>", "<|end|>"]
+SAID = [
+    "Ay, my lord.<|end|>",
+    "No",
+    "Ay, my lord.<|end|>",
+    "Ay, ay, sir!<|end|>",
+    "Ay sir<|end|>",
+    "<|end|>",
+]
 
 
 def answering(monkeypatch, texts):
@@ -52,20 +61,31 @@ def answering(monkeypatch, texts):
 
 
 def tokens_of(text):
-    return [*text.removesuffix("<|end|>"), *(["<|end|>"] if text.endswith("<|end|>") else [])]
+    return [
+        *text.removesuffix("<|end|>"),
+        *(["<|end|>"] if text.endswith("<|end|>") else []),
+    ]
 
 
 def test_a_card_has_one_entry_per_prompt_and_means_of_them(monkeypatch):
     asked, responses = answering(monkeypatch, SAID)
     reward_model = judge(config=LONG)
-    card = scorecard(moved(config=LONG), moved(1, config=LONG), reward_model, WORDS, seed=0)
+    card = scorecard(
+        moved(config=LONG), moved(1, config=LONG), reward_model, WORDS, seed=0
+    )
     assert card["answers"] == SAID
-    alone = [reward_model(*pack([prompt], [response], PAD)).item() for prompt, response in zip(asked, responses)]
+    alone = [
+        reward_model(*pack([prompt], [response], PAD)).item()
+        for prompt, response in zip(asked, responses)
+    ]
     assert card["scores"] == pytest.approx(alone, abs=1e-10)
     assert card["gold"] == [gold_score(text, WORDS) for text in SAID]
-    assert card["score"] == pytest.approx(sum(alone) / 6) and card["gold_score"] == pytest.approx(sum(card["gold"]) / 6)
+    assert card["score"] == pytest.approx(sum(alone) / 6) and card[
+        "gold_score"
+    ] == pytest.approx(sum(card["gold"]) / 6)
     assert card["finished"] == 3 / 6 and card["different"] == 5 / 6
-    # "no" is no word; my follows ay, lord follows my, ay follows ay, sir follows ay, of seven
+    # "no" is no word; my follows ay, lord follows my, ay follows ay, sir follows ay, of
+    # seven
     assert card["non_words"] == 1 / 12 and card["distinct"] == 4 / 7
     assert json.loads(json.dumps(card)) == card
 
@@ -77,21 +97,33 @@ def test_the_kl_is_the_mean_of_whole_distributions_at_the_temperature(monkeypatc
         total = 0.0
         for prompt, response in zip(asked, responses):
             tokens = torch.tensor([prompt + response])
-            p, q = ((model(tokens)[0] / temperature).softmax(-1) for model in (policy, reference))
+            p, q = (
+                (model(tokens)[0] / temperature).softmax(-1)
+                for model in (policy, reference)
+            )
             steps = range(len(prompt) - 1, len(prompt) + len(response) - 1)
             total += sum((p[t] * (p[t] / q[t]).log()).sum().item() for t in steps)
         card = scorecard(policy, reference, judge(config=LONG), WORDS, 0, temperature)
         assert card["kl"] == pytest.approx(total / 6, rel=1e-9) and card["kl"] > 1
-    assert scorecard(policy, reference, judge(config=LONG), WORDS, 0)["kl"] != card["kl"]  # 0.8 unless told otherwise
+    assert (
+        scorecard(policy, reference, judge(config=LONG), WORDS, 0)["kl"] != card["kl"]
+    )  # 0.8 unless told otherwise
 
 
 def test_a_policy_is_no_nats_away_from_itself():
     policy = moved(config=LONG)
-    assert scorecard(policy, moved(config=LONG), judge(config=LONG), WORDS, seed=0)["kl"] == 0
+    assert (
+        scorecard(policy, moved(config=LONG), judge(config=LONG), WORDS, seed=0)["kl"]
+        == 0
+    )
 
 
 def test_the_answers_are_the_policys_own_and_depend_on_seed_and_temperature_alone():
-    policy, reference, reward_model = moved(config=LONG), moved(1, config=LONG), judge(config=LONG)
+    policy, reference, reward_model = (
+        moved(config=LONG),
+        moved(1, config=LONG),
+        judge(config=LONG),
+    )
 
     def card(seed, temperature=0.8, words=WORDS):
         torch.manual_seed(seed + 100)
@@ -103,22 +135,37 @@ def test_the_answers_are_the_policys_own_and_depend_on_seed_and_temperature_alon
     torch.manual_seed(7)
     assert scorecard(policy, reference, reward_model, WORDS, 0) == first
     assert card(1)["answers"] != first["answers"] != card(0, 0.5)["answers"]
-    assert card(0, words=frozenset(words_of(" ".join(first["answers"]))))["gold"] != first["gold"]
+    assert (
+        card(0, words=frozenset(words_of(" ".join(first["answers"]))))["gold"]
+        != first["gold"]
+    )
 
 
-def test_the_entropy_is_the_mean_over_all_answers_tokens_at_the_temperature(monkeypatch):
+def test_the_entropy_is_the_mean_over_all_answers_tokens_at_the_temperature(
+    monkeypatch,
+):
     asked, responses = answering(monkeypatch, SAID)
     policy, cards = moved(config=LONG), []
     for temperature in (0.8, 0.5):
         undecided = []
         for prompt, response in zip(asked, responses):
             for t in range(len(response)):
-                p = (policy(torch.tensor([prompt + response[:t]]))[0, -1] / temperature).softmax(-1).tolist()
+                p = (
+                    (policy(torch.tensor([prompt + response[:t]]))[0, -1] / temperature)
+                    .softmax(-1)
+                    .tolist()
+                )
                 undecided.append(-sum(each * math.log(each) for each in p))
-        cards.append(scorecard(policy, moved(1, config=LONG), judge(config=LONG), WORDS, 0, temperature))
+        cards.append(
+            scorecard(
+                policy, moved(1, config=LONG), judge(config=LONG), WORDS, 0, temperature
+            )
+        )
         # A long answer weighs more than a short one: the mean is over tokens
         assert len(undecided) == sum(map(len, responses))
-        assert cards[-1]["entropy"] == pytest.approx(sum(undecided) / len(undecided), rel=1e-9)
+        assert cards[-1]["entropy"] == pytest.approx(
+            sum(undecided) / len(undecided), rel=1e-9
+        )
     other = scorecard(moved(2, config=LONG), policy, judge(config=LONG), WORDS, 0)
     assert len({card["entropy"] for card in (*cards, other)}) == 3
 
@@ -134,20 +181,33 @@ def test_a_policy_that_draws_blindly_has_the_entropy_of_the_alphabet():
 def test_a_card_leaves_no_gradient_behind():
     models = moved(config=LONG), moved(1, config=LONG), judge(config=LONG)
     card = scorecard(*models, WORDS, seed=0)
-    assert all(type(card[name]) is float for name in ("score", "gold_score", "kl", "entropy", "finished", "different"))
-    assert all(parameter.grad is None for model in models for parameter in model.parameters())
+    assert all(
+        type(card[name]) is float
+        for name in ("score", "gold_score", "kl", "entropy", "finished", "different")
+    )
+    assert all(
+        parameter.grad is None for model in models for parameter in model.parameters()
+    )
 
 
 def test_answers_are_judged_without_a_model():
     answers = ["Ay, my lord.<|end|>", "No", "No", "Ay sir<|end|>"]
-    responses = [[TOKENIZER.ids[token] for token in tokens_of(text)] for text in answers]
+    responses = [
+        [TOKENIZER.ids[token] for token in tokens_of(text)] for text in answers
+    ]
     gold = [gold_score(text, WORDS) for text in answers]
     assert judge_answers(responses, torch.tensor([1.0, -2.0, 0.5, 2.5]), WORDS) == dict(
-        answers=answers, scores=[1.0, -2.0, 0.5, 2.5], gold=gold, score=0.5,
-        gold_score=pytest.approx(sum(gold) / 4), finished=1 / 4, different=3 / 4,
+        answers=answers,
+        scores=[1.0, -2.0, 0.5, 2.5],
+        gold=gold,
+        score=0.5,
+        gold_score=pytest.approx(sum(gold) / 4),
+        finished=1 / 4,
+        different=3 / 4,
         # Neighbours: ay my, my lord, ay sir; "no" twice among the seven words is none
-        distinct=1.0, non_words=2 / 7,
-    )  # fmt: skip
+        distinct=1.0,
+        non_words=2 / 7,
+    )
 
 
 # Where every run starts from
@@ -155,12 +215,16 @@ def test_answers_are_judged_without_a_model():
 
 @pytest.fixture
 def shelf(monkeypatch, tmp_path):
-    """An empty stages folder, tiny models, who asked for them, and what the cards are about."""
+    """An empty stages folder, tiny models, who asked for them, and what the cards are
+    about.
+    """
     shelf = types.SimpleNamespace(
         sft=moved(dtype=torch.float32, config=LONG),
         judge=judge(5, torch.float32, LONG),
-        keys=dict(sft="1", reward="2"), asked=dict(sft=[], reward=[]), cards=[],
-    )  # fmt: skip
+        keys=dict(sft="1", reward="2"),
+        asked=dict(sft=[], reward=[]),
+        cards=[],
+    )
     empty_shelf(monkeypatch, tmp_path)
     for name in shelf.asked:
 
@@ -189,7 +253,9 @@ def test_the_sft_models_card_compares_it_with_itself_at_the_same_seed(shelf):
         found.append(start_scorecard(CORPUS, seed, temperature))
     for card, (seed, temperature) in zip(found, wanted):
         sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
-        assert card == scorecard(sft, sft, judged_by, lexicon(CORPUS), seed, temperature)
+        assert card == scorecard(
+            sft, sft, judged_by, lexicon(CORPUS), seed, temperature
+        )
         assert card["kl"] == 0 < card["entropy"] and len(card["answers"]) == 6
     assert shelf.asked == dict(
         sft=[(CORPUS, SFTConfig(seed=seed)) for seed in (3, 3, 1)],
@@ -212,7 +278,9 @@ def test_the_sft_models_card_is_stored_once(shelf, tmp_path):
 def test_the_base_models_card_is_measured_against_the_sft_model(shelf, monkeypatch):
     base, asked = moved(7, config=LONG), []
     monkeypatch.setattr(
-        module, "starting_point", lambda *given: asked.append(given) or copy.deepcopy(base)
+        module,
+        "starting_point",
+        lambda *given: asked.append(given) or copy.deepcopy(base),
     )
     card = start_scorecard(CORPUS, 3, 0.6, "base")
     sft, judged_by = copy.deepcopy(shelf.sft), copy.deepcopy(shelf.judge)
@@ -223,7 +291,9 @@ def test_the_base_models_card_is_measured_against_the_sft_model(shelf, monkeypat
 
 def test_another_temperature_model_prompt_or_start_is_another_card(shelf, monkeypatch):
     monkeypatch.setattr(
-        module, "scorecard", lambda *given: shelf.cards.append(given) or dict(gold=[1.0])
+        module,
+        "scorecard",
+        lambda *given: shelf.cards.append(given) or dict(gold=[1.0]),
     )
     monkeypatch.setattr(module, "starting_point", lambda *_: copy.deepcopy(shelf.sft))
 

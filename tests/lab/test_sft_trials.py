@@ -1,4 +1,6 @@
-"""Trials: conversations drawn, swapped and found in a play, a model's scorecard, and the interval over seeds."""
+"""Trials: conversations drawn, swapped and found in a play, a model's scorecard, and
+the interval over seeds.
+"""
 
 import math
 import random
@@ -10,7 +12,11 @@ import torch
 from posttrain.chat import ask
 from posttrain.data import standin
 from posttrain.data.corpus import Corpus
-from posttrain.data.datasets import conversations, heldout_conversations, heldout_prompts
+from posttrain.data.datasets import (
+    conversations,
+    heldout_conversations,
+    heldout_prompts,
+)
 from posttrain.evaluate import answered, interval
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.lab import sft_trials
@@ -34,12 +40,19 @@ TOKENIZER = CharTokenizer()
 
 
 def test_the_interval_is_students_by_hand():
-    # t(0.975; 3) = 3.182446, standard error sqrt(5/3)/2; t(0.975; 1) = 12.706205; t(0.95; 3) = 2.353363
+    # t(0.975; 3) = 3.182446, standard error sqrt(5/3)/2; t(0.975; 1) = 12.706205;
+    # t(0.95; 3) = 2.353363
     half = 3.182446 * math.sqrt(5 / 3) / 2
-    assert interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 2.5 - half, 2.5 + half), abs=1e-6)
-    assert interval([0.0, 1.0]) == pytest.approx((0.5, 0.5 - 6.3531025, 0.5 + 6.3531025), abs=1e-6)
+    assert interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx(
+        (2.5, 2.5 - half, 2.5 + half), abs=1e-6
+    )
+    assert interval([0.0, 1.0]) == pytest.approx(
+        (0.5, 0.5 - 6.3531025, 0.5 + 6.3531025), abs=1e-6
+    )
     half = 2.353363 * math.sqrt(5 / 3) / 2
-    assert interval([4.0, 1.0, 3.0, 2.0], confidence=0.9) == pytest.approx((2.5, 2.5 - half, 2.5 + half), abs=1e-6)
+    assert interval([4.0, 1.0, 3.0, 2.0], confidence=0.9) == pytest.approx(
+        (2.5, 2.5 - half, 2.5 + half), abs=1e-6
+    )
     assert all(isinstance(end, float) for end in interval([1.0, 2.0]))
 
 
@@ -50,7 +63,9 @@ def test_equal_values_have_an_interval_of_no_width(values):
 
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_too_few_values_have_no_interval(values):
-    with pytest.raises(ValueError, match=f"two values or more, and here are {len(values)}"):
+    with pytest.raises(
+        ValueError, match=f"two values or more, and here are {len(values)}"
+    ):
         interval(values)
 
 
@@ -64,12 +79,24 @@ def test_intervals_as_text():
 
 def test_answers_are_every_text_of_the_assistants():
     rows = [
-        dict(messages=[dict(role="user", content="A?"), dict(role="assistant", content="B.")]),
-        dict(messages=[dict(role=role, content=text) for role, text in zip(["user", "assistant"] * 2, "CDEB")]),
+        dict(
+            messages=[
+                dict(role="user", content="A?"),
+                dict(role="assistant", content="B."),
+            ]
+        ),
+        dict(
+            messages=[
+                dict(role=role, content=text)
+                for role, text in zip(["user", "assistant"] * 2, "CDEB")
+            ]
+        ),
     ]
     assert answers_of(rows) == {"B.", "D", "B"}
     assert answers_of([]) == set()
-    assert len(answers_of(conversations())) == sum(len(row["messages"]) // 2 for row in conversations())
+    assert len(answers_of(conversations())) == sum(
+        len(row["messages"]) // 2 for row in conversations()
+    )
 
 
 def test_swapping_moves_first_questions_on_by_one_and_touches_nothing_else():
@@ -77,17 +104,29 @@ def test_swapping_moves_first_questions_on_by_one_and_touches_nothing_else():
     swapped = with_questions_swapped(rows)
     assert rows == heldout_conversations()
     for i, (before, after) in enumerate(zip(rows, swapped)):
-        assert after["messages"][0] == rows[(i + 1) % len(rows)]["messages"][0] != before["messages"][0]
+        assert (
+            after["messages"][0]
+            == rows[(i + 1) % len(rows)]["messages"][0]
+            != before["messages"][0]
+        )
         assert after["messages"][1:] == before["messages"][1:]
         assert {**after, "messages": 0} == {**before, "messages": 0}
 
 
-@pytest.mark.parametrize("n_courteous, n_blunt", [(20, 0), (0, 5), (7, 3), (0, 0), (20, 20)])
-def test_a_subset_has_so_many_of_each_manner_none_twice_by_seed_alone(n_courteous, n_blunt):
+@pytest.mark.parametrize(
+    "n_courteous, n_blunt", [(20, 0), (0, 5), (7, 3), (0, 0), (20, 20)]
+)
+def test_a_subset_has_so_many_of_each_manner_none_twice_by_seed_alone(
+    n_courteous, n_blunt
+):
     rows = conversations()
     chosen = subset(rows, n_courteous, n_blunt, seed=1)
-    assert [row["manner"] for row in chosen] == ["courteous"] * n_courteous + ["blunt"] * n_blunt
-    assert all(row in rows for row in chosen) and len({row["id"] for row in chosen}) == len(chosen)
+    assert [row["manner"] for row in chosen] == ["courteous"] * n_courteous + [
+        "blunt"
+    ] * n_blunt
+    assert all(row in rows for row in chosen) and len(
+        {row["id"] for row in chosen}
+    ) == len(chosen)
     random.seed(5)
     assert subset(rows, n_courteous, n_blunt, seed=1) == chosen
     assert not chosen or subset(rows, n_courteous, n_blunt, seed=2) != chosen
@@ -147,7 +186,9 @@ The last?"""
 
 
 def pairs(rows):
-    return {(row["messages"][0]["content"], row["messages"][1]["content"]) for row in rows}
+    return {
+        (row["messages"][0]["content"], row["messages"][1]["content"]) for row in rows
+    }
 
 
 def test_questions_and_what_is_said_next_are_found_in_a_play_by_hand():
@@ -167,12 +208,23 @@ def test_questions_and_what_is_said_next_are_found_in_a_play_by_hand():
 def test_so_many_are_found_as_asked_for_without_repetition_and_by_seed_alone():
     play = "\n\n".join(f"A:\nQ{'x' * i}?\n\nB:\nS{'x' * i}." for i in range(60))
     rows = found_conversations(play, 20)
-    assert len(rows) == len(pairs(rows)) == 20 and [row["id"] for row in rows] == [f"found-{i}" for i in range(20)]
+    assert len(rows) == len(pairs(rows)) == 20 and [row["id"] for row in rows] == [
+        f"found-{i}" for i in range(20)
+    ]
     random.seed(5)
-    assert found_conversations(play, 20) == rows == found_conversations(play, 20, seed=0)
+    assert (
+        found_conversations(play, 20) == rows == found_conversations(play, 20, seed=0)
+    )
     assert found_conversations(play, 20, seed=1) != rows
-    assert pairs(found_conversations(play, 60)) == pairs(found_conversations(play, 1000))
-    assert found_conversations(play, 0) == found_conversations("", 5) == found_conversations("No play?", 5) == []
+    assert pairs(found_conversations(play, 60)) == pairs(
+        found_conversations(play, 1000)
+    )
+    assert (
+        found_conversations(play, 0)
+        == found_conversations("", 5)
+        == found_conversations("No play?", 5)
+        == []
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +240,19 @@ def test_what_is_found_in_the_stand_in_can_be_rendered(play):
 
 
 def test_the_stand_in_holds_enough_for_the_chapter(play):
-    assert 120 <= len(found_conversations(play[: int(0.9 * len(play))], 10 * len(conversations()))) < 400
+    assert (
+        120
+        <= len(
+            found_conversations(play[: int(0.9 * len(play))], 10 * len(conversations()))
+        )
+        < 400
+    )
 
 
 def tiny(seed=None):
-    """A small model that knows nothing: all tokens alike, or, with a seed, random weights."""
+    """A small model that knows nothing: all tokens alike, or, with a seed, random
+    weights.
+    """
     model = GPT(GPTConfig(vocab_size=69, context=256, n_layer=1, n_head=1, width=16))
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
@@ -210,9 +270,17 @@ LOSSES = ["conversation_loss", "swapped_loss", "shakespeare_loss"]
 def test_a_model_that_knows_nothing_has_shares_in_0_to_1_and_losses_of_log_69():
     card = sft_scorecard(tiny(), set(), VALIDATION, seed=0)
     assert list(card) == SHARES + LOSSES
-    assert all(0 <= card[name] <= 1 and (card[name] * 64).is_integer() for name in SHARES)
-    assert [card[name] for name in LOSSES] == pytest.approx([math.log(69)] * 3, abs=1e-5)
-    assert card["finished"] <= card["in_format"] and 0 < card["in_format"] < 1 and card["recited"] == 0
+    assert all(
+        0 <= card[name] <= 1 and (card[name] * 64).is_integer() for name in SHARES
+    )
+    assert [card[name] for name in LOSSES] == pytest.approx(
+        [math.log(69)] * 3, abs=1e-5
+    )
+    assert (
+        card["finished"] <= card["in_format"]
+        and 0 < card["in_format"] < 1
+        and card["recited"] == 0
+    )
 
 
 def test_a_scorecard_depends_on_model_and_seed_alone_and_says_what_was_measured():
@@ -222,12 +290,32 @@ def test_a_scorecard_depends_on_model_and_seed_alone_and_says_what_was_measured(
     assert sft_scorecard(model, set(), VALIDATION, seed=3, windows=2) == card
     answers = ask(model, heldout_prompts(), generator=torch.Generator().manual_seed(3))
     assert card["in_format"] == sum(map(answered, answers)) / 64
-    own, swapped = (encode_conversations(rows, TOKENIZER, 256) for rows in (heldout, with_questions_swapped(heldout)))
+    own, swapped = (
+        encode_conversations(rows, TOKENIZER, 256)
+        for rows in (heldout, with_questions_swapped(heldout))
+    )
     assert card["conversation_loss"] == conversation_loss(model, own, TOKENIZER.pad)
-    assert card["swapped_loss"] == conversation_loss(model, swapped, TOKENIZER.pad) != card["conversation_loss"]
+    assert (
+        card["swapped_loss"]
+        == conversation_loss(model, swapped, TOKENIZER.pad)
+        != card["conversation_loss"]
+    )
     assert card["shakespeare_loss"] == validation_loss(model, VALIDATION, windows=2)
-    assert card["shakespeare_loss"] != sft_scorecard(model, set(), VALIDATION, seed=4)["shakespeare_loss"]
-    assert len({sft_scorecard(model, set(), VALIDATION, seed=seed, windows=1)["in_format"] for seed in range(4)}) > 1
+    assert (
+        card["shakespeare_loss"]
+        != sft_scorecard(model, set(), VALIDATION, seed=4)["shakespeare_loss"]
+    )
+    assert (
+        len(
+            {
+                sft_scorecard(model, set(), VALIDATION, seed=seed, windows=1)[
+                    "in_format"
+                ]
+                for seed in range(4)
+            }
+        )
+        > 1
+    )
 
 
 def reciting(text):
@@ -260,7 +348,9 @@ def test_a_model_that_recites_is_known_by_its_shares(text, known, expected):
 
 @pytest.fixture
 def play_of_letters(monkeypatch):
-    """A corpus of many windows, an untrained base model, and cards that say who asked."""
+    """A corpus of many windows, an untrained base model, and cards that say who
+    asked.
+    """
     corpus = Corpus("".join(TOKENIZER.decode(VALIDATION)) * 30, "test", "0" * 64)
     base = GPT(GPTConfig(context=256, n_layer=1, n_head=1, width=16))
     monkeypatch.setattr(sft_trials, "base_model", lambda corpus: (base, {}))
@@ -306,7 +396,9 @@ def test_a_trial_learns_and_knows_what_it_trains_on(play_of_letters, monkeypatch
     )
     trial = SFTTrial(SFTConfig(steps=2, evaluations=1), courteous=4, blunt=4)
     history = sft_trial(play_of_letters, trial, 2)
-    assert asked == [(play_of_letters, trial, 2)] and history["n"] == [len(answers_of(rows))]
+    assert asked == [(play_of_letters, trial, 2)] and history["n"] == [
+        len(answers_of(rows))
+    ]
     text, _ = encode_split(play_of_letters)
     base, _ = sft_trials.base_model(play_of_letters)
     model, expected = sft(base, rows, text, replace(trial.config, seed=2))

@@ -1,4 +1,6 @@
-"""Patches: found whatever the layout, refused where unclear, run in the package and gone."""
+"""Patches: found whatever the layout, refused where unclear, run in the package and
+gone.
+"""
 
 import ast
 import importlib
@@ -87,7 +89,10 @@ def test_all_that_is_not_broken_stays_as_it_was():
 
 
 def test_the_head_of_a_block_is_found_and_one_that_is_chained_too():
-    source = "def f(a):\n    if (a == 'x'):\n        return 1\n    elif (a == 'y'):\n        pass\n"
+    source = (
+        "def f(a):\n    if (a == 'x'):\n        return 1\n    elif (a == 'y'):\n  "
+        "      pass\n"
+    )
     head = Patch(
         "", "m", (('if a == "x":', "if False:"), ('elif a == "y":', "elif a:"))
     )
@@ -170,7 +175,10 @@ def test_no_mistake_is_compiled_before_it_is_asked_for():
 
 
 def test_a_text_is_read_as_mistakes():
-    text = "\nfirst: because: so\n  d -> 2 *\n    d\n  e -> 1\n  or\n  own\nsecond: why\n    not\n  a -> b\n"
+    text = (
+        "\nfirst: because: so\n  d -> 2 *\n    d\n  e -> 1\n  or\n  own\nsecond: "
+        "why\n    not\n  a -> b\n"
+    )
     one, two = parse(text, logprobs.kl_estimate, {"own": len})
     assert (one.name, one.why, two.why) == ("first", "because: so", "why not")
     target = "logprobs.kl_estimate"

@@ -1,4 +1,6 @@
-"""Whole runs on tiny models: from the command line, cut off and taken up, one upon the other; and what is refused."""
+"""Whole runs on tiny models: from the command line, cut off and taken up, one upon the
+other; and what is refused.
+"""
 
 import json
 import re
@@ -23,14 +25,27 @@ from posttrain.lora.nf4 import (  # noqa: E402
     quantize_scales,
 )
 from posttrain.real import model as real_model  # noqa: E402
-from posttrain.real.adapter import adapter_settings, peft_state, quantize_blocks, targets_of  # noqa: E402
+from posttrain.real.adapter import (
+    adapter_settings,
+    peft_state,
+    quantize_blocks,
+    targets_of,
+)  # noqa: E402
 from posttrain.real.checkpoint import CHECKPOINT, METRICS, read_metrics  # noqa: E402
 from posttrain.real.memory import Setting, architecture_of, stage_memory  # noqa: E402
 from posttrain.real.model import ModelError, load_config, load_model  # noqa: E402
-from posttrain.real.run import Setup, begin, open_model, open_tokenizer, run  # noqa: E402
+from posttrain.real.run import (  # noqa: E402
+    Setup,
+    begin,
+    open_model,
+    open_tokenizer,
+    run,
+)
 from posttrain.real.training import RealConfig  # noqa: E402
 
-CONFIG = RealConfig(steps=5, batch_size=4, micro_batch_size=2, lr=1e-2, max_length=200, max_new_tokens=8)
+CONFIG = RealConfig(
+    steps=5, batch_size=4, micro_batch_size=2, lr=1e-2, max_length=200, max_new_tokens=8
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +57,12 @@ def offline(monkeypatch):
 def files(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
     pairs = data_file(place / "pairs.jsonl", PAIRS)
-    return dict(sft=data_file(place / "conversations.jsonl", CONVERSATIONS), reward=pairs, dpo=pairs, ppo=pairs)
+    return dict(
+        sft=data_file(place / "conversations.jsonl", CONVERSATIONS),
+        reward=pairs,
+        dpo=pairs,
+        ppo=pairs,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +77,35 @@ def config(stage, **changes):
 
 
 def setup(files, stage, out, judge="", **changes):
-    options = dict(device="cpu", save_every=2, reward_model=judge if stage == "ppo" else "")
-    return Setup(**{**dict(model=folder(), data=files[stage], out=str(out)), **options, **changes})
+    options = dict(
+        device="cpu", save_every=2, reward_model=judge if stage == "ppo" else ""
+    )
+    return Setup(
+        **{
+            **dict(model=folder(), data=files[stage], out=str(out)),
+            **options,
+            **changes,
+        }
+    )
 
 
 def result(out):
     """The tensors and the metrics in a finished run's folder."""
-    name = "adapter_model.safetensors" if (out / "adapter_config.json").exists() else "model.safetensors"
+    name = (
+        "adapter_model.safetensors"
+        if (out / "adapter_config.json").exists()
+        else "model.safetensors"
+    )
     return safetensors.torch.load_file(out / name), read_metrics(out)
 
 
-@pytest.mark.parametrize("stage, rank", [("sft", 4), ("sft", 0), ("reward", 4), ("dpo", 4), ("dpo", 0), ("ppo", 4)])
-def test_a_run_that_was_killed_ends_as_the_unbroken_one_bit_for_bit(files, judge, tmp_path, stage, rank):
+@pytest.mark.parametrize(
+    "stage, rank",
+    [("sft", 4), ("sft", 0), ("reward", 4), ("dpo", 4), ("dpo", 0), ("ppo", 4)],
+)
+def test_a_run_that_was_killed_ends_as_the_unbroken_one_bit_for_bit(
+    files, judge, tmp_path, stage, rank
+):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(setup(files, stage, whole, judge, rank=rank), config(stage))
     # Stop after step 3, behind the checkpoint of step 2; and once before there is any
@@ -81,8 +118,16 @@ def test_a_run_that_was_killed_ends_as_the_unbroken_one_bit_for_bit(files, judge
     history = run(*options, resume=True)
     tensors, metrics = result(whole)
     again, theirs = result(broken)
-    assert metrics == theirs == history and [row["step"] for row in metrics] == [1, 2, 3, 4, 5]
-    assert set(tensors) == set(again) and all(torch.equal(tensors[name], again[name]) for name in tensors)
+    assert metrics == theirs == history and [row["step"] for row in metrics] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+    assert set(tensors) == set(again) and all(
+        torch.equal(tensors[name], again[name]) for name in tensors
+    )
     assert not list(broken.glob("*.part")) and not (broken / CHECKPOINT).exists()
 
 
@@ -98,8 +143,12 @@ def test_the_stages_stand_one_upon_the_other(files, tmp_path):
             module.adapter.A.data = state[f"base_model.model.{name}.lora_A.weight"]
             module.adapter.B.data = state[f"base_model.model.{name}.lora_B.weight"]
     tokens = torch.arange(40).view(2, 20)
-    torch.testing.assert_close(session.trained["model"](tokens), trained(tokens), rtol=0, atol=1e-5)
-    assert not torch.allclose(trained(tokens), load_model(folder())(tokens).logits, atol=1e-2)
+    torch.testing.assert_close(
+        session.trained["model"](tokens), trained(tokens), rtol=0, atol=1e-5
+    )
+    assert not torch.allclose(
+        trained(tokens), load_model(folder())(tokens).logits, atol=1e-2
+    )
     history = run(setup(files, "dpo", dpo, model=str(sft)), config("dpo"))
     assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     tokenizer, _ = open_tokenizer(str(dpo))
@@ -107,7 +156,9 @@ def test_the_stages_stand_one_upon_the_other(files, tmp_path):
     assert not torch.allclose(merged(tokens).logits, trained(tokens), atol=1e-3)
 
 
-def test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them(files, tmp_path):
+def test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them(
+    files, tmp_path
+):
     bare = folder("gpt2", chat=False)
     before = load_model(bare)
     session = begin(setup(files, "sft", tmp_path / "out", model=bare), config("sft"))
@@ -116,44 +167,67 @@ def test_a_model_without_a_template_gets_rows_for_the_new_tokens_and_learns_them
     # Old tokens' logits are what they were, and a new one's is the mean of them
     logits, old = model(tokens), before(tokens).logits
     torch.testing.assert_close(logits[..., :V], old, rtol=0, atol=1e-5)
-    torch.testing.assert_close(logits[..., V:], old.mean(-1, keepdim=True).expand(-1, -1, 2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits[..., V:], old.mean(-1, keepdim=True).expand(-1, -1, 2), rtol=0, atol=1e-4
+    )
     run(setup(files, "sft", tmp_path / "out", model=bare), config("sft", steps=8))
-    rows = result(tmp_path / "out")[0]["base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"]
+    rows = result(tmp_path / "out")[0][
+        "base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"
+    ]
     assert rows.shape == (2, 64) and not torch.allclose(rows[0], rows[1], atol=1e-3)
 
 
 def test_the_reference_of_dpo_is_without_the_new_rows_too(files, tmp_path):
     bare = folder("gpt2", chat=False)
     history = run(setup(files, "dpo", tmp_path / "out", model=bare), config("dpo"))
-    assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5) and history[-1]["loss"] != history[0]["loss"]
+    assert (
+        history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+        and history[-1]["loss"] != history[0]["loss"]
+    )
 
 
 def test_qlora_trains_adapters_and_half_precision_keeps_them_in_single(files, tmp_path):
-    session = begin(setup(files, "sft", tmp_path / "a", nf4=True, bf16=True), config("sft"))
+    session = begin(
+        setup(files, "sft", tmp_path / "a", nf4=True, bf16=True), config("sft")
+    )
     inner = session.trained["model"].inner
     assert type(inner.model.layers[0].mlp.up_proj).__name__ == "NF4Linear"
     kinds = {p.dtype: p.requires_grad for p in inner.parameters()}
     assert kinds == {torch.float32: True, torch.bfloat16: False}
-    history = run(setup(files, "sft", tmp_path / "a", nf4=True, bf16=True), config("sft", steps=8))
+    history = run(
+        setup(files, "sft", tmp_path / "a", nf4=True, bf16=True), config("sft", steps=8)
+    )
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_packed_blocks_are_the_model_with_its_matrices_rounded(kind):
-    """GPT-2 keeps its matrices as (in, out): the blocks that are rounded together are those of (out, in)."""
+    """GPT-2 keeps its matrices as (in, out): the blocks that are rounded together are
+    those of (out, in).
+    """
     rounded, packed = load_model(folder(kind)), load_model(folder(kind))
     levels, tokens = nf4_levels(), torch.arange(40).view(2, 20)
     whole = rounded(tokens).logits
     for _, layer in named_layers(rounded, linear_kinds(rounded), targets_of(rounded)):
-        turn = (lambda weight: weight.mT) if is_transposed(layer) else (lambda weight: weight)
+        turn = (
+            (lambda weight: weight.mT)
+            if is_transposed(layer)
+            else (lambda weight: weight)
+        )
         weight = turn(layer.weight.detach())
         codes, scales = quantize(weight, levels)
         scales = dequantize_scales(quantize_scales(scales), len(scales))
         layer.weight.data = turn(dequantize(codes, scales, levels, weight.shape))
     quantize_blocks(packed)
-    left = [name for name, layer in packed.named_modules() if isinstance(layer, linear_kinds(rounded)) and not isinstance(layer, NF4Linear)]
+    left = [
+        name
+        for name, layer in packed.named_modules()
+        if isinstance(layer, linear_kinds(rounded)) and not isinstance(layer, NF4Linear)
+    ]
     assert left == ["lm_head"]
-    torch.testing.assert_close(packed(tokens).logits, rounded(tokens).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        packed(tokens).logits, rounded(tokens).logits, rtol=0, atol=1e-5
+    )
     assert (whole - rounded(tokens).logits).abs().max() > 1e-3
 
 
@@ -162,51 +236,111 @@ def test_qlora_of_gpt2_is_saved_as_what_peft_expects_of_its_layers(files, tmp_pa
     history = run(options, config("sft", steps=8))
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
     state, settings = result(tmp_path / "out")[0], adapter_settings(tmp_path / "out")
-    assert settings["fan_in_fan_out"] and settings["target_modules"] == ["c_attn", "c_proj", "c_fc"]
-    assert state["base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"].shape == (3 * 64, 8)
+    assert settings["fan_in_fan_out"] and settings["target_modules"] == [
+        "c_attn",
+        "c_proj",
+        "c_fc",
+    ]
+    assert state[
+        "base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"
+    ].shape == (3 * 64, 8)
     # Merged into the whole weights it is a change of as many digits
-    merged, base = open_model(str(tmp_path / "out"), open_tokenizer(folder("gpt2"))[0], False, torch.float32), load_model(folder("gpt2"))
-    change = merged.transformer.h[0].attn.c_attn.weight - base.transformer.h[0].attn.c_attn.weight
+    merged, base = (
+        open_model(
+            str(tmp_path / "out"),
+            open_tokenizer(folder("gpt2"))[0],
+            False,
+            torch.float32,
+        ),
+        load_model(folder("gpt2")),
+    )
+    change = (
+        merged.transformer.h[0].attn.c_attn.weight
+        - base.transformer.h[0].attn.c_attn.weight
+    )
     assert torch.linalg.matrix_rank(change) == 8
 
 
 def test_in_half_precision_what_is_trained_stays_in_single(files, tmp_path):
-    for rank, kinds in ((4, {torch.float32: True, torch.bfloat16: False}), (0, {torch.float32: True})):
-        session = begin(setup(files, "sft", tmp_path / "a", rank=rank, bf16=True), config("sft"))
-        assert {p.dtype: p.requires_grad for p in session.trained["model"].parameters()} == kinds
+    for rank, kinds in (
+        (4, {torch.float32: True, torch.bfloat16: False}),
+        (0, {torch.float32: True}),
+    ):
+        session = begin(
+            setup(files, "sft", tmp_path / "a", rank=rank, bf16=True), config("sft")
+        )
+        assert {
+            p.dtype: p.requires_grad for p in session.trained["model"].parameters()
+        } == kinds
 
 
 def test_all_weights_can_be_trained_and_the_result_is_a_model(files, tmp_path):
     run(setup(files, "sft", tmp_path / "out", rank=0), config("sft"))
     before, after = load_model(folder()), load_model(str(tmp_path / "out"))
-    assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
+    assert all(
+        not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters())
+    )
     assert not (tmp_path / "out" / "writing").exists()
 
 
 def test_a_new_adapter_changes_nothing(files, tmp_path):
     session = begin(setup(files, "sft", tmp_path / "out"), config("sft"))
     tokens = torch.arange(40).view(2, 20)
-    assert torch.equal(session.trained["model"](tokens), load_model(folder())(tokens).logits)
-    assert all(not value.any() for name, value in peft_state(session.trained["model"].inner).items() if "lora_B" in name)
+    assert torch.equal(
+        session.trained["model"](tokens), load_model(folder())(tokens).logits
+    )
+    assert all(
+        not value.any()
+        for name, value in peft_state(session.trained["model"].inner).items()
+        if "lora_B" in name
+    )
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_what_a_stage_holds_is_what_is_computed_for_it(files, judge, tmp_path, stage, rank):
-    session = begin(setup(files, stage, tmp_path / "out", judge, rank=rank), config(stage))
+def test_what_a_stage_holds_is_what_is_computed_for_it(
+    files, judge, tmp_path, stage, rank
+):
+    session = begin(
+        setup(files, stage, tmp_path / "out", judge, rank=rank), config(stage)
+    )
     shape, setting = architecture_of(load_config(folder())), Setting(4, 200, rank=rank)
     parts = stage_memory(stage, shape, setting)
-    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in session.trained.parameters()]
-    assert parts["weights"] + parts["adapters"] == pytest.approx(sum(size for size, _ in sizes), rel=0.005)
-    assert parts["gradients"] == parts["adam"] / 2 == pytest.approx(sum(size for size, trained in sizes if trained), rel=0.02)
+    sizes = [
+        (p.numel() * p.element_size(), p.requires_grad)
+        for p in session.trained.parameters()
+    ]
+    assert parts["weights"] + parts["adapters"] == pytest.approx(
+        sum(size for size, _ in sizes), rel=0.005
+    )
+    assert (
+        parts["gradients"]
+        == parts["adam"] / 2
+        == pytest.approx(sum(size for size, trained in sizes if trained), rel=0.02)
+    )
     # The models beside those that are trained are in the closures of its steps
     cells = dict(zip(session.steps.__code__.co_freevars, session.steps.__closure__))
     others = [cells["reference"].cell_contents] if stage == "dpo" else []
-    others += [getattr(cells["models"].cell_contents, name) for name in ("reference", "reward_model")] if stage == "ppo" else []
+    others += (
+        [
+            getattr(cells["models"].cell_contents, name)
+            for name in ("reference", "reward_model")
+        ]
+        if stage == "ppo"
+        else []
+    )
     own = {p.data_ptr() for p in session.trained.parameters()}
-    held = {p.data_ptr(): p.numel() * p.element_size() for model in others for p in model.parameters()}
-    assert parts["other_models"] == pytest.approx(sum(size for place, size in held.items() if place not in own), rel=0.005)
-    assert (parts["logits"] == 0) == (stage == "reward") and parts["total"] == sum(parts.values()) - parts["total"]
+    held = {
+        p.data_ptr(): p.numel() * p.element_size()
+        for model in others
+        for p in model.parameters()
+    }
+    assert parts["other_models"] == pytest.approx(
+        sum(size for place, size in held.items() if place not in own), rel=0.005
+    )
+    assert (parts["logits"] == 0) == (stage == "reward") and parts["total"] == sum(
+        parts.values()
+    ) - parts["total"]
     one = stage_memory("sft", shape, setting)["activations"]
     assert parts["activations"] == one * (2 if stage == "ppo" else 1)
 
@@ -222,48 +356,163 @@ def command(capsys, *arguments):
 
 def test_the_command_trains_and_says_how_to_load(files, tmp_path, capsys):
     out = tmp_path / "out"
-    flags = ("--steps", 2, "--max-length", 200, "--device", "cpu", "--lora-rank", 2, "--checkpointing", "--bf16")
-    code, said, _ = command(capsys, "--model", folder(), "--stage", "sft", "--data", files["sft"], "--out", out, *flags)
-    assert code == 0 and re.search(r"2 steps: loss 5\.\d+ -> 5\.\d+", said) and "PeftModel.from_pretrained" in said
+    flags = (
+        "--steps",
+        2,
+        "--max-length",
+        200,
+        "--device",
+        "cpu",
+        "--lora-rank",
+        2,
+        "--checkpointing",
+        "--bf16",
+    )
+    code, said, _ = command(
+        capsys,
+        "--model",
+        folder(),
+        "--stage",
+        "sft",
+        "--data",
+        files["sft"],
+        "--out",
+        out,
+        *flags,
+    )
+    assert (
+        code == 0
+        and re.search(r"2 steps: loss 5\.\d+ -> 5\.\d+", said)
+        and "PeftModel.from_pretrained" in said
+    )
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
-    code, _, error = command(capsys, "--model", folder(), "--stage", "sft", "--data", files["sft"], "--out", out)
-    assert code == 2 and error == f"{out} is not empty: --resume goes on with a run, or choose another folder\n"
-    code, _, error = command(capsys, "--model", folder(), "--stage", "sft", "--data", files["sft"], "--out", out, "--resume")
+    code, _, error = command(
+        capsys,
+        "--model",
+        folder(),
+        "--stage",
+        "sft",
+        "--data",
+        files["sft"],
+        "--out",
+        out,
+    )
+    assert (
+        code == 2
+        and error
+        == f"{out} is not empty: --resume goes on with a run, or choose another "
+        "folder\n"
+    )
+    code, _, error = command(
+        capsys,
+        "--model",
+        folder(),
+        "--stage",
+        "sft",
+        "--data",
+        files["sft"],
+        "--out",
+        out,
+        "--resume",
+    )
     assert code == 2 and error == f"the run in {out} is finished\n"
 
 
 def test_a_dry_run_needs_a_configuration_only_and_trains_nothing(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps(dict(
-        model_type="llama", vocab_size=128256, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, intermediate_size=14336, tie_word_embeddings=False,
-    )))  # fmt: skip
-    flags = ("--qlora", "--bf16", "--checkpointing", "--micro-batch-size", 1, "--lora-rank", 16, "--dry-run")
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            dict(
+                model_type="llama",
+                vocab_size=128256,
+                hidden_size=4096,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                intermediate_size=14336,
+                tie_word_embeddings=False,
+            )
+        )
+    )
+    flags = (
+        "--qlora",
+        "--bf16",
+        "--checkpointing",
+        "--micro-batch-size",
+        1,
+        "--lora-rank",
+        16,
+        "--dry-run",
+    )
     code, said, _ = command(capsys, "--model", tmp_path, "--stage", "sft", *flags)
-    assert code == 0 and re.fullmatch(r"Memory, with 1 rows of 1024 tokens at once: 8\.\d\d GB \(weights 5\.70, .*\)\n", said)
+    assert code == 0 and re.fullmatch(
+        r"Memory, with 1 rows of 1024 tokens at once: 8\.\d\d GB \(weights 5\.70, "
+        r".*\)\n",
+        said,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    code, said, _ = command(capsys, "--model", tmp_path, "--stage", "dpo", "--full", "--dry-run")
+    code, said, _ = command(
+        capsys, "--model", tmp_path, "--stage", "dpo", "--full", "--dry-run"
+    )
     assert code == 0 and "4 rows" in said and "other_models 32.12" in said
 
 
-@pytest.mark.parametrize("flags, message", [
-    (("--model", "./nowhere"), r"\./nowhere: no such folder"),
-    (("--model", "no/such-model"), r"no/such-model cannot be loaded \(.*or the name of a model on the hub, with a network"),
-    (("--device", "cuda:7"), "there is no device 'cuda:7' here: use one of auto, cpu"),
-    (("--data", "nowhere.jsonl"), "nowhere.jsonl cannot be read: No such file or directory"),
-    (("--max-length", 9), r"conversation c\d+ has \d+ tokens and the longest allowed is 9: .* --max-length"),
-    (("--steps", 0), "steps is 0: use at least 1"),
-    (("--full", "--qlora"), "weights in four bits cannot be trained: give adapters a rank above 0"),
-    (("--stage", "ppo"), "ppo needs a judge: --reward-model FOLDER"),
-    (("--stage", "ppo", "--reward-model", "MODEL"), "is no reward model: train one with reward"),
-    (("--reward-model", "MODEL"), "a reward model is for ppo, not for sft"),
-    (("--data", "", ), "give --data FILE and --out FOLDER"),
-    (("--lora-rank", -1), "rank is -1: use at least 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--model", "./nowhere"), r"\./nowhere: no such folder"),
+        (
+            ("--model", "no/such-model"),
+            r"no/such-model cannot be loaded \(.*or the name of a model on the hub, "
+            r"with a network",
+        ),
+        (
+            ("--device", "cuda:7"),
+            "there is no device 'cuda:7' here: use one of auto, cpu",
+        ),
+        (
+            ("--data", "nowhere.jsonl"),
+            "nowhere.jsonl cannot be read: No such file or directory",
+        ),
+        (
+            ("--max-length", 9),
+            r"conversation c\d+ has \d+ tokens and the longest allowed is 9: .* "
+            r"--max-length",
+        ),
+        (("--steps", 0), "steps is 0: use at least 1"),
+        (
+            ("--full", "--qlora"),
+            "weights in four bits cannot be trained: give adapters a rank above 0",
+        ),
+        (("--stage", "ppo"), "ppo needs a judge: --reward-model FOLDER"),
+        (
+            ("--stage", "ppo", "--reward-model", "MODEL"),
+            "is no reward model: train one with reward",
+        ),
+        (("--reward-model", "MODEL"), "a reward model is for ppo, not for sft"),
+        (
+            (
+                "--data",
+                "",
+            ),
+            "give --data FILE and --out FOLDER",
+        ),
+        (("--lora-rank", -1), "rank is -1: use at least 0"),
+    ],
+)
 def test_what_cannot_work_is_said_in_a_line(files, tmp_path, capsys, flags, message):
     if torch.cuda.device_count() > 7:
         pytest.skip("eight GPUs")
     flags = [folder() if flag == "MODEL" else flag for flag in flags]
-    base = ["--model", folder(), "--stage", "sft", "--data", files["sft"], "--out", tmp_path / "out"]
+    base = [
+        "--model",
+        folder(),
+        "--stage",
+        "sft",
+        "--data",
+        files["sft"],
+        "--out",
+        tmp_path / "out",
+    ]
     if "ppo" in flags:
         base[5] = files["ppo"]
     code, _, error = command(capsys, *base, *flags)
@@ -272,10 +521,21 @@ def test_what_cannot_work_is_said_in_a_line(files, tmp_path, capsys, flags, mess
 
 
 def test_a_row_longer_than_the_models_context_is_refused(files, tmp_path):
-    long = dict(id="long", messages=[dict(role="user", content="why " * 300), dict(role="assistant", content="So.")])
+    long = dict(
+        id="long",
+        messages=[
+            dict(role="user", content="why " * 300),
+            dict(role="assistant", content="So."),
+        ],
+    )
     data = data_file(tmp_path / "long.jsonl", [long])
-    with pytest.raises(ModelError, match="conversation long has .* the longest allowed is 256"):
-        begin(setup(files, "sft", tmp_path / "out", data=data), config("sft", max_length=9000))
+    with pytest.raises(
+        ModelError, match="conversation long has .* the longest allowed is 256"
+    ):
+        begin(
+            setup(files, "sft", tmp_path / "out", data=data),
+            config("sft", max_length=9000),
+        )
 
 
 def test_a_run_is_taken_up_with_the_settings_it_was_begun_with(files, tmp_path):
@@ -287,5 +547,8 @@ def test_a_run_is_taken_up_with_the_settings_it_was_begun_with(files, tmp_path):
 
 def test_without_transformers_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match=re.escape(f"transformers is not installed: {real_model.INSTALL}")):
+    with pytest.raises(
+        ModelError,
+        match=re.escape(f"transformers is not installed: {real_model.INSTALL}"),
+    ):
         load_model(folder())

@@ -1,4 +1,6 @@
-"""The four stages on a real model's steps: by hand, from their first numbers, and taken up again bit for bit."""
+"""The four stages on a real model's steps: by hand, from their first numbers, and taken
+up again bit for bit.
+"""
 
 import copy
 from dataclasses import replace
@@ -38,7 +40,9 @@ from posttrain.real.training import (  # noqa: E402
     write_answers,
 )
 
-CONFIG = RealConfig(steps=4, batch_size=4, micro_batch_size=2, lr=1e-2, max_new_tokens=12)
+CONFIG = RealConfig(
+    steps=4, batch_size=4, micro_batch_size=2, lr=1e-2, max_new_tokens=12
+)
 PAD, END = 0, 2
 
 
@@ -89,10 +93,20 @@ def test_the_first_steps_of_sft_are_those_of_adamw_on_the_graded_mean(kind):
         surprises = []
         for tokens, labels in examples():
             logits = twin(input_ids=torch.tensor([tokens])).logits[0]
-            surprises.append(F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), ignore_index=IGNORE, reduction="sum"))
+            surprises.append(
+                F.cross_entropy(
+                    logits[:-1],
+                    torch.tensor(labels[1:]),
+                    ignore_index=IGNORE,
+                    reduction="sum",
+                )
+            )
         n = sum(sum(label != IGNORE for label in labels) for _, labels in examples())
         (sum(surprises) / n).backward()
-        assert seen[step]["loss"] == pytest.approx(float(sum(surprises)) / n, abs=2e-5) and seen[step]["graded"] == n
+        assert (
+            seen[step]["loss"] == pytest.approx(float(sum(surprises)) / n, abs=2e-5)
+            and seen[step]["graded"] == n
+        )
         norm = nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         assert seen[step]["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
         optimizer.param_groups[0]["lr"] = config.lr * (1 - step / 2)
@@ -104,13 +118,20 @@ def test_the_first_steps_of_sft_are_those_of_adamw_on_the_graded_mean(kind):
 def test_gradients_added_up_in_parts_give_the_run_of_one_pass_over_all(stage):
     runs = []
     for size in (1, 3, 4):
-        runs.append([step["loss"] for step in steps(stage, replace(CONFIG, micro_batch_size=size))[0]])
+        runs.append(
+            [
+                step["loss"]
+                for step in steps(stage, replace(CONFIG, micro_batch_size=size))[0]
+            ]
+        )
     for run in runs[1:]:
         assert run == pytest.approx(runs[0], abs=1e-5)
 
 
 def steps(stage, config, first=0, before=None):
-    """A stage's steps, with all that is trained in them; before: (weights, optimiser's state) to start from."""
+    """A stage's steps, with all that is trained in them; before: (weights, optimiser's
+    state) to start from.
+    """
     if stage == "ppo":
         return ppo(config, first, before)
     model = judge() if stage == "reward" else policy()
@@ -119,8 +140,18 @@ def steps(stage, config, first=0, before=None):
     if stage == "sft":
         return sft_steps(model, examples(), config, PAD, descent, first), model, descent
     if stage == "reward":
-        return reward_steps(model, encoded_pairs(), config, PAD, descent, first), model, descent
-    return dpo_steps(model, Reference(model), encoded_pairs(), config, PAD, descent, first), model, descent
+        return (
+            reward_steps(model, encoded_pairs(), config, PAD, descent, first),
+            model,
+            descent,
+        )
+    return (
+        dpo_steps(
+            model, Reference(model), encoded_pairs(), config, PAD, descent, first
+        ),
+        model,
+        descent,
+    )
 
 
 def ppo(config, first=0, before=None):
@@ -129,7 +160,11 @@ def ppo(config, first=0, before=None):
     descent = build_descent(config, both)
     restore(both, descent, before)
     beta = before[2] if before else None
-    return ppo_steps(models, prompts(), config, PAD, END, descent, first, beta), both, descent
+    return (
+        ppo_steps(models, prompts(), config, PAD, END, descent, first, beta),
+        both,
+        descent,
+    )
 
 
 def restore(model, descent, before):
@@ -140,7 +175,9 @@ def restore(model, descent, before):
 
 def four():
     one = policy()
-    return Models(one, TokenValues(judge()), Reference(one), judge().requires_grad_(False))
+    return Models(
+        one, TokenValues(judge()), Reference(one), judge().requires_grad_(False)
+    )
 
 
 def prompts():
@@ -153,21 +190,33 @@ def test_a_run_taken_up_in_the_middle_is_the_unbroken_run_bit_for_bit(stage):
     whole = list(whole)
     begun, other, descent = steps(stage, CONFIG)
     seen = [next(begun), next(begun)]
-    before = (copy.deepcopy(other.state_dict()), copy.deepcopy(descent.optimizers[0].state_dict()), seen[-1].get("next_beta"))
+    before = (
+        copy.deepcopy(other.state_dict()),
+        copy.deepcopy(descent.optimizers[0].state_dict()),
+        seen[-1].get("next_beta"),
+    )
     rest, other, _ = steps(stage, CONFIG, 2, before)
     assert seen + list(rest) == whole
-    assert len(whole) == 4 and all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+    assert len(whole) == 4 and all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters())
+    )
 
 
 def test_dpo_starts_at_log_2_and_its_reference_is_the_model_without_adapters():
     model, twin = policy(), policy(adapters=False)
     twin.requires_grad_(False)
     descent = build_descent(CONFIG, model)
-    seen = list(dpo_steps(model, Reference(model), encoded_pairs(), CONFIG, PAD, descent))
+    seen = list(
+        dpo_steps(model, Reference(model), encoded_pairs(), CONFIG, PAD, descent)
+    )
     assert seen[0]["loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
     assert seen[0]["margin"] == 0 and seen[-1]["loss"] < 0.65
     again = policy()
-    theirs = list(dpo_steps(again, twin, encoded_pairs(), CONFIG, PAD, build_descent(CONFIG, again)))
+    theirs = list(
+        dpo_steps(
+            again, twin, encoded_pairs(), CONFIG, PAD, build_descent(CONFIG, again)
+        )
+    )
     for mine, other in zip(seen, theirs):
         assert mine == pytest.approx(other, abs=1e-5)
 
@@ -175,7 +224,9 @@ def test_dpo_starts_at_log_2_and_its_reference_is_the_model_without_adapters():
 def test_a_reward_model_learns_to_rank_its_pairs_from_the_number_at_the_last_token():
     model = judge()
     config = replace(CONFIG, steps=30, batch_size=8, lr=5e-3)
-    seen = list(reward_steps(model, encoded_pairs(), config, PAD, build_descent(config, model)))
+    seen = list(
+        reward_steps(model, encoded_pairs(), config, PAD, build_descent(config, model))
+    )
     assert seen[-1]["accuracy"] == 1.0 and seen[-1]["loss"] < seen[0]["loss"]
     prompt, chosen, _ = encoded_pairs()[0]
     tokens, mask = pack([prompt], [chosen], PAD)
@@ -187,11 +238,14 @@ def test_a_reward_model_learns_to_rank_its_pairs_from_the_number_at_the_last_tok
 def test_answers_ignore_neighbours_and_have_the_probabilities_of_one_pass():
     model, asked = policy(adapters=False, dtype=torch.float32), prompts()[:3]
     assert len({len(prompt) for prompt in asked}) > 1
-    # Make the first token that is drawn certain, at each place, so that no randomness is left
+    # Make the first token that is drawn certain, at each place, so that no randomness
+    # is left
     with torch.no_grad():
         model.inner.get_output_embeddings().weight.mul_(200)
     together = write_answers(model, asked, 10, END, generator())
-    alone = [write_answers(model, [prompt], 10, END, generator(5))[0] for prompt in asked]
+    alone = [
+        write_answers(model, [prompt], 10, END, generator(5))[0] for prompt in asked
+    ]
     assert together == alone
     tokens, mask = pack(asked, together, PAD)
     likeliest = model(tokens).argmax(-1)[:, :-1]
@@ -206,7 +260,9 @@ def test_answers_stop_after_their_end_and_are_drawn_from_the_whole_distribution(
         odds = model(torch.tensor(asked))[0, -1].softmax(-1)
     assert 0.5 * (counts - odds).abs().sum() < 0.2 and (counts > 0).sum() > 200
     answers = write_answers(model, asked * 200, 12, END, generator())
-    assert all(END not in answer[:-1] for answer in answers) and any(answer[-1] == END for answer in answers)
+    assert all(END not in answer[:-1] for answer in answers) and any(
+        answer[-1] == END for answer in answers
+    )
     assert all(len(answer) == 12 or answer[-1] == END for answer in answers)
 
 
@@ -216,18 +272,30 @@ def test_a_rollout_holds_what_each_model_says_of_the_policys_answers():
         for name, parameter in models.policy.named_parameters():
             if name.endswith("adapter.B"):
                 parameter.normal_(std=0.3, generator=generator(1))
-    rollout = collect_rollout(models, prompts()[:4], ppo_config(CONFIG, 8), PAD, END, generator(), 3)
+    rollout = collect_rollout(
+        models, prompts()[:4], ppo_config(CONFIG, 8), PAD, END, generator(), 3
+    )
     tokens, actions = rollout.tokens, rollout.actions
     with torch.no_grad():
         base = LanguageModel(load_model(folder()).double())
-        for theirs, model in ((rollout.logprobs, models.policy), (rollout.reference_logprobs, base)):
-            torch.testing.assert_close(theirs, token_logprobs(model(tokens), tokens) * actions, rtol=0, atol=1e-5)
+        for theirs, model in (
+            (rollout.logprobs, models.policy),
+            (rollout.reference_logprobs, base),
+        ):
+            torch.testing.assert_close(
+                theirs,
+                token_logprobs(model(tokens), tokens) * actions,
+                rtol=0,
+                atol=1e-5,
+            )
         mask = F.pad(actions, (1, 0))
         scores = torch.where(rollout.ended, models.reward_model(tokens, mask), -2.0)
         torch.testing.assert_close(rollout.scores, scores, rtol=0, atol=1e-5)
         values = models.value_model(tokens)[:, :-1] * actions
         torch.testing.assert_close(rollout.values, values, rtol=0, atol=1e-5)
-    assert rollout.ended.tolist() == [bool(row[mask[i]][-1] == END) for i, row in enumerate(tokens)]
+    assert rollout.ended.tolist() == [
+        bool(row[mask[i]][-1] == END) for i, row in enumerate(tokens)
+    ]
     assert not torch.equal(rollout.logprobs, rollout.reference_logprobs)
 
 
@@ -240,7 +308,9 @@ def test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_the_frozen_models_alone():
     seen = list(ppo_steps(models, prompts(), config, PAD, END, descent))
     assert seen[0]["kl"] == 0 and all(step["first_ratio_error"] == 0 for step in seen)
     assert seen[-1]["kl"] != 0 and seen[-1]["beta"] != seen[0]["beta"]
-    assert descent.optimizers[0].defaults["eps"] == 1e-5 and "gradient_norm" not in seen[0]
+    assert (
+        descent.optimizers[0].defaults["eps"] == 1e-5 and "gradient_norm" not in seen[0]
+    )
     for name, value in weights(models.reward_model).items():
         assert torch.equal(value, before[0][name])
     for name, value in weights(models.policy).items():
@@ -250,7 +320,9 @@ def test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_the_frozen_models_alone():
 def test_normalised_scores_have_mean_0_and_deviation_1_on_the_policys_own_answers():
     models, config = four(), replace(CONFIG, batch_size=8)
     normalise_scores(models, prompts(), config, PAD, END)
-    answers = write_answers(models.policy, prompts(), 12, END, reseed(generator(), config, -1))
+    answers = write_answers(
+        models.policy, prompts(), 12, END, reseed(generator(), config, -1)
+    )
     with torch.no_grad():
         scores = models.reward_model(*pack(prompts(), answers, PAD))
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
@@ -262,19 +334,27 @@ def test_checkpointing_and_bf16_leave_the_loss_what_it_is_or_nearly():
     plain, saved, half = (
         list(sft_steps(model, examples(), CONFIG, PAD, build_descent(CONFIG, model)))
         for model in (
-            policy(dtype=torch.float32), policy(dtype=torch.float32, checkpointing=True),
+            policy(dtype=torch.float32),
+            policy(dtype=torch.float32, checkpointing=True),
             policy(dtype=torch.float32, bf16=True),
         )
-    )  # fmt: skip
-    assert [step["loss"] for step in saved] == pytest.approx([step["loss"] for step in plain], abs=1e-5)
+    )
+    assert [step["loss"] for step in saved] == pytest.approx(
+        [step["loss"] for step in plain], abs=1e-5
+    )
     for a, b in zip(plain, half):
         assert 0 < abs(a["loss"] - b["loss"]) < 0.05
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(stage="grpo"), "stage is 'grpo': use one of \\('sft'"), (dict(steps=0), "steps is 0: use at least 1"),
-    (dict(lr=0.0), "lr is 0.0: use a number above 0"), (dict(beta=float("nan")), "beta is nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(stage="grpo"), "stage is 'grpo': use one of \\('sft'"),
+        (dict(steps=0), "steps is 0: use at least 1"),
+        (dict(lr=0.0), "lr is 0.0: use a number above 0"),
+        (dict(beta=float("nan")), "beta is nan"),
+    ],
+)
 def test_settings_that_cannot_work_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
@@ -295,9 +375,13 @@ def test_a_gradient_that_is_no_number_moves_no_weight(broken):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, broken)
-    with pytest.raises(ValueError, match=f"the gradient of step 3 is {broken}: lower the rate"):
+    with pytest.raises(
+        ValueError, match=f"the gradient of step 3 is {broken}: lower the rate"
+    ):
         descent.step(3)
-    assert all(torch.equal(before[name], value) for name, value in weights(model).items())
+    assert all(
+        torch.equal(before[name], value) for name, value in weights(model).items()
+    )
 
 
 def test_a_score_that_is_no_number_is_refused():
@@ -305,7 +389,16 @@ def test_a_score_that_is_no_number_is_refused():
     with torch.no_grad():
         models.reward_model.inner.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="score of an answer is NaN or infinite"):
-        next(ppo_steps(models, prompts(), config, PAD, END, build_descent(config, models.policy)))
+        next(
+            ppo_steps(
+                models,
+                prompts(),
+                config,
+                PAD,
+                END,
+                build_descent(config, models.policy),
+            )
+        )
 
 
 def test_the_same_score_for_all_answers_has_no_unit():

@@ -1,4 +1,6 @@
-"""Two and three processes on this machine against one: gradients, weights, losses, samples, files, and how it ends."""
+"""Two and three processes on this machine against one: gradients, weights, losses,
+samples, files, and how it ends.
+"""
 
 import contextlib
 import os
@@ -26,7 +28,13 @@ from posttrain.sampling import generate
 from posttrain.scale import distributed, launch, ring
 from posttrain.scale.distributed import stream
 from posttrain.scale.launch import LaunchError
-from posttrain.sft import SFTConfig, conversation_parts, count_graded, sft_loss, sft_steps
+from posttrain.sft import (
+    SFTConfig,
+    conversation_parts,
+    count_graded,
+    sft_loss,
+    sft_steps,
+)
 
 SHARDED = distributed.fully_shard is not None
 ENGINES = [engine for engine in distributed.ENGINES if engine != "fsdp" or SHARDED]
@@ -34,15 +42,50 @@ ENGINES = [engine for engine in distributed.ENGINES if engine != "fsdp" or SHARD
 EXAMPLES = [*CONVERSATIONS, (list(range(50)), [IGNORE] * 5 + list(range(5, 50)))]
 TEXT = torch.arange(400) % 65
 SFT = {
-    "whole": SFTConfig(steps=4, batch_size=5, micro_batch_size=5, replay=3, replay_length=20, muon_lr=0.01, adamw_lr=0.002),
-    "parts": SFTConfig(steps=4, batch_size=5, micro_batch_size=1, replay=1, replay_length=20, muon_lr=0.01, adamw_lr=0.002),
-    # Two rows for three processes: one has none. (A single row read by all would give the right mean, graded or not)
-    "two": SFTConfig(steps=4, batch_size=2, micro_batch_size=1, replay=0, muon_lr=0.01, adamw_lr=0.002),
-    "few": SFTConfig(steps=4, batch_size=1, micro_batch_size=1, replay=0, muon_lr=0.01, adamw_lr=0.002),
+    "whole": SFTConfig(
+        steps=4,
+        batch_size=5,
+        micro_batch_size=5,
+        replay=3,
+        replay_length=20,
+        muon_lr=0.01,
+        adamw_lr=0.002,
+    ),
+    "parts": SFTConfig(
+        steps=4,
+        batch_size=5,
+        micro_batch_size=1,
+        replay=1,
+        replay_length=20,
+        muon_lr=0.01,
+        adamw_lr=0.002,
+    ),
+    # Two rows for three processes: one has none. (A single row read by all would give
+    # the right mean, graded or not)
+    "two": SFTConfig(
+        steps=4,
+        batch_size=2,
+        micro_batch_size=1,
+        replay=0,
+        muon_lr=0.01,
+        adamw_lr=0.002,
+    ),
+    "few": SFTConfig(
+        steps=4,
+        batch_size=1,
+        micro_batch_size=1,
+        replay=0,
+        muon_lr=0.01,
+        adamw_lr=0.002,
+    ),
 }
 DPO = {
-    "dpo": DPOConfig(steps=4, batch_size=3, beta=0.1, replay=2, muon_lr=0.01, adamw_lr=0.002),
-    "orpo": DPOConfig(steps=3, batch_size=1, loss="orpo", replay=0, muon_lr=0.01, adamw_lr=0.002),
+    "dpo": DPOConfig(
+        steps=4, batch_size=3, beta=0.1, replay=2, muon_lr=0.01, adamw_lr=0.002
+    ),
+    "orpo": DPOConfig(
+        steps=3, batch_size=1, loss="orpo", replay=0, muon_lr=0.01, adamw_lr=0.002
+    ),
 }
 PROMPTS = [[66, *range(n)] for n in (3, 9, 1, 5, 7)]
 SAMPLING = dict(seed=3, temperature=0.9, chunk=2)
@@ -55,7 +98,10 @@ def settings(configs):
         for engine in ENGINES:
             for muon in (True, False):
                 if engine != "fsdp" or not muon:
-                    found[config, engine, muon] = (config, dict(engine=engine, muon=muon))
+                    found[config, engine, muon] = (
+                        config,
+                        dict(engine=engine, muon=muon),
+                    )
     return found
 
 
@@ -66,12 +112,15 @@ def groups(tmp_path_factory):
     for n in (2, 3):
         folder = tmp_path_factory.mktemp(f"saved-{n}")
         jobs = dict(
-            ring=("ring_sums", ((1, 2, 5, 7),)), sent=("count_bytes", (120,)), dealt=("dealt", (7,)),
+            ring=("ring_sums", ((1, 2, 5, 7),)),
+            sent=("count_bytes", (120,)),
+            dealt=("dealt", (7,)),
             sft=("sft_runs", (EXAMPLES, TEXT, SFT, settings(SFT))),
             dpo=("dpo_runs", (PAIRS, CONVERSATIONS, DPO, settings(DPO))),
             wrong=("wrong_gradients", (EXAMPLES, 5, "ddp")),
-            samples=("samples", (PROMPTS, 12, END, SAMPLING)), broken=("broken_loss", ("ring",)),
-        )  # fmt: skip
+            samples=("samples", (PROMPTS, 12, END, SAMPLING)),
+            broken=("broken_loss", ("ring",)),
+        )
         for engine in ENGINES:
             jobs[f"gradients-{engine}"] = ("gradients", (EXAMPLES, 2, engine))
             jobs[f"saved-{engine}"] = ("saved", (str(folder), engine))
@@ -112,7 +161,10 @@ def test_each_process_sends_two_n_minus_one_nths_of_the_numbers(group):
 def test_every_row_belongs_to_one_process_and_gathers_in_order(group):
     results, _ = group
     own = [row for result in results for row in result["dealt"][0]]
-    assert sorted(own) == list(range(7)) and len({len(result["dealt"][0]) for result in results}) > 1
+    assert (
+        sorted(own) == list(range(7))
+        and len({len(result["dealt"][0]) for result in results}) > 1
+    )
     assert all(result["dealt"][1] == list(range(7)) for result in results)
 
 
@@ -147,7 +199,12 @@ def test_the_mean_of_means_is_another_gradient(group):
         (sft_loss(model(tokens), labels) / n).backward()
         for name, parameter in model.named_parameters():
             by_hand[name] += parameter.grad
-    flat = {k: torch.cat([g.flatten() for g in grads.values()]) for k, grads in dict(right=right, hand=by_hand, wrong=results[0]["wrong"]).items()}
+    flat = {
+        k: torch.cat([g.flatten() for g in grads.values()])
+        for k, grads in dict(
+            right=right, hand=by_hand, wrong=results[0]["wrong"]
+        ).items()
+    }
     torch.testing.assert_close(flat["wrong"], flat["hand"], rtol=0, atol=1e-12)
     assert (flat["wrong"] - flat["right"]).norm() > 0.05 * flat["right"].norm()
 
@@ -163,14 +220,20 @@ def choose_optimizers(monkeypatch, module, muon):
 
 
 @pytest.mark.parametrize("config, engine, muon", settings(SFT), ids=str)
-def test_sft_ends_with_the_weights_of_one_process(group, monkeypatch, config, engine, muon):
+def test_sft_ends_with_the_weights_of_one_process(
+    group, monkeypatch, config, engine, muon
+):
     results, _ = group
     choose_optimizers(monkeypatch, sft, muon)
     model = moved(config=CONFIG)
-    losses = [step["loss"] for step in sft_steps(model, EXAMPLES, TEXT, SFT[config], PAD)]
+    losses = [
+        step["loss"] for step in sft_steps(model, EXAMPLES, TEXT, SFT[config], PAD)
+    ]
     for result in results:
         noted, _ = result["sft"][config, engine, muon]
-        torch.testing.assert_close([step["loss"] for step in noted], losses, rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            [step["loss"] for step in noted], losses, rtol=0, atol=1e-10
+        )
         assert ("replay" in noted[0]) == bool(SFT[config].replay)
     ended = results[0]["sft"][config, engine, muon][1]
     assert set(ended) == set(model.state_dict())
@@ -179,7 +242,9 @@ def test_sft_ends_with_the_weights_of_one_process(group, monkeypatch, config, en
 
 
 @pytest.mark.parametrize("config, engine, muon", settings(DPO), ids=str)
-def test_dpo_ends_with_the_weights_of_one_process(group, monkeypatch, config, engine, muon):
+def test_dpo_ends_with_the_weights_of_one_process(
+    group, monkeypatch, config, engine, muon
+):
     results, _ = group
     choose_optimizers(monkeypatch, dpo, muon)
     policy, reference = moved(1), moved(0)
@@ -198,7 +263,9 @@ def test_the_examples_are_unevenly_graded_and_their_order_is_that_of_sft_steps()
     assert max(shares) > 1.5 * min(shares)
     model = moved()
     whole, _ = add_gradients(model, conversation_parts(EXAMPLES, 2, PAD))
-    assert whole == pytest.approx(sft_loss(moved()(collate(EXAMPLES, PAD)[0]), collate(EXAMPLES, PAD)[1]).item())
+    assert whole == pytest.approx(
+        sft_loss(moved()(collate(EXAMPLES, PAD)[0]), collate(EXAMPLES, PAD)[1]).item()
+    )
 
 
 # What is sharded
@@ -214,11 +281,18 @@ def test_fsdp_holds_each_number_once(group):
 
 def test_process_0_writes_whole_weights_that_one_process_loads(group):
     _, folder = group
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{engine}.safetensors" for engine in ENGINES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{engine}.safetensors" for engine in ENGINES
+    )
     for engine in ENGINES:
         model = GPT(CONFIG, seeded(9)).double()
-        model.load_state_dict(safetensors.torch.load_file(folder / f"{engine}.safetensors"))
-        assert all(torch.equal(value, moved().state_dict()[name]) for name, value in model.state_dict().items())
+        model.load_state_dict(
+            safetensors.torch.load_file(folder / f"{engine}.safetensors")
+        )
+        assert all(
+            torch.equal(value, moved().state_dict()[name])
+            for name, value in model.state_dict().items()
+        )
 
 
 # Samples
@@ -231,9 +305,18 @@ def test_samples_are_bit_for_bit_the_same_for_any_number_of_processes(groups):
     assert len(tokens) == len(PROMPTS)
     # And those of the plain sampler, a chunk at a time
     for i in range(0, len(PROMPTS), 2):
-        alone = generate(moved(), PROMPTS[i : i + 2], 12, generator=stream(3, i), temperature=0.9, stop=END)
+        alone = generate(
+            moved(),
+            PROMPTS[i : i + 2],
+            12,
+            generator=stream(3, i),
+            temperature=0.9,
+            stop=END,
+        )
         for row, response in enumerate(alone.responses()):
-            assert [t for t, kept in zip(tokens[i + row], mask[i + row]) if kept] == response
+            assert [
+                t for t, kept in zip(tokens[i + row], mask[i + row]) if kept
+            ] == response
             kept = alone.logprobs[row][alone.mask[row]].tolist()
             assert [p for p, k in zip(logprobs[i + row], mask[i + row]) if k] == kept
 
@@ -242,10 +325,19 @@ def test_every_chunk_has_its_own_stream_though_pytorch_reads_32_bits():
     def first(seed):
         return torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    assert first(5) == first(5 + 2**32)  # which is why seed * 2**32 + index would not do
-    drawn = {tuple(torch.rand(3, generator=stream(seed, index)).tolist()) for seed in range(20) for index in range(20)}
+    assert first(5) == first(
+        5 + 2**32
+    )  # which is why seed * 2**32 + index would not do
+    drawn = {
+        tuple(torch.rand(3, generator=stream(seed, index)).tolist())
+        for seed in range(20)
+        for index in range(20)
+    }
     assert len(drawn) == 400
-    assert torch.rand(3, generator=stream(1, 2)).tolist() == torch.rand(3, generator=stream(1, 2)).tolist()
+    assert (
+        torch.rand(3, generator=stream(1, 2)).tolist()
+        == torch.rand(3, generator=stream(1, 2)).tolist()
+    )
 
 
 # What is refused, and how a group ends
@@ -260,18 +352,28 @@ def test_a_loss_that_is_no_number_in_one_process_is_an_error_in_all(group):
 @pytest.fixture
 def alone(tmp_path):
     """A group of one process: this one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(alone, monkeypatch):
     def run(**options):
-        return list(distributed.distributed_sft(moved(), EXAMPLES, TEXT, SFT["whole"], PAD, **options))
+        return list(
+            distributed.distributed_sft(
+                moved(), EXAMPLES, TEXT, SFT["whole"], PAD, **options
+            )
+        )
 
-    with pytest.raises(ValueError, match="Muon needs whole matrices and FSDP has slices: use AdamW"):
+    with pytest.raises(
+        ValueError, match="Muon needs whole matrices and FSDP has slices: use AdamW"
+    ):
         run(engine="fsdp")
-    with pytest.raises(ValueError, match="'zero' is no engine: use one of ring, ddp, fsdp"):
+    with pytest.raises(
+        ValueError, match="'zero' is no engine: use one of ring, ddp, fsdp"
+    ):
         run(engine="zero")
     with pytest.raises(ValueError, match="KTO's baseline needs the whole batch"):
         distributed.distributed_dpo(moved(), moved(), PAIRS, DPOConfig(loss="kto"))
@@ -301,7 +403,11 @@ def test_outside_a_group_the_sentence_says_how_to_start_one(monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments, said",
-    [(["sft", "--engine", "fsdp"], "add --adamw"), (["sft", "--out", "nowhere/x.safetensors"], "there is no folder nowhere"), (["ppo"], "invalid choice")],
+    [
+        (["sft", "--engine", "fsdp"], "add --adamw"),
+        (["sft", "--out", "nowhere/x.safetensors"], "there is no folder nowhere"),
+        (["ppo"], "invalid choice"),
+    ],
 )
 def test_the_command_line_refuses_what_cannot_work(capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
@@ -312,7 +418,9 @@ def test_the_command_line_refuses_what_cannot_work(capsys, arguments, said):
 def running(pid):
     """Whether a process is there, and no zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
     except (FileNotFoundError, ProcessLookupError):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 0)
@@ -339,10 +447,16 @@ def test_whoever_waits_too_long_for_another_gives_up():
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_an_interruption_leaves_no_process_behind(tmp_path):
-    # Whoever tests in the background may have been told to ignore interruptions, and children inherit that
+    # Whoever tests in the background may have been told to ignore interruptions, and
+    # children inherit that
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    script = f"{listen}; import sys, ranks; from posttrain.scale import launch; launch.launch(ranks.crash_late, 2, sys.argv[1])"
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=launch.environment())
+    script = (
+        f"{listen}; import sys, ranks; from posttrain.scale import launch; "
+        "launch.launch(ranks.crash_late, 2, sys.argv[1])"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], env=launch.environment()
+    )
     until = time.monotonic() + 100
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
         time.sleep(0.1)
@@ -350,4 +464,3 @@ def test_an_interruption_leaves_no_process_behind(tmp_path):
     assert parent.wait(60) != 0
     pids = [int(path.read_text()) for path in tmp_path.iterdir()]
     assert len(pids) == 2 and not any(map(running, pids))
-

@@ -86,8 +86,12 @@ def test_runs_alternate_between_graded_and_not_and_lose_nothing():
         (graded, "".join(token for token, _ in run)) for graded, run in view.runs()
     ]
     assert texts == [
-        (True, "ab"), (False, "c"), (True, "d"), (False, "ef"), (True, "g"),
-    ]  # fmt: skip
+        (True, "ab"),
+        (False, "c"),
+        (True, "d"),
+        (False, "ef"),
+        (True, "g"),
+    ]
     assert repr(view) == "[ab]c[d]ef[g]"
     assert [text for _, title, text in parsed(view)[1] if not title] == [
         "graded: ",
@@ -172,8 +176,11 @@ def test_a_score_view_shows_every_token_with_its_number_and_says_each_words_last
 def test_a_word_ends_with_each_space_and_with_the_text():
     view = ScoreView("ab c  d ", range(8))
     assert [(text, [score for _, score in word]) for text, word in view.words()] == [
-        ("ab ", [0, 1, 2]), ("c ", [3, 4]), (" ", [5]), ("d ", [6, 7]),
-    ]  # fmt: skip
+        ("ab ", [0, 1, 2]),
+        ("c ", [3, 4]),
+        (" ", [5]),
+        ("d ", [6, 7]),
+    ]
     assert "".join(text for text, _ in view.words()) == "ab c  d "
 
 

@@ -51,17 +51,27 @@ def at_least(least: int) -> Callable[[str], int]:
 def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
     """The arguments that say what the model has been trained on."""
     command.add_argument(
-        "--data", type=Path, metavar="FILE",
-        help="conversations (for sft) or preference pairs of your own, a JSON object per line",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="conversations (for sft) or preference pairs of your own, a JSON object "
+        "per line",
+    )
     command.add_argument(
-        "--conversations", type=Path, metavar="FILE",
-        help="with pairs: the conversations of the SFT model that the training starts from",
-    )  # fmt: skip
+        "--conversations",
+        type=Path,
+        metavar="FILE",
+        help="with pairs: the conversations of the SFT model that the training starts "
+        "from",
+    )
     command.add_argument(
-        seed_flag, dest="model_seed", type=seed, default=0, metavar="N",
+        seed_flag,
+        dest="model_seed",
+        type=seed,
+        default=0,
+        metavar="N",
         help="the seed of the training (default: 0)",
-    )  # fmt: skip
+    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -116,27 +126,38 @@ def add_pairs(commands) -> None:
     pairs = commands.add_parser(
         "pairs",
         help="make preference pairs of a model's own answers",
-        description="Answer the training prompts, again and again, judge the answers, and "
+        description="Answer the training prompts, again and again, judge the answers, "
+        "and "
         "write the best and the worst of each few as pairs to train on. " + TAKES_TIME,
     )
     pairs.add_argument(
         "--n", type=at_least(1), default=200, help="how many (default: 200)"
     )
     pairs.add_argument(
-        "--judge", choices=("reward", "gold"), default="reward",
-        help="the reward model, or the gold rubric, which knows better than any judge that "
+        "--judge",
+        choices=("reward", "gold"),
+        default="reward",
+        help="the reward model, or the gold rubric, which knows better than any judge "
+        "that "
         "one could buy (default: reward)",
-    )  # fmt: skip
+    )
     pairs.add_argument(
-        "--samples", type=at_least(2), default=4, metavar="N",
+        "--samples",
+        type=at_least(2),
+        default=4,
+        metavar="N",
         help="answers to each prompt, of which two make a pair (default: 4)",
-    )  # fmt: skip
+    )
     pairs.add_argument("--temperature", type=temperature, default=0.8)
     pairs.add_argument(
         "--seed", type=seed, default=0, help="of the answers (default: 0)"
     )
-    pairs.add_argument("--stage", choices=("sft", "ppo", "dpo"), default="sft",
-                       help="which model answers (default: sft)")  # fmt: skip
+    pairs.add_argument(
+        "--stage",
+        choices=("sft", "ppo", "dpo"),
+        default="sft",
+        help="which model answers (default: sft)",
+    )
     pairs.add_argument("--out", type=Path, default=Path("pairs.jsonl"), metavar="FILE")
     pairs.add_argument("--force", action="store_true", help="replace files that exist")
     add_data(pairs, "--model-seed")

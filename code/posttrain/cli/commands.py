@@ -13,7 +13,12 @@ from posttrain.cli.arguments import TALKING, parse
 from posttrain.cli.terminal import Chat, converse
 from posttrain.data import corpus
 from posttrain.data.datasets import DatasetError, TrainingData
-from posttrain.data.pairs_file import check_place, collect_pairs, fingerprint, write_pairs
+from posttrain.data.pairs_file import (
+    check_place,
+    collect_pairs,
+    fingerprint,
+    write_pairs,
+)
 from posttrain.data.synthetic_pairs import draw_pool
 from posttrain.evaluate import gold_parts
 from posttrain.lab.scorecard import lexicon
@@ -58,7 +63,9 @@ def real(options: argparse.Namespace) -> int:
 def find_or_train(
     stage: str, load: Callable, options: argparse.Namespace
 ) -> tuple[object, dict, TrainingData]:
-    """A stage's model, trained if there is none, its history, and the data it learned from."""
+    """A stage's model, trained if there is none, its history, and the data it learned
+    from.
+    """
     # Look at the reader's files before anything is trained
     data = stages.data_for(stage, options.data, options.conversations)
     chosen = dict(data=data) if options.data or options.conversations else {}
@@ -70,7 +77,9 @@ def find_or_train(
     except ValueError as error:
         if "data" not in chosen:
             raise
-        raise DatasetError(f"The {stage} model cannot learn from this data: {error}") from error
+        raise DatasetError(
+            f"The {stage} model cannot learn from this data: {error}"
+        ) from error
 
 
 def train(options: argparse.Namespace) -> int:
@@ -80,7 +89,11 @@ def train(options: argparse.Namespace) -> int:
     print(f"The {stage} model has learned from {stages.rows_of(stage, data)}.")
     print(stages.course_of(stage, history))
     # Say how to use it: a reward model does not talk, it judges
-    use = ["score", "Who?", "A friend."] if stage == "reward" else ["chat", "--stage", stage]
+    use = (
+        ["score", "Who?", "A friend."]
+        if stage == "reward"
+        else ["chat", "--stage", stage]
+    )
     for flag in ("data", "conversations", "model_seed"):
         value = getattr(options, flag)
         use += [f"--{flag.replace('_', '-')}", str(value)] if value else []
@@ -101,8 +114,9 @@ def pairs(options: argparse.Namespace) -> int:
     # Answer, judge and pair
     found = collect_pairs(
         lambda seed: draw_pool(policy, judge, prompts, seed=seed, **asked),
-        options.judge, options.seed,
-    )  # fmt: skip
+        options.judge,
+        options.seed,
+    )
     try:
         made = list(progress(itertools.islice(found, options.n), options.n))
     except ValueError as error:
@@ -110,9 +124,11 @@ def pairs(options: argparse.Namespace) -> int:
     rows, sources = ([pair[side] for pair in made] for side in (0, 1))
     settings = ("stage", "model_seed", "judge", "samples", "temperature", "seed")
     about = {name: getattr(options, name) for name in settings} | dict(
-        policy_sha256=fingerprint(policy), reward_model_sha256=fingerprint(judge),
-        scores="of the chosen and of the rejected answer", prompts=prompts,
-    )  # fmt: skip
+        policy_sha256=fingerprint(policy),
+        reward_model_sha256=fingerprint(judge),
+        scores="of the chosen and of the rejected answer",
+        prompts=prompts,
+    )
     write_pairs(options.out, rows, sources, about)
     print(f"{len(rows)} pairs, judged by {options.judge}, are in {options.out}.")
     use = ["train", "dpo", "--data", str(options.out)]
@@ -183,8 +199,9 @@ def chat(options: argparse.Namespace) -> int:
     """Talk to a model."""
     # Train the model, or find it
     model, _, _ = find_or_train(options.stage, STAGES[options.stage], options)
-    conversation = Chat(model, options.stage != "base", options.temperature, options.seed)
+    conversation = Chat(
+        model, options.stage != "base", options.temperature, options.seed
+    )
     print(f"The {options.stage} model. /help lists the commands; Ctrl-C leaves.")
     converse(conversation)
     return 0
-

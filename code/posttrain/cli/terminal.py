@@ -20,11 +20,16 @@ MAX_NEW_TOKENS = 120
 class Chat:
     """A conversation with one model, as far as its context reaches back.
 
-    chat_format: whether the model knows the chat template; a base model is given plain lines.
+    chat_format: whether the model knows the chat template; a base model is given plain
+    lines.
     """
 
     def __init__(
-        self, model: GPT, chat_format: bool, temperature: float = 0.8, seed: int | None = None
+        self,
+        model: GPT,
+        chat_format: bool,
+        temperature: float = 0.8,
+        seed: int | None = None,
     ):
         self.model, self.chat_format, self.temperature = model, chat_format, temperature
         self.tokenizer = CharTokenizer()
@@ -40,10 +45,13 @@ class Chat:
         """The token ids that the model continues."""
         if self.chat_format:
             return render_prompt(self.messages, self.tokenizer)
-        return self.tokenizer.encode("".join(m["content"] + "\n" for m in self.messages))
+        return self.tokenizer.encode(
+            "".join(m["content"] + "\n" for m in self.messages)
+        )
 
     def add(self, text: str) -> int:
-        """Append the user's message; return how many earlier ones had to be forgotten for it.
+        """Append the user's message; return how many earlier ones had to be forgotten
+        for it.
 
         Raises ValueError, and changes nothing, when the message alone is too long.
         """
@@ -56,22 +64,28 @@ class Chat:
         if len(self.prompt()) > longest:
             excess, self.messages = len(self.prompt()) - longest, before
             raise ValueError(
-                f"that is {excess} characters more than this model can read: say it shorter"
+                f"that is {excess} characters more than this model can read: say it "
+                "shorter"
             )
         return len(before) + 1 - len(self.messages)
 
     def answer(self) -> Iterator[str]:
         """Yield the assistant's next message piece by piece, then remember it."""
         tokenizer, pieces = self.tokenizer, []
-        # Take 0 for what is next to 0: logits divided by it would leave the range of floats
+        # Take 0 for what is next to 0: logits divided by it would leave the range of
+        # floats
         temperature = self.temperature if self.temperature >= 1e-3 else 0.0
         steps = sample_steps(
-            self.model, [self.prompt()], MAX_NEW_TOKENS,
-            generator=self.generator, temperature=temperature,
+            self.model,
+            [self.prompt()],
+            MAX_NEW_TOKENS,
+            generator=self.generator,
+            temperature=temperature,
             stop=tokenizer.end if self.chat_format else None,
-        )  # fmt: skip
+        )
         for token, _, _ in steps:
-            # End at <|end|>, and at any other special token: what follows is nobody's turn
+            # End at <|end|>, and at any other special token: what follows is nobody's
+            # turn
             self.ended = int(token) == tokenizer.end
             if int(token) >= len(tokenizer.alphabet):
                 break
@@ -81,7 +95,9 @@ class Chat:
 
 
 def command(chat: Chat, line: str) -> str | None:
-    """Carry out a line that starts with a slash; return what to say, or None to leave."""
+    """Carry out a line that starts with a slash; return what to say, or None to
+    leave.
+    """
     name, _, value = line[1:].partition(" ")
     if name in ("quit", "exit"):
         return None
@@ -95,7 +111,9 @@ def command(chat: Chat, line: str) -> str | None:
             temperature = -1.0
         # Refuse what is not a number from 0 up: "nan" fails this test as well
         if not 0 <= temperature <= 100:
-            return f"(/temperature takes a number from 0 to 100, now {chat.temperature:g})"
+            return (
+                f"(/temperature takes a number from 0 to 100, now {chat.temperature:g})"
+            )
         chat.temperature = temperature
         return f"(temperature {temperature:g})"
     named = name.encode("ascii", "replace").decode()
@@ -120,7 +138,9 @@ def lines_of(source: TextIO) -> Iterator[str]:
 
 
 def converse(chat: Chat, source: TextIO | None = None) -> None:
-    """Talk until the input ends, /quit, Ctrl-C, or nobody reads the answers any more."""
+    """Talk until the input ends, /quit, Ctrl-C, or nobody reads the answers any
+    more.
+    """
     source = source or sys.stdin
     # Take whatever bytes come: what is not text becomes a question mark in clean()
     if hasattr(source, "reconfigure"):
@@ -138,7 +158,9 @@ def converse(chat: Chat, source: TextIO | None = None) -> None:
     except KeyboardInterrupt:
         print()
     except BrokenPipeError:
-        sys.stdout = None  # Python would try once more to write what is left, and complain
+        sys.stdout = (
+            None  # Python would try once more to write what is left, and complain
+        )
 
 
 def speak(chat: Chat, line: str) -> None:
@@ -152,7 +174,10 @@ def speak(chat: Chat, line: str) -> None:
         print(f"({error})", flush=True)
         return
     if forgotten:
-        print(f"(the first {forgotten} messages no longer fit the context and are forgotten)")
+        print(
+            f"(the first {forgotten} messages no longer fit the context and are "
+            "forgotten)"
+        )
     print("model: ", end="", flush=True)
     for piece in chat.answer():
         print(piece, end="", flush=True)

@@ -1,8 +1,10 @@
-"""Trained stages on disk: each trained once, found by what it depends on, never half-written.
+"""Trained stages on disk: each trained once, found by what it depends on, never
+half-written.
 
 A stage is two files in the stages folder: `NAME-KEY.safetensors` (the weights) and
-`NAME-KEY.json` (its history, and the checksum of the weights). The JSON is written last: where
-it is missing or does not match, there is no stage. Nothing is ever unpickled.
+`NAME-KEY.json` (its history, and the checksum of the weights). The JSON is written
+last: where it is missing or does not match, there is no stage. Nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ log = logging.getLogger("posttrain")
 
 @dataclass(frozen=True)
 class Stage:
-    """A trained stage: weights by parameter name, its training's history, its parents."""
+    """A trained stage: weights by parameter name, its training's history, its
+    parents.
+    """
 
     name: str
     key: str
@@ -50,11 +54,16 @@ def stages_folder() -> Path:
     if chosen:
         return Path(chosen)
     checkout = code.PACKAGE.parents[1]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "stages"
+    return (
+        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    ) / "stages"
 
 
-def stage_key(name: str, config: object, parents: list[str], reads: object, code: str) -> str:
-    """What a stage is found by: settings, the keys of its parents, its data, code and PyTorch.
+def stage_key(
+    name: str, config: object, parents: list[str], reads: object, code: str
+) -> str:
+    """What a stage is found by: settings, the keys of its parents, its data, code and
+    PyTorch.
 
     config: a dataclass, or what JSON can hold, as reads.
     """
@@ -65,23 +74,31 @@ def stage_key(name: str, config: object, parents: list[str], reads: object, code
 
 
 def obtain(
-    name: str, config: object, train: Train, *, after: Sequence[Stage] = (),
-    reads: object = None, code_of: Callable | None = None,
+    name: str,
+    config: object,
+    train: Train,
+    *,
+    after: Sequence[Stage] = (),
+    reads: object = None,
+    code_of: Callable | None = None,
 ) -> Stage:
     """Return the stored stage of these settings, or train and store it.
 
-    train() returns weights and history (which JSON must be able to hold); the key takes in all
-    code of this package that it runs. after: the stages that it starts from. reads: the data,
-    as JSON can hold it. code_of: the function whose code counts, where train only passes it on.
-    Two processes that lack one stage take turns: the second finds what the
-    first has stored. A damaged stage is trained again, with a warning. Where the disk is full or
-    read-only, and where the loaded code is not what the files say, the trained stage is
-    returned all the same, with a warning that it was not kept.
+    train() returns weights and history (which JSON must be able to hold); the key takes
+    in all code of this package that it runs. after: the stages that it starts from.
+    reads: the data, as JSON can hold it. code_of: the function whose code counts, where
+    train only passes it on. Two processes that lack one stage take turns: the second
+    finds what the first has stored. A damaged stage is trained again, with a warning.
+    Where the disk is full or read-only, and where the loaded code is not what the files
+    say, the trained stage is returned all the same, with a warning that it was not
+    kept.
     """
     runs = code_of or train
     if not is_kept(name, runs, after):
         return Stage(name, UNKEPT, *as_stored(*train()), tuple(after))
-    key = stage_key(name, config, [stage.key for stage in after], reads, code.code_key(runs))
+    key = stage_key(
+        name, config, [stage.key for stage in after], reads, code.code_key(runs)
+    )
     base = stages_folder() / f"{name}-{key}"
     # Read without a turn: many may want one stage at a time
     stored = stored_stage(base)
@@ -100,14 +117,18 @@ def is_kept(name: str, runs: Callable, after: Sequence[Stage]) -> bool:
     changed = code.changed(runs)
     if changed:
         log.warning(
-            "%s not what the files say: edited since it was imported, or replaced. The stage %s "
+            "%s not what the files say: edited since it was imported, or replaced. "
+            "The stage %s "
             "is trained with it and not kept. To keep it, restart the kernel.",
-            ", ".join(changed[:3]) + (" and more are" if len(changed) > 3 else " is"), name,
-        )  # fmt: skip
+            ", ".join(changed[:3]) + (" and more are" if len(changed) > 3 else " is"),
+            name,
+        )
     return not changed
 
 
-def stored_stage(base: Path, warn: bool = False) -> tuple[dict[str, Tensor], dict] | None:
+def stored_stage(
+    base: Path, warn: bool = False
+) -> tuple[dict[str, Tensor], dict] | None:
     """A stage's weights and history; None where there is none, or a damaged one."""
     if not base.with_suffix(".json").exists():
         return None
@@ -116,13 +137,19 @@ def stored_stage(base: Path, warn: bool = False) -> tuple[dict[str, Tensor], dic
     except (DamagedStageError, OSError) as error:
         if warn:
             log.warning(
-                "The stored stage %s is damaged (%s): training it again.", base.name, error
+                "The stored stage %s is damaged (%s): training it again.",
+                base.name,
+                error,
             )
         return None
 
 
-def train_and_keep(base: Path, train: Train, runs: Callable) -> tuple[dict[str, Tensor], dict]:
-    """Train a stage and store it; return weights and history as a later run will read them."""
+def train_and_keep(
+    base: Path, train: Train, runs: Callable
+) -> tuple[dict[str, Tensor], dict]:
+    """Train a stage and store it; return weights and history as a later run will read
+    them.
+    """
     # Sweep up what a killed run was writing
     for unfinished in base.parent.glob(f"{base.name}.*.tmp"):
         unfinished.unlink()
@@ -135,7 +162,8 @@ def train_and_keep(base: Path, train: Train, runs: Callable) -> tuple[dict[str, 
         write(base, weights, history)
     except OSError as error:
         log.warning(
-            "The trained stage %s could not be kept (%s): the next run trains it again. "
+            "The trained stage %s could not be kept (%s): the next run trains it "
+            "again. "
             "Free some space, or set POSTTRAIN_STAGES to a folder that can be written.",
             base.name,
             error.strerror or error,
@@ -143,8 +171,12 @@ def train_and_keep(base: Path, train: Train, runs: Callable) -> tuple[dict[str, 
     return weights, history
 
 
-def as_stored(weights: dict[str, Tensor], history: dict) -> tuple[dict[str, Tensor], dict]:
-    """Weights and history as they come back from disk: tensors apart, the history out of JSON."""
+def as_stored(
+    weights: dict[str, Tensor], history: dict
+) -> tuple[dict[str, Tensor], dict]:
+    """Weights and history as they come back from disk: tensors apart, the history out
+    of JSON.
+    """
     copies = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
@@ -163,7 +195,9 @@ def lock(base: Path):
         held = FileLock(base.with_suffix(".lock"))
         held.acquire(blocking=False)
     except TimeoutError:
-        log.warning("Another process is training the stage %s: waiting for it.", base.name)
+        log.warning(
+            "Another process is training the stage %s: waiting for it.", base.name
+        )
         held.acquire()
     except OSError:
         held = nullcontext()
@@ -180,8 +214,12 @@ def write(base: Path, weights: dict[str, Tensor], history: dict) -> None:
     On any error nothing half-written stays.
     """
     data = safetensors.torch.save(weights)
-    body = json.dumps(dict(history=history, weights_sha256=hashlib.sha256(data).hexdigest()))
-    record = json.dumps(dict(sha256=hashlib.sha256(body.encode()).hexdigest(), body=body))
+    body = json.dumps(
+        dict(history=history, weights_sha256=hashlib.sha256(data).hexdigest())
+    )
+    record = json.dumps(
+        dict(sha256=hashlib.sha256(body.encode()).hexdigest(), body=body)
+    )
     replace_file(base.with_suffix(".safetensors"), data)
     replace_file(base.with_suffix(".json"), record.encode())
 
@@ -201,7 +239,9 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def read(base: Path) -> tuple[dict[str, Tensor], dict]:
-    """Read a stage's weights and history. Raises DamagedStageError where a checksum fails."""
+    """Read a stage's weights and history. Raises DamagedStageError where a checksum
+    fails.
+    """
     try:
         record = json.loads(base.with_suffix(".json").read_bytes())
         body = record["body"]
@@ -211,6 +251,12 @@ def read(base: Path) -> tuple[dict[str, Tensor], dict]:
         data = base.with_suffix(".safetensors").read_bytes()
         if hashlib.sha256(data).hexdigest() != content["weights_sha256"]:
             raise DamagedStageError("its weights do not match their checksum")
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        FileNotFoundError,
+    ) as error:
         raise DamagedStageError(f"{type(error).__name__}: {error}") from error
     return safetensors.torch.load(data), content["history"]

@@ -1,8 +1,8 @@
 """Independent runs side by side: one single-threaded process per core.
 
-A run of a model this small leaves a second core half idle, and two runs that share two cores
-disturb each other. One process per core, each with one thread, is faster for many seeds, and
-its numbers do not depend on how many there are.
+A run of a model this small leaves a second core half idle, and two runs that share two
+cores disturb each other. One process per core, each with one thread, is faster for many
+seeds, and its numbers do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def available_cores() -> int:
 def prepare_worker() -> None:
     """Keep PyTorch to one thread, and end this process should its parent die."""
     torch.set_num_threads(1)
-    # Leave an interruption to the parent, which ends its workers if they have something to do
+    # Leave an interruption to the parent, which ends its workers if they have something
+    # to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
@@ -40,20 +41,24 @@ def leave_with_parent() -> None:
 
 def start_workers(n: int) -> ProcessPoolExecutor:
     """n processes that wait for jobs."""
-    # Start fresh processes: a forked one would inherit PyTorch's threads in an unknown state
+    # Start fresh processes: a forked one would inherit PyTorch's threads in an unknown
+    # state
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(n, mp_context=context, initializer=prepare_worker)
 
 
 class Workers:
-    """The processes that `run_all` keeps for its next call: starting one takes seconds."""
+    """The processes that `run_all` keeps for its next call: starting one takes
+    seconds.
+    """
 
     def __init__(self):
         self.pool: ProcessPoolExecutor | None = None
         self.started_for: tuple = ()
 
     def get(self) -> ProcessPoolExecutor:
-        """As many processes as there are cores, new ones where the settings have changed.
+        """As many processes as there are cores, new ones where the settings have
+        changed.
 
         A process that is already running would not see another environment or folder.
         """
@@ -64,7 +69,9 @@ class Workers:
         return self.pool
 
     def stop(self, at_once: bool = False) -> None:
-        """Drop the jobs not begun, wait for the others or break them off, end the processes."""
+        """Drop the jobs not begun, wait for the others or break them off, end the
+        processes.
+        """
         pool, self.pool = self.pool, None
         if pool is None:
             return
@@ -77,13 +84,16 @@ kept = Workers()
 
 
 def run_all(
-    function: Callable, jobs: Iterable[tuple], progress: Callable = lambda done, total: done
+    function: Callable,
+    jobs: Iterable[tuple],
+    progress: Callable = lambda done, total: done,
 ) -> list:
     """[function(*job) for job in jobs], computed by single-threaded processes.
 
-    function and jobs must be importable and picklable. Should one job fail, those not yet begun
-    are dropped and its error is raised here; an interruption breaks off all. The processes stay
-    for the next call; they do not see changes made to the package since they started.
+    function and jobs must be importable and picklable. Should one job fail, those not
+    yet begun are dropped and its error is raised here; an interruption breaks off all.
+    The processes stay for the next call; they do not see changes made to the package
+    since they started.
     """
     jobs = list(jobs)
     if not jobs:
@@ -113,7 +123,9 @@ def call(function: Callable, *arguments):
 def run_groups(
     function: Callable, groups: dict, progress: Callable = lambda done, total: done
 ) -> dict:
-    """{name: [function(*job) for job in group]}, the jobs of all groups side by side."""
+    """{name: [function(*job) for job in group]}, the jobs of all groups side by
+    side.
+    """
     jobs = [job for group in groups.values() for job in group]
     results = iter(run_all(function, jobs, progress))
     return {name: [next(results) for _ in group] for name, group in groups.items()}

@@ -15,9 +15,15 @@ from posttrain.lab.evidence import read
 from posttrain.show.checks import COMPARISONS
 
 HEADER = (
-    "chapter", "claim", "bar", "seeds in which it holds", "the aim, and in which",
-    "least", "median", "greatest",
-)  # fmt: skip
+    "chapter",
+    "claim",
+    "bar",
+    "seeds in which it holds",
+    "the aim, and in which",
+    "least",
+    "median",
+    "greatest",
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
 from posttrain.reward_model import RewardConfig, reward_steps
 from posttrain.sft import SFTConfig, encode_conversations, sft_steps
-from posttrain.stages import base_model, encode_split, reward_model, sft_model, train_dpo
+from posttrain.stages import (
+    base_model,
+    encode_split,
+    reward_model,
+    sft_model,
+    train_dpo,
+)
 from posttrain.tokenizer import CharTokenizer
 
 WATCHED = 3  # steps or rounds that are timed, after a first one that is not
@@ -30,7 +36,8 @@ def peak_memory() -> float:
     """The most memory this process has held so far, in MB (10^6 bytes)."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux: ru_maxrss would count the parent's memory from before this program began
+        # Linux: ru_maxrss would count the parent's memory from before this program
+        # began
         (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     if sys.platform == "win32":
@@ -43,15 +50,18 @@ def peak_memory() -> float:
 
 
 def begin(corpus: Corpus, method: str) -> tuple[Iterator, int]:
-    """A run of a method that has not begun, step by step, and the steps in the whole of it.
+    """A run of a method that has not begun, step by step, and the steps in the whole of
+    it.
 
-    A step of best of n is 16 answers to each of four prompts; it has no training, so the number
-    is 0. Raises ValueError for a method that is none of METHODS.
+    A step of best of n is 16 answers to each of four prompts; it has no training, so
+    the number is 0. Raises ValueError for a method that is none of METHODS.
     """
     tokenizer, prompts = CharTokenizer(), datasets.training_prompts()
     if method == "SFT":
         model = grow_vocabulary(base_model(corpus)[0], tokenizer.vocab_size)
-        rows = encode_conversations(datasets.conversations(), tokenizer, model.config.context)
+        rows = encode_conversations(
+            datasets.conversations(), tokenizer, model.config.context
+        )
         config, text = SFTConfig(), encode_split(corpus)[0]
         return sft_steps(model, rows, text, config, tokenizer.pad), config.steps
     sft, _ = sft_model(corpus)
@@ -60,7 +70,9 @@ def begin(corpus: Corpus, method: str) -> tuple[Iterator, int]:
     judge, _ = reward_model(corpus)
     if method == "reward model":
         pairs = encode_pairs(datasets.preferences(), tokenizer, sft.config.context)
-        return reward_steps(judge, pairs, RewardConfig(), tokenizer.pad), RewardConfig().steps
+        return reward_steps(
+            judge, pairs, RewardConfig(), tokenizer.pad
+        ), RewardConfig().steps
     if method == "PPO":
         models = assemble(sft, judge, PPOConfig())
         return ppo_steps(models, prompts, PPOConfig()), PPOConfig().iterations
@@ -69,7 +81,9 @@ def begin(corpus: Corpus, method: str) -> tuple[Iterator, int]:
         run = online_dpo_rounds(copy.deepcopy(sft), sft, judge, prompts, config)
         return run, config.rounds
     if method == "best of n":
-        draws = (draw_answers(sft, judge, prompts[:4], max(SIZES), seed) for seed in count())
+        draws = (
+            draw_answers(sft, judge, prompts[:4], max(SIZES), seed) for seed in count()
+        )
         return draws, 0
     raise ValueError(f"{method!r} is none of {', '.join(METHODS)}")
 
@@ -80,9 +94,9 @@ METHODS = ("SFT", "reward model", "PPO", "DPO", "on-policy DPO", "best of n")
 def measure(corpus: Corpus, method: str) -> dict[str, float]:
     """Run a few steps of a method, and note what they take.
 
-    `seconds`: one step's, the mean of WATCHED. `steps`: how many a whole run has. `memory`: the
-    most this process has held, in MB; `before`: the most before the first step, with Python,
-    PyTorch, the data and the models.
+    `seconds`: one step's, the mean of WATCHED. `steps`: how many a whole run has.
+    `memory`: the most this process has held, in MB; `before`: the most before the first
+    step, with Python, PyTorch, the data and the models.
     """
     run, steps = begin(corpus, method)
     before = peak_memory()
@@ -95,6 +109,8 @@ def measure(corpus: Corpus, method: str) -> dict[str, float]:
 
 
 def cost_trial(corpus: Corpus, method: str, seed: int) -> dict[str, float]:
-    """`measure` of one method, for which it wants a process of its own and nothing beside it."""
+    """`measure` of one method, for which it wants a process of its own and nothing
+    beside it.
+    """
     sft_model(corpus), reward_model(corpus)  # before anything is timed
     return measure(corpus, method)

@@ -1,8 +1,9 @@
-"""A world small enough to enumerate: 64 words, where every promise can be checked exactly.
+"""A world small enough to enumerate: 64 words, where every promise can be checked
+exactly.
 
-An answer is any three of the letters abcd, and there is no prompt. So the best policy is known
-in closed form, and with it how far from it PPO and DPO end. Words, tables and exact numbers are
-made here; what trains is the package's own PPO and DPO.
+An answer is any three of the letters abcd, and there is no prompt. So the best policy
+is known in closed form, and with it how far from it PPO and DPO end. Words, tables and
+exact numbers are made here; what trains is the package's own PPO and DPO.
 """
 
 from __future__ import annotations
@@ -34,13 +35,20 @@ PREFIXES = sum(V**t for t in range(LENGTH))  # beginnings of words: 1 + 4 + 16
 
 # Advantages are not whitened: near the optimum there is only noise left to scale up
 SMALL_PPO = PPOConfig(
-    iterations=100, batch_size=256, temperature=1.0, whiten_advantages=False, lr=0.1,
-    value_lr=0.1, kl_target=0.0,
-)  # fmt: skip
+    iterations=100,
+    batch_size=256,
+    temperature=1.0,
+    whiten_advantages=False,
+    lr=0.1,
+    value_lr=0.1,
+    kl_target=0.0,
+)
 
 
 def all_responses() -> tuple[Tensor, Tensor]:
-    """The 64 words, in the order of WORDS: tokens (64, 4), and mask, True on letters."""
+    """The 64 words, in the order of WORDS: tokens (64, 4), and mask, True on
+    letters.
+    """
     letters = torch.cartesian_prod(*[torch.arange(V)] * LENGTH)  # (64, 3)
     tokens = F.pad(letters, (1, 0), value=START)  # (64, 4)
     return tokens, tokens != START
@@ -58,7 +66,9 @@ def prefix_rows(tokens: Tensor) -> Tensor:
 
 
 class TabularPolicy(nn.Module):
-    """A policy that shares nothing: four logits of its own for each of the 21 prefixes."""
+    """A policy that shares nothing: four logits of its own for each of the 21
+    prefixes.
+    """
 
     def __init__(self, logits: Tensor):
         super().__init__()
@@ -96,20 +106,27 @@ class World:
 
     def __post_init__(self):
         if self.rewards.shape != (len(WORDS),) or not self.rewards.isfinite().all():
-            raise ValueError(f"rewards must be {len(WORDS)} finite numbers: one for each word")
+            raise ValueError(
+                f"rewards must be {len(WORDS)} finite numbers: one for each word"
+            )
 
 
 def build_world(seed: int = 0, shyness: float = 0.0) -> World:
-    """A reference of random odds, and the reward: 1 for each a, -2 for each letter repeated.
+    """A reference of random odds, and the reward: 1 for each a, -2 for each letter
+    repeated.
 
-    The logits are normal with standard deviation 0.5; shyness is taken off that of a as the
-    first letter, in nats.
+    The logits are normal with standard deviation 0.5; shyness is taken off that of a as
+    the first letter, in nats.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = 0.5 * torch.randn(PREFIXES, V, generator=generator, dtype=torch.float64)
     logits[0, 0] -= shyness
-    repeats = [sum(one == next_ for one, next_ in zip(word, word[1:])) for word in WORDS]
-    rewards = [word.count("a") - 2.0 * repeated for word, repeated in zip(WORDS, repeats)]
+    repeats = [
+        sum(one == next_ for one, next_ in zip(word, word[1:])) for word in WORDS
+    ]
+    rewards = [
+        word.count("a") - 2.0 * repeated for word, repeated in zip(WORDS, repeats)
+    ]
     return World(TabularPolicy(logits), torch.tensor(rewards, dtype=torch.float64))
 
 
@@ -122,7 +139,8 @@ def distribution(policy: nn.Module) -> Tensor:
 def optimum(world: World, beta: float) -> Tensor:
     r"""The best policy there is: $\pi_{ref}(y)\,e^{r(y)/\beta} / Z$, (64,).
 
-    Raises ValueError for a beta that is not above 0. Source: Rafailov et al. 2023, equation 4.
+    Raises ValueError for a beta that is not above 0. Source: Rafailov et al. 2023,
+    equation 4.
     """
     if not beta > 0:
         raise ValueError(f"beta is {beta}: use a number above 0")
@@ -130,18 +148,24 @@ def optimum(world: World, beta: float) -> Tensor:
 
 
 def exact_kl(one: Tensor, other: Tensor) -> Tensor:
-    """KL(one || other) of distributions (64,), in nats; infinite where other lacks a word."""
+    """KL(one || other) of distributions (64,), in nats; infinite where other lacks a
+    word.
+    """
     return (torch.xlogy(one, one) - torch.xlogy(one, other)).sum()
 
 
 def objective(world: World, probabilities: Tensor, beta: float) -> Tensor:
-    r"""What RLHF maximises, of probabilities (64,): $E[r] - \beta\,KL(\pi\,\|\,\pi_{ref})$."""
+    r"""What RLHF maximises, of probabilities (64,): $E[r] -
+    \beta\,KL(\pi\,\|\,\pi_{ref})$.
+    """
     kl = exact_kl(probabilities, distribution(world.reference).detach())
     return (probabilities * world.rewards).sum() - beta * kl
 
 
 def total_variation(one: Tensor, other: Tensor) -> Tensor:
-    """The probability that must move to turn one distribution into the other, from 0 to 1."""
+    """The probability that must move to turn one distribution into the other, from 0 to
+    1.
+    """
     return (one - other).abs().sum() / 2
 
 
@@ -152,7 +176,9 @@ def within(probabilities: Tensor, words: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(world: World, policy: nn.Module, beta: float) -> dict[str, float]:
-    """Exact: `tv` to the optimum, `kl` to the reference in nats, and the `objective`."""
+    """Exact: `tv` to the optimum, `kl` to the reference in nats, and the
+    `objective`.
+    """
     found = distribution(policy)
     return dict(
         tv=total_variation(found, optimum(world, beta)).item(),
@@ -175,7 +201,9 @@ def sample_words(policy: nn.Module, n: int, generator: torch.Generator) -> Tenso
 def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
     """What policy, reference, value model and the known reward say of words (B, 4)."""
     table, mask = world.rewards.view([V] * LENGTH), tokens != START  # (B, 4)
-    models = replace(models, reward_model=lambda words, _: table[words[:, 1:].unbind(-1)])
+    models = replace(
+        models, reward_model=lambda words, _: table[words[:, 1:].unbind(-1)]
+    )
     logprobs = token_logprobs(models.policy(tokens), tokens)  # (B, A)
     return ppo.ask_models(models, tokens, mask, logprobs, mask.any(-1), SMALL_PPO)
 
@@ -183,20 +211,25 @@ def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
 def ppo_run(
     world: World, beta: float, seed: int, start: nn.Module | None = None, **changes
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """PPO on sampled words: the policy, and what `measure` found before each round and after.
+    """PPO on sampled words: the policy, and what `measure` found before each round and
+    after.
 
-    start: the policy before, of which a copy is trained; the reference if none is given.
-    changes: to fields of SMALL_PPO. `words` counts those drawn so far. Raises ValueError for a
-    setting that cannot work.
+    start: the policy before, of which a copy is trained; the reference if none is
+    given. changes: to fields of SMALL_PPO. `words` counts those drawn so far. Raises
+    ValueError for a setting that cannot work.
     """
     config = replace(SMALL_PPO, beta=beta, seed=seed, **changes)
     if config.temperature != 1 or config.kl_target:
-        raise ValueError("the optimum is for temperature 1 and a fixed beta, with kl_target 0")
+        raise ValueError(
+            "the optimum is for temperature 1 and a fixed beta, with kl_target 0"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     policy = copy.deepcopy(start or world.reference)
     value_model = TabularValue() if config.estimator == "gae" else None
     models = Models(policy, value_model, world.reference, None)
-    descent = Descent([ppo.build_optimizer(models, config)], linear_fall(config.iterations))
+    descent = Descent(
+        [ppo.build_optimizer(models, config)], linear_fall(config.iterations)
+    )
     n = config.batch_size
     rollouts = (
         roll_out(models, world, sample_words(policy, n, generator))
@@ -210,7 +243,9 @@ def ppo_run(
 
 
 class Pairs(NamedTuple):
-    """N pairs of words by their index, and the chance that each label is wrong: (N,) each."""
+    """N pairs of words by their index, and the chance that each label is wrong: (N,)
+    each.
+    """
 
     chosen: Tensor
     rejected: Tensor
@@ -219,20 +254,27 @@ class Pairs(NamedTuple):
 
 @torch.no_grad()
 def draw_pairs(
-    world: World, n: int, generator: torch.Generator, source: Tensor | None = None,
-    words: Tensor | None = None, exact: bool = False,
+    world: World,
+    n: int,
+    generator: torch.Generator,
+    source: Tensor | None = None,
+    words: Tensor | None = None,
+    exact: bool = False,
 ) -> Pairs:
     r"""n pairs of two different words, labelled by Bradley-Terry on the known reward.
 
-    source: probabilities (64,) that words are drawn from, the reference's if none are given.
-    words: (64,), True for those that may be drawn. Labels are drawn, the first word winning
-    with probability $\sigma(r_1 - r_2)$; exact: the better word wins, and `wrong` holds the
-    chance of the other label. Raises ValueError where there are no pairs to draw.
+    source: probabilities (64,) that words are drawn from, the reference's if none are
+    given. words: (64,), True for those that may be drawn. Labels are drawn, the first
+    word winning with probability $\sigma(r_1 - r_2)$; exact: the better word wins, and
+    `wrong` holds the chance of the other label. Raises ValueError where there are no
+    pairs to draw.
     """
     source = distribution(world.reference) if source is None else source
     source = source if words is None else source * words
     if n < 1 or (source > 0).sum() < 2:
-        raise ValueError(f"no {n} pairs: ask for at least one, of two words that can be drawn")
+        raise ValueError(
+            f"no {n} pairs: ask for at least one, of two words that can be drawn"
+        )
     both = torch.outer(source, source).fill_diagonal_(0.0).flatten()  # (64 * 64,)
     drawn = torch.multinomial(both, n, replacement=True, generator=generator)  # (N,)
     first, second = drawn // len(WORDS), drawn % len(WORDS)
@@ -241,7 +283,9 @@ def draw_pairs(
     if not exact:
         wins = torch.rand(n, generator=generator, dtype=gap.dtype) < gap.sigmoid()
         wrong = torch.zeros_like(gap)
-    return Pairs(torch.where(wins, first, second), torch.where(wins, second, first), wrong)
+    return Pairs(
+        torch.where(wins, first, second), torch.where(wins, second, first), wrong
+    )
 
 
 def word_batches(
@@ -260,29 +304,54 @@ def word_batches(
 
 
 def word_loss(
-    pairs: Pairs, words: tuple[Tensor, Tensor], known: Tensor, beta: float, policy: nn.Module
+    pairs: Pairs,
+    words: tuple[Tensor, Tensor],
+    known: Tensor,
+    beta: float,
+    policy: nn.Module,
 ) -> tuple[Tensor, dict[str, float]]:
-    """DPO's loss of pairs of words; every word is read once, however many pairs have it."""
-    logprobs, (chosen, rejected, wrong) = get_response_log_probs(policy, *words), pairs  # (64,)
+    """DPO's loss of pairs of words; every word is read once, however many pairs have
+    it.
+    """
+    logprobs, (chosen, rejected, wrong) = (
+        get_response_log_probs(policy, *words),
+        pairs,
+    )  # (64,)
     loss = dpo_loss(
-        logprobs[chosen], logprobs[rejected], known[chosen], known[rejected], beta, wrong
+        logprobs[chosen],
+        logprobs[rejected],
+        known[chosen],
+        known[rejected],
+        beta,
+        wrong,
     )
     return loss, dict(loss=loss.item())
 
 
 def dpo_run(
-    world: World, beta: float, pairs: Pairs, seed: int,
-    start: nn.Module | None = None, steps: int = 500, batch_size: int = 8192, lr: float = 0.05,
+    world: World,
+    beta: float,
+    pairs: Pairs,
+    seed: int,
+    start: nn.Module | None = None,
+    steps: int = 500,
+    batch_size: int = 8192,
+    lr: float = 0.05,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """DPO on pairs of words: the policy, and what `measure` found every 25 steps and after.
+    """DPO on pairs of words: the policy, and what `measure` found every 25 steps and
+    after.
 
-    start: the policy before, of which a copy is trained; the reference if none is given.
-    Raises ValueError for no pairs, and for a setting that cannot work.
+    start: the policy before, of which a copy is trained; the reference if none is
+    given. Raises ValueError for no pairs, and for a setting that cannot work.
     """
     if min(len(pairs.chosen), steps, batch_size) < 1:
-        raise ValueError("DPO needs at least one pair, one step and one pair in each step")
+        raise ValueError(
+            "DPO needs at least one pair, one step and one pair in each step"
+        )
     policy = copy.deepcopy(start or world.reference)
-    descent = Descent([torch.optim.Adam(policy.parameters(), lr=lr)], linear_fall(steps))
+    descent = Descent(
+        [torch.optim.Adam(policy.parameters(), lr=lr)], linear_fall(steps)
+    )
     batches = word_batches(world, beta, pairs, seed, steps, batch_size)
     history = [dict(step=0) | measure(world, policy, beta)]
     for step, _ in enumerate(follow(policy, batches, descent), start=1):
@@ -292,13 +361,21 @@ def dpo_run(
 
 
 def dpo_rounds(
-    world: World, beta: float, pairs: Pairs, seed: int, rounds: int = 3, n: int = 1000,
-    exact: bool = True, **settings,
+    world: World,
+    beta: float,
+    pairs: Pairs,
+    seed: int,
+    rounds: int = 3,
+    n: int = 1000,
+    exact: bool = True,
+    **settings,
 ) -> tuple[nn.Module, list[dict]]:
-    """DPO on given pairs, then on these and n more of the policy's own words, round by round.
+    """DPO on given pairs, then on these and n more of the policy's own words, round by
+    round.
 
-    The policy, and after each stretch what `measure` found, the number of `pairs` so far and
-    the `probabilities` of the 64 words. exact as in `draw_pairs`, settings as in `dpo_run`.
+    The policy, and after each stretch what `measure` found, the number of `pairs` so
+    far and the `probabilities` of the 64 words. exact as in `draw_pairs`, settings as
+    in `dpo_run`.
     """
     generator, policy, report = torch.Generator().manual_seed(seed), None, []
     for round_ in range(rounds + 1):
@@ -306,6 +383,8 @@ def dpo_rounds(
             own = draw_pairs(world, n, generator, distribution(policy), exact=exact)
             pairs = Pairs(*(torch.cat(both) for both in zip(pairs, own)))
         policy, history = dpo_run(world, beta, pairs, seed, policy, **settings)
-        known = dict(pairs=len(pairs.chosen), probabilities=distribution(policy).tolist())
+        known = dict(
+            pairs=len(pairs.chosen), probabilities=distribution(policy).tolist()
+        )
         report.append({**history[-1], **known})
     return policy, report

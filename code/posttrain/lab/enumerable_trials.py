@@ -1,4 +1,6 @@
-"""The world of 64 words on trial: PPO and DPO, and what each of their parts is worth there."""
+"""The world of 64 words on trial: PPO and DPO, and what each of their parts is worth
+there.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class WorldTrial:
 
 
 def world_trial(corpus: object, trial: WorldTrial, seed: int) -> dict:
-    """What `measure` found on the way, and in the end the `probabilities` of the 64 words.
+    """What `measure` found on the way, and in the end the `probabilities` of the 64
+    words.
 
     No corpus is needed: it is an argument because all trials have it.
     """
@@ -57,7 +60,9 @@ def pairs_of(trial: WorldTrial, seed: int) -> Pairs:
     """The pairs that a trial's DPO learns from, drawn from the reference."""
     generator = torch.Generator().manual_seed(seed)
     words = without_a() if trial.gap else None
-    return draw_pairs(build_world(), trial.pairs, generator, words=words, exact=trial.exact)
+    return draw_pairs(
+        build_world(), trial.pairs, generator, words=words, exact=trial.exact
+    )
 
 
 def without_a() -> Tensor:

@@ -1,7 +1,9 @@
-"""The recorded evidence: what many seeds gave, kept in `evidence/*.json` and read by the pages.
+"""The recorded evidence: what many seeds gave, kept in `evidence/*.json` and read by
+the pages.
 
 A record is found by what it depends on: its setting, the book's data, and the code that
-computes it. `make evidence` measures what is missing or stale; `make evidence-check` names it.
+computes it. `make evidence` measures what is missing or stale; `make evidence-check`
+names it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from posttrain.keep import code, store, workers
 from posttrain.lab.experiments import EXPERIMENTS, Experiment
 from posttrain.stages import base_model
 
-FEWEST = 5  # seeds that a record has at least
+FEWEST = 3  # seeds that a record has at least; a measurement of time has one
 DIGITS = 5  # that a recorded number keeps
 SPREAD = (
     1.0  # how far beyond the seeds' range, in its widths, a run measured anew may be
@@ -39,14 +41,17 @@ CHANGED = "the code was changed while it was measured: run it again"
 
 
 class EvidenceError(ValueError):
-    """A record cannot be read or measured: the message says which, why, and the way out."""
+    """A record cannot be read or measured: the message says which, why, and the way
+    out.
+    """
 
 
 @dataclass(frozen=True)
 class Recorded(Mapping):
     """What an experiment gave: by setting, a list with what each seed's run found.
 
-    stale: the settings whose code, data or setting has changed since they were measured.
+    stale: the settings whose code, data or setting has changed since they were
+    measured.
     """
 
     name: str
@@ -64,7 +69,9 @@ class Recorded(Mapping):
 
     @property
     def note(self) -> str:
-        """A line to show under what the record says, where the code is no longer that one."""
+        """A line to show under what the record says, where the code is no longer that
+        one.
+        """
         if not self.stale:
             return ""
         return (
@@ -74,7 +81,9 @@ class Recorded(Mapping):
 
 
 def folder() -> Path:
-    """POSTTRAIN_EVIDENCE, else `evidence/` in the checkout, else in the current folder."""
+    """POSTTRAIN_EVIDENCE, else `evidence/` in the checkout, else in the current
+    folder.
+    """
     chosen = os.environ.get("POSTTRAIN_EVIDENCE")
     return Path(chosen) if chosen else (corpus.checkout() or Path.cwd()) / "evidence"
 
@@ -124,7 +133,8 @@ def stored(name: str) -> dict:
         AttributeError,
     ) as error:
         raise EvidenceError(
-            f"{path} is no record of {name!r} ({type(error).__name__}: {error}): restore it "
+            f"{path} is no record of {name!r} ({type(error).__name__}: {error}): "
+            "restore it "
             f"with git, or delete it and run make evidence NAMES={name}"
         ) from None
 
@@ -176,10 +186,12 @@ def read(name: str) -> Recorded:
 
 
 def run_trial(name: str, setting: str, seed: int) -> dict:
-    """One run: what its trial found, the seconds it took, and the key of the code that ran.
+    """One run: what its trial found, the seconds it took, and the key of the code that
+    ran.
 
-    Kept in the stages folder as well, so that an experiment that was broken off goes on where
-    it was. Raises EvidenceError where the code that runs is not what the files say.
+    Kept in the stages folder as well, so that an experiment that was broken off goes on
+    where it was. Raises EvidenceError where the code that runs is not what the files
+    say.
     """
     experiment, what = (
         EXPERIMENTS[name],
@@ -234,10 +246,11 @@ def missing_runs(name: str, seeds: int | None) -> list[tuple[str, int]]:
 def measure(
     name: str, seeds: int | None = None, progress: Callable = lambda done, total: done
 ) -> int:
-    """Measure what is missing or stale of an experiment, side by side; return how many runs.
+    """Measure what is missing or stale of an experiment, side by side; return how many
+    runs.
 
-    The file is replaced when all is done. Raises EvidenceError without tinyshakespeare, and
-    where the code changed meanwhile.
+    The file is replaced when all is done. Raises EvidenceError without tinyshakespeare,
+    and where the code changed meanwhile.
     """
     experiment, jobs = find(name), missing_runs(name, seeds)
     if not jobs:
@@ -257,7 +270,9 @@ def measure(
 
 
 def shakespeare() -> corpus.Corpus:
-    """The text that all evidence is measured on. Raises EvidenceError where it is not there."""
+    """The text that all evidence is measured on. Raises EvidenceError where it is not
+    there.
+    """
     text = corpus.load()
     if text.sha256 != corpus.CANONICAL_SHA256:
         raise EvidenceError(
@@ -303,7 +318,9 @@ def current_runs(record: dict, setting: str, key: str) -> dict[int, dict]:
 
 
 def as_text(name: str, settings: dict[str, dict]) -> str:
-    """The text of a record: sorted, and each machine that measured something listed once."""
+    """The text of a record: sorted, and each machine that measured something listed
+    once.
+    """
     parts, machines = ("found", "machine", "seconds", "seed"), []
     for known in settings.values():
         rows = []
@@ -339,7 +356,9 @@ def this_machine() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The commit of the code, marked where files of it differ; "unknown" outside a checkout."""
+    """The commit of the code, marked where files of it differ; "unknown" outside a
+    checkout.
+    """
     here = dict(cwd=code.PACKAGE, capture_output=True, text=True, check=True)
     try:
         commit = subprocess.run(
@@ -371,18 +390,20 @@ def processor() -> str:
 
 
 def problems(name: str) -> list[str]:
-    """What is wrong with an experiment's record: missing, stale, or of too few seeds."""
+    """What is wrong with an experiment's record: missing, stale, or of too few
+    seeds.
+    """
     experiment, settings = find(name), stored(name)["settings"]
-    found = []
+    found, fewest = [], 1 if experiment.alone else FEWEST
     for setting, key in keys_of(experiment).items():
         known = settings.get(setting)
         if known is None:
             found.append(f"{name}: {setting!r} is missing")
         elif known["key"] != key:
             found.append(f"{name}: {setting!r} is stale")
-        elif len(known["runs"]) < FEWEST:
+        elif len(known["runs"]) < fewest:
             found.append(
-                f"{name}: {setting!r} has {len(known['runs'])} seeds of {FEWEST}"
+                f"{name}: {setting!r} has {len(known['runs'])} seeds of {fewest}"
             )
     return found + [
         f"{name}: {setting!r} is no setting any more" for setting in gone(name)
@@ -408,10 +429,11 @@ def numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def outside(found: dict, runs: list[dict]) -> list[str]:
-    """The numbers of a run measured anew that are far from what the recorded seeds gave.
+    """The numbers of a run measured anew that are far from what the recorded seeds
+    gave.
 
-    Compared are those that a finding has by name, and of its lists the last entry, or the mean
-    where they hold numbers.
+    Compared are those that a finding has by name, and of its lists the last entry, or
+    the mean where they hold numbers.
     """
     ends = [dict(numbers(with_ends(each["found"]))) for each in runs]
     problems = []
@@ -430,7 +452,9 @@ def outside(found: dict, runs: list[dict]) -> list[str]:
 
 
 def with_ends(value: object) -> object:
-    """A finding with each list replaced by its last entry, or by its mean if it is numbers."""
+    """A finding with each list replaced by its last entry, or by its mean if it is
+    numbers.
+    """
     if isinstance(value, dict):
         return {key: with_ends(part) for key, part in value.items()}
     if not isinstance(value, list) or not value:

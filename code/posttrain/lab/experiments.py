@@ -41,10 +41,14 @@ CLAIM, VARIATION = 20, 5  # seeds
 class Experiment:
     """A trial, its settings by name, and how many seeds each is to be measured with."""
 
-    trial: Callable[..., dict]  # of a corpus, a setting and a seed; what it returns fits JSON
+    trial: Callable[
+        ..., dict
+    ]  # of a corpus, a setting and a seed; what it returns fits JSON
     claims: dict[str, object] = field(default_factory=dict)
     variations: dict[str, object] = field(default_factory=dict)
-    alone: bool = False  # one run at a time, nothing beside it: what it measures is time
+    alone: bool = (
+        False  # one run at a time, nothing beside it: what it measures is time
+    )
 
     @property
     def settings(self) -> dict[str, object]:
@@ -94,7 +98,9 @@ def reward() -> Experiment:
 
 
 def ppo() -> Experiment:
-    """Chapter 4: PPO with its KL penalty and without, and ways without a value model."""
+    """Chapter 4: PPO with its KL penalty and without, and ways without a value
+    model.
+    """
     usual = PPOConfig()
     short = replace(usual, iterations=6)
     groups = dict(group=4)
@@ -103,11 +109,15 @@ def ppo() -> Experiment:
         "no penalty": PolicyTrial(replace(usual, beta=0.0, kl_target=0.0), every=4),
     }
     near = replace(usual, kl_target=3.0, beta=0.1)
-    in_loss = replace(short, estimator="grpo", kl_in="loss", kl_estimator="k3", **groups)
+    in_loss = replace(
+        short, estimator="grpo", kl_in="loss", kl_estimator="k3", **groups
+    )
     variations = {
         "target 3": PolicyTrial(near),
         "short": PolicyTrial(short),
-        "returns after whitening": PolicyTrial(short, mistake="returns after whitening"),
+        "returns after whitening": PolicyTrial(
+            short, mistake="returns after whitening"
+        ),
         "REINFORCE": PolicyTrial(replace(short, estimator="reinforce")),
         "RLOO": PolicyTrial(replace(short, estimator="rloo", **groups)),
         "GRPO": PolicyTrial(in_loss),
@@ -116,7 +126,9 @@ def ppo() -> Experiment:
 
 
 def dpo() -> Experiment:
-    """Chapter 5: DPO on the eighteen pairs and on own answers, and the losses beside it."""
+    """Chapter 5: DPO on the eighteen pairs and on own answers, and the losses beside
+    it.
+    """
     usual = DPOConfig()
     plain = replace(usual, replay=0)
     quarter = dict(muon_lr=usual.muon_lr / 4, adamw_lr=usual.adamw_lr / 4)
@@ -145,7 +157,9 @@ def small_world() -> Experiment:
     """Chapter 5's world of 64 words, where the optimum is known."""
     claims = {"PPO": WorldTrial(), "DPO": WorldTrial("dpo")}
     variations = {
-        f"{n} pairs, {'exact' if exact else 'drawn'} labels": WorldTrial("dpo", pairs=n, exact=exact)
+        f"{n} pairs, {'exact' if exact else 'drawn'} labels": WorldTrial(
+            "dpo", pairs=n, exact=exact
+        )
         for n in (100, 1_000)
         for exact in (True, False)
     }
@@ -208,5 +222,7 @@ EXPERIMENTS: dict[str, Experiment] = dict(
     small_world=small_world(),
     lora=lora(),
     pairs=pairs(),
-    costs=Experiment(cost_trial, variations={name: name for name in METHODS}, alone=True),
+    costs=Experiment(
+        cost_trial, variations={name: name for name in METHODS}, alone=True
+    ),
 )

@@ -41,12 +41,15 @@ class LoRATrialConfig:
     def __post_init__(self):
         if self.sft.steps % self.sft.evaluations:
             raise ValueError(
-                f"{self.sft.steps} steps cannot be cut into {self.sft.evaluations} equal parts"
+                f"{self.sft.steps} steps cannot be cut into {self.sft.evaluations} "
+                "equal parts"
             )
 
 
 def lora_model(base: GPT, config: LoRATrialConfig) -> GPT:
-    """A copy of the base model with room for the chat's tokens, frozen but for its adapters."""
+    """A copy of the base model with room for the chat's tokens, frozen but for its
+    adapters.
+    """
     model = grow_vocabulary(base, CharTokenizer().vocab_size)
     if config.quantized:
         quantize_model(model, config.lora.targets)
@@ -54,13 +57,17 @@ def lora_model(base: GPT, config: LoRATrialConfig) -> GPT:
 
 
 def lora_sft(
-    base: GPT, conversations: list[dict], text: Tensor, config: LoRATrialConfig,
+    base: GPT,
+    conversations: list[dict],
+    text: Tensor,
+    config: LoRATrialConfig,
     measure: Callable[[GPT], dict] = lambda model: {},
 ) -> tuple[GPT, dict]:
-    """`sft` by adapters: the model, and a history with `learned` beside what `sft` notes.
+    """`sft` by adapters: the model, and a history with `learned` beside what `sft`
+    notes.
 
-    The optimisers leave alone what has no gradient. `learned` is the loss on the conversations
-    that are trained on, at that moment.
+    The optimisers leave alone what has no gradient. `learned` is the loss on the
+    conversations that are trained on, at that moment.
     """
     tokenizer, model = CharTokenizer(), lora_model(base, config)
     examples = encode_conversations(conversations, tokenizer, model.config.context)
@@ -78,7 +85,10 @@ def lora_trial(corpus: Corpus, config: LoRATrialConfig, seed: int) -> dict:
     `base_loss` is the base model's Shakespeare loss.
     """
     (text, validation), base = encode_split(corpus), base_model(corpus)[0]
-    conversations, config = datasets.conversations(), replace(config, sft=replace(config.sft, seed=seed))
+    conversations, config = (
+        datasets.conversations(),
+        replace(config, sft=replace(config.sft, seed=seed)),
+    )
     known = answers_of(conversations)
 
     def judge(model: GPT) -> dict[str, float]:
@@ -100,10 +110,12 @@ def id_of(tensor: Tensor) -> int:
 
 
 def training_memory(model: GPT, tokens: Tensor, labels: Tensor) -> dict[str, int]:
-    """Bytes that one step of fine-tuning keeps, counted tensor by tensor; it takes the step.
+    """Bytes that one step of fine-tuning keeps, counted tensor by tensor; it takes the
+    step.
 
-    `weights`: parameters and stored buffers. `activations`: what the forward pass has put aside
-    for the backward pass. `gradients`, and `optimizer`: what Muon and AdamW keep.
+    `weights`: parameters and stored buffers. `activations`: what the forward pass has
+    put aside for the backward pass. `gradients`, and `optimizer`: what Muon and AdamW
+    keep.
     """
     kept, put_aside = list(model.state_dict().values()), []
     known = {id_of(tensor) for tensor in kept}
@@ -123,7 +135,10 @@ def training_memory(model: GPT, tokens: Tensor, labels: Tensor) -> dict[str, int
         optimizer.step()
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     return dict(
-        weights=size_of(kept), activations=activations,
+        weights=size_of(kept),
+        activations=activations,
         gradients=size_of(p.grad for p in model.parameters() if p.grad is not None),
-        optimizer=size_of(v for state in states for v in state.values() if torch.is_tensor(v)),
-    )  # fmt: skip
+        optimizer=size_of(
+            v for state in states for v in state.values() if torch.is_tensor(v)
+        ),
+    )

@@ -1,4 +1,6 @@
-"""A policy's own answers as data, under trial: pairs, rounds, slips of labels, imitation."""
+"""A policy's own answers as data, under trial: pairs, rounds, slips of labels,
+imitation.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,18 @@ SAMPLES = 4  # answers to each prompt
 class PairsTrial:
     """One way to learn from a policy's own answers, and what it is compared with."""
 
-    method: str = "dpo"  # or fine-tuning on the "best" answer to each prompt, or on "any" one
+    method: str = (
+        "dpo"  # or fine-tuning on the "best" answer to each prompt, or on "any" one
+    )
     judge: str = "reward"  # or "gold", the rubric that also judges the result
     prompts: str = "practice"  # the 96; or "pairs", the 18 of the written pairs
     written: bool = False  # train on the 18 written pairs themselves
-    pairs: int = 0  # any so many that the judge tells apart; 0: each prompt's best and worst
-    rounds: int = 1  # of answering, judging and training, each from where the last one ended
+    pairs: int = (
+        0  # any so many that the judge tells apart; 0: each prompt's best and worst
+    )
+    rounds: int = (
+        1  # of answering, judging and training, each from where the last one ended
+    )
     steps: int = 20  # of DPO in each round, eight pairs each
     flipped: float = 0.0  # the share of labels that are turned round
     label_smoothing: float = 0.0  # the share that the loss takes to be wrong
@@ -55,11 +63,19 @@ class PairsTrial:
 
 
 def dpo_config(trial: PairsTrial) -> DPOConfig:
-    """DPO on a policy's own answers: rates below those for written pairs, and no replay."""
+    """DPO on a policy's own answers: rates below those for written pairs, and no
+    replay.
+    """
     return DPOConfig(
-        steps=trial.steps, batch_size=8, muon_lr=2e-3, adamw_lr=1e-3, beta=0.1, replay=0,
-        label_smoothing=trial.label_smoothing, seed=trial.seed,
-    )  # fmt: skip
+        steps=trial.steps,
+        batch_size=8,
+        muon_lr=2e-3,
+        adamw_lr=1e-3,
+        beta=0.1,
+        replay=0,
+        label_smoothing=trial.label_smoothing,
+        seed=trial.seed,
+    )
 
 
 def asked_prompts(trial: PairsTrial) -> list[str]:
@@ -83,23 +99,27 @@ def clean_pairs(pool: Pool | None, trial: PairsTrial, context: int) -> list[Pair
 def learn_from_pairs(policy: GPT, pairs: list[Pair], trial: PairsTrial) -> dict:
     """One round of DPO from the policy to itself; what it noted.
 
-    The reference is the policy as the round found it. `pairs`: how many; `loss`: the first and
-    the last step's. Shares of the pairs that the policy, by its implicit reward, ranks in the
-    end: as they were labelled (`obeyed`), and as the judge did, whatever was flipped
-    (`ranked`).
+    The reference is the policy as the round found it. `pairs`: how many; `loss`: the
+    first and the last step's. Shares of the pairs that the policy, by its implicit
+    reward, ranks in the end: as they were labelled (`obeyed`), and as the judge did,
+    whatever was flipped (`ranked`).
     """
     reference, pad = copy.deepcopy(policy), CharTokenizer().pad
     learned = flip(pairs, trial.flipped, trial.seed)
     steps = list(dpo_steps(policy, reference, learned, dpo_config(trial)))
 
     def share(labels: list[Pair]) -> float:
-        gained = pair_logprobs(policy, labels, pad) - pair_logprobs(reference, labels, pad)
+        gained = pair_logprobs(policy, labels, pad) - pair_logprobs(
+            reference, labels, pad
+        )
         return (gained[0] > gained[1]).double().mean().item()  # of (2, N)
 
     return dict(
-        pairs=len(pairs), loss=[steps[0]["loss"], steps[-1]["loss"]],
-        obeyed=share(learned), ranked=share(pairs),
-    )  # fmt: skip
+        pairs=len(pairs),
+        loss=[steps[0]["loss"], steps[-1]["loss"]],
+        obeyed=share(learned),
+        ranked=share(pairs),
+    )
 
 
 def learn(policy: GPT, pool: Pool | None, trial: PairsTrial) -> dict:
@@ -111,7 +131,8 @@ def learn(policy: GPT, pool: Pool | None, trial: PairsTrial) -> dict:
         pairs = clean_pairs(pool, trial, policy.config.context)
         return learn_from_pairs(policy, pairs, trial)
     choices = dict(
-        best=lambda: keep_best(pool, trial.judge), any=lambda: keep_any(pool, trial.seed)
+        best=lambda: keep_best(pool, trial.judge),
+        any=lambda: keep_any(pool, trial.seed),
     )
     if trial.method not in choices:
         raise ValueError(f"method is {trial.method!r}: use 'dpo', 'best' or 'any'")
@@ -121,8 +142,12 @@ def learn(policy: GPT, pool: Pool | None, trial: PairsTrial) -> dict:
 
 
 def describe(pool: Pool) -> dict[str, float]:
-    """Means over a pool's answers: each judge's score, and the share that can be used."""
-    means = {name: scores.double().mean().item() for name, scores in pool.scores.items()}
+    """Means over a pool's answers: each judge's score, and the share that can be
+    used.
+    """
+    means = {
+        name: scores.double().mean().item() for name, scores in pool.scores.items()
+    }
     return means | dict(usable=pool.usable.double().mean().item())
 
 
@@ -132,7 +157,8 @@ def start_pool(corpus: Corpus, prompts: list[str], seed: int) -> Pool:
     Every trial's first round with this seed starts from them.
     """
     parents = [
-        sft_stage(corpus, SFTConfig(seed=seed)), reward_stage(corpus, RewardConfig(seed=seed))
+        sft_stage(corpus, SFTConfig(seed=seed)),
+        reward_stage(corpus, RewardConfig(seed=seed)),
     ]
 
     def draw() -> tuple[dict[str, Tensor], dict]:
@@ -140,17 +166,21 @@ def start_pool(corpus: Corpus, prompts: list[str], seed: int) -> Pool:
         pool = draw_pool(sft, judge, prompts, SAMPLES, lexicon(corpus), seed)
         return dict(pool.scores, usable=pool.usable), dict(answers=pool.answers)
 
-    stage = obtain("pool", dict(samples=SAMPLES, seed=seed), draw, after=parents, reads=prompts)
+    stage = obtain(
+        "pool", dict(samples=SAMPLES, seed=seed), draw, after=parents, reads=prompts
+    )
     scores = {name: stage.weights[name] for name in ("reward", "gold")}
     return Pool(prompts, stage.history["answers"], stage.weights["usable"], scores)
 
 
 def pairs_trial(corpus: Corpus, trial: PairsTrial, seed: int) -> dict:
-    """One way to learn from a policy's own answers, judged before it and after each round.
+    """One way to learn from a policy's own answers, judged before it and after each
+    round.
 
-    `rounds`: what each round noted, its pool's means with it; `cards`: scorecards on the 64
-    held-out prompts, the first the SFT model's, each with `distinct` (different pairs of
-    words), and from the second on `win_rate` against the first by the gold rubric.
+    `rounds`: what each round noted, its pool's means with it; `cards`: scorecards on
+    the 64 held-out prompts, the first the SFT model's, each with `distinct` (different
+    pairs of words), and from the second on `win_rate` against the first by the gold
+    rubric.
     """
     trial, (sft, judge) = replace(trial, seed=seed), models_of(corpus, seed)
     policy, words, asked = copy.deepcopy(sft), lexicon(corpus), asked_prompts(trial)

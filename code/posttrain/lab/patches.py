@@ -1,4 +1,6 @@
-"""Mistakes that are made on purpose, to see their signature: each a patch of one function."""
+"""Mistakes that are made on purpose, to see their signature: each a patch of one
+function.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from posttrain.sft import batch_graded
 def returns_after_whitening(
     rollout: Rollout, config: PPOConfig, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages as they should be, and returns of the whitened ones: the famous slip."""
+    """Advantages as they should be, and returns of the whitened ones: the famous
+    slip.
+    """
     advantages, _ = estimate_advantages(rollout, config, beta)
     return advantages, advantages + rollout.values
 

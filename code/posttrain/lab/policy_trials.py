@@ -1,7 +1,8 @@
-"""Policies on trial: PPO, DPO, DPO on own answers, best of n, judged on held-out prompts.
+"""Policies on trial: PPO, DPO, DPO on own answers, best of n, judged on held-out
+prompts.
 
-Seed i is also the SFT model's and the reward model's: each run starts from another one and is
-judged, or paid, by another one.
+Seed i is also the SFT model's and the reward model's: each run starts from another one
+and is judged, or paid, by another one.
 """
 
 from __future__ import annotations
@@ -54,36 +55,46 @@ def models_of(corpus: Corpus, seed: int) -> tuple[GPT, RewardModel]:
 def ppo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
     """One run of PPO, judged before, on its way and at its end.
 
-    `rounds` has what each round noted; `cards` the scorecards, the first from before the
-    training, each with its `round` and its `win_rate` against the first by the gold rubric.
-    `shakespeare_loss` is the loss at the end on 32 windows of validation text, in nats per
-    character.
+    `rounds` has what each round noted; `cards` the scorecards, the first from before
+    the training, each with its `round` and its `win_rate` against the first by the gold
+    rubric. `shakespeare_loss` is the loss at the end on 32 windows of validation text,
+    in nats per character.
     """
     config, (sft, judge) = replace(trial.config, seed=seed), models_of(corpus, seed)
     models, prompts = assemble(sft, judge, config), datasets.training_prompts()
     words = lexicon(corpus)
     start = start_scorecard(corpus, seed, config.temperature)
-    rounds, cards = [], [dict(start, round=0, win_rate=win_rate(start["gold"], start["gold"]))]
+    rounds, cards = (
+        [],
+        [dict(start, round=0, win_rate=win_rate(start["gold"], start["gold"]))],
+    )
     with making(trial.mistake):
         for noted in ppo_steps(models, prompts, config):
             rounds.append(noted)
             if len(rounds) % trial.every == 0 or len(rounds) == config.iterations:
-                card = judged(sft, judge, words, models.policy, start, seed, config.temperature)
+                card = judged(
+                    sft, judge, words, models.policy, start, seed, config.temperature
+                )
                 cards.append(dict(card, round=len(rounds)))
     loss = shakespeare_loss(corpus, models.policy)
     return dict(rounds=rounds, cards=outlined(cards), shakespeare_loss=loss)
 
 
 def dpo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
-    """One run of DPO on the written pairs or, by its configuration, on the policy's own answers.
+    """One run of DPO on the written pairs or, by its configuration, on the policy's own
+    answers.
 
-    `steps` has what each step (or round) noted; `heldout` what the 72 held-out pairs show,
-    before the training and after every so many steps, each with its `step`; `cards` and
-    `shakespeare_loss` as in `ppo_trial`. Only the policy's own answers need the reward model
-    for training.
+    `steps` has what each step (or round) noted; `heldout` what the 72 held-out pairs
+    show, before the training and after every so many steps, each with its `step`;
+    `cards` and `shakespeare_loss` as in `ppo_trial`. Only the policy's own answers need
+    the reward model for training.
     """
     config, (sft, judge) = replace(trial.config, seed=seed), models_of(corpus, seed)
-    policy, tokenizer, cards = copy.deepcopy(sft), CharTokenizer(), [start_scorecard(corpus, seed)]
+    policy, tokenizer, cards = (
+        copy.deepcopy(sft),
+        CharTokenizer(),
+        [start_scorecard(corpus, seed)],
+    )
     unseen = encode_pairs(datasets.heldout_preferences(), tokenizer, sft.config.context)
     known = pair_logprobs(sft, unseen, tokenizer.pad)  # (2, N)
     steps, seen = [], [pair_report(known, known, config.beta) | dict(step=0)]
@@ -111,8 +122,8 @@ def run_of(
 def best_of_n_trial(corpus: Corpus, trial: None, seed: int) -> dict:
     """`cards`: a scorecard of the SFT model's best of n answers for each n of SIZES.
 
-    Each card has its `n`, its `win_rate` against that SFT model's own card, and for `kl` the
-    analytic `best_of_n_kl`; no `entropy`.
+    Each card has its `n`, its `win_rate` against that SFT model's own card, and for
+    `kl` the analytic `best_of_n_kl`; no `entropy`.
     """
     (sft, judge), words = models_of(corpus, seed), lexicon(corpus)
     drawn = draw_answers(sft, judge, datasets.heldout_prompts(), max(SIZES), seed)
@@ -125,21 +136,32 @@ def best_of_n_trial(corpus: Corpus, trial: None, seed: int) -> dict:
 
 
 def base_trial(corpus: Corpus, trial: None, seed: int) -> dict:
-    """`cards`: the base model's scorecard alone, with the vocabulary that the chat needs."""
+    """`cards`: the base model's scorecard alone, with the vocabulary that the chat
+    needs.
+    """
     return dict(cards=[start_scorecard(corpus, seed, start="base")])
 
 
 def judged(
-    sft: GPT, judge: RewardModel, words: frozenset[str], policy: GPT, start: dict,
-    seed: int, temperature: float = 0.8,
+    sft: GPT,
+    judge: RewardModel,
+    words: frozenset[str],
+    policy: GPT,
+    start: dict,
+    seed: int,
+    temperature: float = 0.8,
 ) -> dict:
-    """A policy's scorecard, with its `win_rate` against a first one by the gold rubric."""
+    """A policy's scorecard, with its `win_rate` against a first one by the gold
+    rubric.
+    """
     card = scorecard(policy, sft, judge, words, seed, temperature)
     return card | dict(win_rate=win_rate(card["gold"], start["gold"]))
 
 
 def outlined(cards: list[dict]) -> list[dict]:
-    """Scorecards, of which only the first and the last keep what they have for each prompt."""
+    """Scorecards, of which only the first and the last keep what they have for each
+    prompt.
+    """
     ends = (0, len(cards) - 1)
     return [
         card if i in ends else {key: card[key] for key in card if key not in LISTS}

@@ -1,4 +1,6 @@
-"""Pre-training on trial: GPT-2's block turned into this book's, one change at a time."""
+"""Pre-training on trial: GPT-2's block turned into this book's, one change at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def pretrain_trial(corpus: Corpus, config: PretrainConfig, seed: int) -> dict:
 
 
 def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
-    """From GPT-2's block to this book's, each run with one change more than the one before."""
+    """From GPT-2's block to this book's, each run with one change more than the one
+    before.
+    """
     rungs = {}
     switches = dict.fromkeys(("rope", "qk_norm", "relu2", "bare", "zero_init"), False)
     for rung, change in [
@@ -30,15 +34,23 @@ def ladder(steps: int = 300) -> dict[str, PretrainConfig]:
         switches |= {change: True} if change else {}
         model, rate = GPTConfig(**switches), 4e-3 if change else 2e-3
         rungs[rung] = PretrainConfig(
-            model, steps, muon=False, adamw_lr=rate, weight_decay=0.1, warmup=0.05,
-            evaluations=6, whole_split=False,
-        )  # fmt: skip
+            model,
+            steps,
+            muon=False,
+            adamw_lr=rate,
+            weight_decay=0.1,
+            warmup=0.05,
+            evaluations=6,
+            whole_split=False,
+        )
     rungs["+ Muon"] = PretrainConfig(steps=steps, evaluations=6, whole_split=False)
     return rungs
 
 
 def taken_away(steps: int = 300) -> dict[str, PretrainConfig]:
-    """This book's model and optimiser with one of the changes since GPT-2 taken back."""
+    """This book's model and optimiser with one of the changes since GPT-2 taken
+    back.
+    """
     taken = dict(rope="RoPE", qk_norm="QK-norm", relu2="ReLU²", zero_init="zero init")
     return {
         f"without {name}": PretrainConfig(
@@ -49,7 +61,9 @@ def taken_away(steps: int = 300) -> dict[str, PretrainConfig]:
 
 
 def nanogpt_recipe() -> PretrainConfig:
-    """nanoGPT's recipe for a laptop CPU (its README): GPT-2 blocks, AdamW, small steps."""
+    """nanoGPT's recipe for a laptop CPU (its README): GPT-2 blocks, AdamW, small
+    steps.
+    """
     return PretrainConfig(
         GPTConfig.gpt2(context=64, n_head=4),
         steps=2000,

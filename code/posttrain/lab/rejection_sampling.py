@@ -1,4 +1,6 @@
-"""Rejection sampling: keep the best of a policy's own answers, and fine-tune on them."""
+"""Rejection sampling: keep the best of a policy's own answers, and fine-tune on
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ Choice = list[tuple[int, int]]  # (prompt, answer): places in a pool
 def keep_best(pool: Pool, judge: str) -> Choice:
     """Each prompt's usable answer with the highest score; the first of equals.
 
-    A prompt without a usable answer is left out. Sources: Dong et al. 2023 (RAFT), algorithm 1;
-    Touvron et al. 2023 (Llama 2), section 3.2.3.
+    A prompt without a usable answer is left out. Sources: Dong et al. 2023 (RAFT),
+    algorithm 1; Touvron et al. 2023 (Llama 2), section 3.2.3.
     """
     scores = judged_by(pool, judge).masked_fill(~pool.usable, -torch.inf)  # (B, n)
     best = scores.argmax(1).tolist()
@@ -33,7 +35,9 @@ def keep_any(pool: Pool, seed: int) -> Choice:
     """
     generator = torch.Generator().manual_seed(seed)
     rows = pool.usable.any(1).nonzero().squeeze(1)  # (R,)
-    drawn = torch.multinomial(pool.usable[rows].double(), 1, generator=generator)  # (R, 1)
+    drawn = torch.multinomial(
+        pool.usable[rows].double(), 1, generator=generator
+    )  # (R, 1)
     return list(zip(rows.tolist(), drawn.squeeze(1).tolist()))
 
 
@@ -49,14 +53,22 @@ def as_examples(pool: Pool, choice: Choice) -> list[tuple[list[int], list[int]]]
 
 def imitation(seed: int) -> SFTConfig:
     """Fine-tuning on a policy's own answers: short, and at the rates of DPO on them."""
-    return plain_sft(steps=20, batch_size=8, micro_batch_size=8, muon_lr=2e-3, adamw_lr=1e-3,
-                     seed=seed)  # fmt: skip
+    return plain_sft(
+        steps=20,
+        batch_size=8,
+        micro_batch_size=8,
+        muon_lr=2e-3,
+        adamw_lr=1e-3,
+        seed=seed,
+    )
 
 
 def imitate(
     policy: GPT, pool: Pool, choice: Choice, config: SFTConfig
 ) -> Iterator[dict[str, float]]:
-    """Fine-tune the policy in place on the chosen answers; yield what `sft_steps` yields."""
+    """Fine-tune the policy in place on the chosen answers; yield what `sft_steps`
+    yields.
+    """
     no_text = torch.empty(0, dtype=torch.long)
     examples = as_examples(pool, choice)
     return sft_steps(policy, examples, no_text, config, CharTokenizer().pad)

@@ -1,4 +1,6 @@
-"""What a reward model looks at, what it claims, and a rival that has no model at all."""
+"""What a reward model looks at, what it claims, and a rival that has no model at
+all.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,27 @@ from posttrain.preference_pairs import encode_response
 from posttrain.reward_model import RewardModel
 from posttrain.tokenizer import CharTokenizer
 
-COURTESIES = "Kind sir, gentle lady, dear friend."  # a list of courtesies, and no answer
+COURTESIES = (
+    "Kind sir, gentle lady, dear friend."  # a list of courtesies, and no answer
+)
 
 
 def telling_words(pairs: list[dict]) -> list[str]:
-    """Every listed courteous or blunt word in the pairs' answers, as often as it occurs."""
-    words = [w for pair in pairs for w in words_of(f"{pair['chosen']} {pair['rejected']}")]
+    """Every listed courteous or blunt word in the pairs' answers, as often as it
+    occurs.
+    """
+    words = [
+        w for pair in pairs for w in words_of(f"{pair['chosen']} {pair['rejected']}")
+    ]
     return [word for word in words if word in COURTEOUS + BLUNT]
 
 
 def count_accuracy(pairs: list[dict], heldout: list[dict]) -> float:
-    """The share of held-out pairs that a mere count of words ranks right; a tie is half.
+    """The share of held-out pairs that a mere count of words ranks right; a tie is
+    half.
 
-    A word counts for the chosen answers of the pairs that it was in, less the rejected ones.
+    A word counts for the chosen answers of the pairs that it was in, less the rejected
+    ones.
     """
     votes: Counter[str] = Counter()
     for pair in pairs:
@@ -40,7 +50,8 @@ def count_accuracy(pairs: list[dict], heldout: list[dict]) -> float:
 
 
 def accuracy_by_kind(run: dict, heldout: list[dict]) -> dict[str, float]:
-    """The share of held-out pairs ranked right, by what is wrong with the rejected answer.
+    """The share of held-out pairs ranked right, by what is wrong with the rejected
+    answer.
 
     run: with the scores `chosen` and `rejected` of the held-out pairs.
     """
@@ -51,9 +62,11 @@ def accuracy_by_kind(run: dict, heldout: list[dict]) -> dict[str, float]:
 
 
 def calibration(runs: list[dict], groups: int = 5) -> tuple[list[float], list[float]]:
-    """What runs claim and how often they are right, in groups of equal size by the claim.
+    """What runs claim and how often they are right, in groups of equal size by the
+    claim.
 
-    A claim is the probability, by Bradley and Terry, of the answer that the run prefers.
+    A claim is the probability, by Bradley and Terry, of the answer that the run
+    prefers.
     """
     claims = [
         (1 / (1 + math.exp(-abs(a - b))), a > b)
@@ -68,7 +81,9 @@ def calibration(runs: list[dict], groups: int = 5) -> tuple[list[float], list[fl
 
 
 def probes(pairs: list[dict]) -> dict[str, list[tuple[str, str]]]:
-    """Each way of changing the chosen answers, by name: (prompt, answer) of each pair."""
+    """Each way of changing the chosen answers, by name: (prompt, answer) of each
+    pair.
+    """
     asked = [pair["prompt"] for pair in pairs]
     said = [pair["chosen"] for pair in pairs]
     changed = {
@@ -82,7 +97,9 @@ def probes(pairs: list[dict]) -> dict[str, list[tuple[str, str]]]:
         "nothing at all, only the end": [""] * len(said),
     }
     found = {name: list(zip(asked, answers)) for name, answers in changed.items()}
-    return found | {"put after another question": list(zip(asked[1:] + asked[:1], said))}
+    return found | {
+        "put after another question": list(zip(asked[1:] + asked[:1], said))
+    }
 
 
 @torch.no_grad()

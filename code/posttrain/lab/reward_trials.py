@@ -1,4 +1,6 @@
-"""Reward modelling under trial: one setting over several seeds, judged on held-out pairs."""
+"""Reward modelling under trial: one setting over several seeds, judged on held-out
+pairs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from posttrain.tokenizer import CharTokenizer
 
 @torch.no_grad()
 def judge_pairs(model, pairs: list[dict]) -> dict[str, list[float]]:
-    """The scores that a reward model gives to the `chosen` and the `rejected` of each pair."""
+    """The scores that a reward model gives to the `chosen` and the `rejected` of each
+    pair.
+    """
     tokenizer = CharTokenizer()
     encoded = encode_pairs(pairs, tokenizer, model.body.config.context)
     chosen, rejected = score_pairs(model, encoded, tokenizer.pad)

@@ -24,8 +24,12 @@ from posttrain.tokenizer import CharTokenizer
 
 
 def lexicon(corpus: Corpus) -> frozenset[str]:
-    """The words that count as real: those of the training text, and of the book's own data."""
-    messages = [message for row in datasets.conversations() for message in row["messages"]]
+    """The words that count as real: those of the training text, and of the book's own
+    data.
+    """
+    messages = [
+        message for row in datasets.conversations() for message in row["messages"]
+    ]
     texts = [corpus.train, *(message["content"] for message in messages)]
     for pair in datasets.preferences():
         texts += [pair["prompt"], pair["chosen"], pair["rejected"]]
@@ -34,17 +38,23 @@ def lexicon(corpus: Corpus) -> frozenset[str]:
 
 @torch.no_grad()
 def scorecard(
-    policy: GPT, reference: GPT, reward_model: RewardModel, real_words: frozenset[str],
-    seed: int, temperature: float = 0.8,
+    policy: GPT,
+    reference: GPT,
+    reward_model: RewardModel,
+    real_words: frozenset[str],
+    seed: int,
+    temperature: float = 0.8,
 ) -> dict:
     """What a policy answers to the 64 held-out prompts, and what is to be said of it.
 
     Lists, one entry per prompt: `answers`, `scores` (the reward model's), `gold` (the
     rubric's). Means: `score`, `gold_score`, `kl` (to the reference, nats per response),
-    `entropy` (nats per token), `finished` and `different` (shares of the answers), `distinct`
-    (of neighbouring words) and `non_words` (share of the words).
+    `entropy` (nats per token), `finished` and `different` (shares of the answers),
+    `distinct` (of neighbouring words) and `non_words` (share of the words).
     """
-    asked, responses = sample_answers(policy, datasets.heldout_prompts(), seed, temperature)
+    asked, responses = sample_answers(
+        policy, datasets.heldout_prompts(), seed, temperature
+    )
     tokens, mask = pack(asked, responses, CharTokenizer().pad)  # (B, T)
     undecided = entropy(policy(tokens)[:, :-1], temperature)  # (B, T - 1)
     return judge_answers(responses, reward_model(tokens, mask), real_words) | dict(
@@ -58,11 +68,12 @@ def start_scorecard(
 ) -> dict:
     """The scorecard of the "sft" model of this seed or of the "base" model; stored.
 
-    The reward model of this seed judges. The SFT model's card is where every run of PPO and of
-    DPO with that seed starts from.
+    The reward model of this seed judges. The SFT model's card is where every run of PPO
+    and of DPO with that seed starts from.
     """
     parents = [
-        sft_stage(corpus, SFTConfig(seed=seed)), reward_stage(corpus, RewardConfig(seed=seed))
+        sft_stage(corpus, SFTConfig(seed=seed)),
+        reward_stage(corpus, RewardConfig(seed=seed)),
     ]
 
     def judge() -> tuple[dict[str, Tensor], dict]:
@@ -70,7 +81,10 @@ def start_scorecard(
         policy = sft if start == "sft" else starting_point(corpus, start, seed)
         return {}, scorecard(policy, sft, judge, lexicon(corpus), seed, temperature)
 
-    settings, reads = dict(start=start, temperature=temperature), datasets.heldout_prompts()
+    settings, reads = (
+        dict(start=start, temperature=temperature),
+        datasets.heldout_prompts(),
+    )
     return obtain("scorecard", settings, judge, after=parents, reads=reads).history
 
 
@@ -82,14 +96,21 @@ def judge_answers(
     answers = [tokenizer.decode(response) for response in responses]
     gold = [gold_score(answer, real_words) for answer in answers]
     return dict(
-        answers=answers, scores=scores.tolist(), gold=gold, score=scores.mean().item(),
-        gold_score=sum(gold) / n, finished=sum(map(finished, answers)) / n,
-        different=len(set(answers)) / n, distinct=distinct_n(answers, 2),
+        answers=answers,
+        scores=scores.tolist(),
+        gold=gold,
+        score=scores.mean().item(),
+        gold_score=sum(gold) / n,
+        finished=sum(map(finished, answers)) / n,
+        different=len(set(answers)) / n,
+        distinct=distinct_n(answers, 2),
         non_words=non_words(answers, real_words),
-    )  # fmt: skip
+    )
 
 
 def non_words(answers: list[str], real_words: frozenset[str]) -> float:
-    """The share of the answers' words that are none: that stand in no text a model was given."""
+    """The share of the answers' words that are none: that stand in no text a model was
+    given.
+    """
     words = [word for answer in answers for word in words_of(answer)]
     return sum(word not in real_words for word in words) / max(1, len(words))

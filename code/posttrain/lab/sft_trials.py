@@ -1,4 +1,6 @@
-"""Fine-tuning under trial: one setting over several seeds, judged on held-out questions."""
+"""Fine-tuning under trial: one setting over several seeds, judged on held-out
+questions.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ from posttrain.tokenizer import END, CharTokenizer
 def answers_of(conversations: list[dict]) -> set[str]:
     """Every text that an assistant says in them."""
     messages = [message for row in conversations for message in row["messages"]]
-    return {message["content"] for message in messages if message["role"] == "assistant"}
+    return {
+        message["content"] for message in messages if message["role"] == "assistant"
+    }
 
 
 def with_questions_swapped(conversations: list[dict]) -> list[dict]:
-    """The same answers, each conversation's first question replaced by the next one's."""
+    """The same answers, each conversation's first question replaced by the next
+    one's.
+    """
     questions = [row["messages"][0] for row in conversations]
     others = questions[1:] + questions[:1]
     return [
@@ -37,14 +43,19 @@ def with_questions_swapped(conversations: list[dict]) -> list[dict]:
 
 
 def sft_scorecard(
-    model: GPT, known_answers: set[str], validation: Tensor, seed: int, windows: int = 32
+    model: GPT,
+    known_answers: set[str],
+    validation: Tensor,
+    seed: int,
+    windows: int = 32,
 ) -> dict[str, float]:
     """What a chat model does with questions that it was not trained on.
 
-    Shares of the 64 held-out prompts, at temperature 0.8: `in_format`, `finished`, `courteous`,
-    `blunt`, and `recited`, word for word one of known_answers. Nats per token:
-    `conversation_loss` on the held-out conversations, `swapped_loss` with their first questions
-    exchanged, `shakespeare_loss` on `windows` windows of validation text.
+    Shares of the 64 held-out prompts, at temperature 0.8: `in_format`, `finished`,
+    `courteous`, `blunt`, and `recited`, word for word one of known_answers. Nats per
+    token: `conversation_loss` on the held-out conversations, `swapped_loss` with their
+    first questions exchanged, `shakespeare_loss` on `windows` windows of validation
+    text.
     """
     tokenizer, n = CharTokenizer(), model.config.context
     prompts, heldout = datasets.heldout_prompts(), datasets.heldout_conversations()
@@ -70,7 +81,9 @@ class SFTTrial:
     """One way to fine-tune the base model."""
 
     config: SFTConfig = field(default_factory=SFTConfig)
-    courteous: int | None = None  # so many of the book's courteous conversations; None for all
+    courteous: int | None = (
+        None  # so many of the book's courteous conversations; None for all
+    )
     blunt: int | None = None  # and so many of the blunt ones
     found: int = 0  # so many that were found in the corpus, in place of the book's
 
@@ -78,8 +91,9 @@ class SFTTrial:
 def sft_trial(corpus: Corpus, trial: SFTTrial, seed: int) -> dict:
     """The history of one fine-tuning run with its scorecard at every evaluation.
 
-    `learned` is the loss on the conversations that are trained on, at that moment (`train` is
-    the mean since the entry before). `base_loss` is the base model's Shakespeare loss.
+    `learned` is the loss on the conversations that are trained on, at that moment
+    (`train` is the mean since the entry before). `base_loss` is the base model's
+    Shakespeare loss.
     """
     (text, validation), tokenizer = encode_split(corpus), CharTokenizer()
     conversations, base = conversations_for(corpus, trial, seed), base_model(corpus)[0]
@@ -105,20 +119,25 @@ def conversations_for(corpus: Corpus, trial: SFTTrial, seed: int) -> list[dict]:
     return subset(written, trial.courteous, trial.blunt, seed)
 
 
-def subset(conversations: list[dict], n_courteous: int, n_blunt: int, seed: int) -> list[dict]:
+def subset(
+    conversations: list[dict], n_courteous: int, n_blunt: int, seed: int
+) -> list[dict]:
     """So many courteous and so many blunt conversations, drawn without replacement."""
     draw, chosen = random.Random(seed), []
     for manner_wanted, n in (("courteous", n_courteous), ("blunt", n_blunt)):
-        chosen += draw.sample([c for c in conversations if c["manner"] == manner_wanted], n)
+        chosen += draw.sample(
+            [c for c in conversations if c["manner"] == manner_wanted], n
+        )
     return chosen
 
 
 def found_conversations(text: str, n: int, seed: int = 0) -> list[dict]:
     """Conversations that nobody wrote for us: a play's questions and what is said next.
 
-    Any speech that ends with a question mark and has at most 80 characters is a question; the
-    first 70 characters of the next speech are its answer, whether or not they answer it or end
-    there. Returns n of them, drawn without replacement, or all where there are fewer.
+    Any speech that ends with a question mark and has at most 80 characters is a
+    question; the first 70 characters of the next speech are its answer, whether or not
+    they answer it or end there. Returns n of them, drawn without replacement, or all
+    where there are fewer.
     """
     speeches = [
         speech.split(":\n", 1)[1].replace("\n", " ").strip()

@@ -1,4 +1,6 @@
-"""LoRA: a frozen model, and beside each of its linear layers a small trained addition."""
+"""LoRA: a frozen model, and beside each of its linear layers a small trained
+addition.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,17 @@ class LoRAConfig:
     rank: int = 8  # r, the inner width of an adapter
     alpha: float = 16.0  # the addition is scaled by alpha / rank
     targets: tuple[str, ...] = ("qkv", "out", "up", "down")  # the ends of layers' names
-    new_rows: int = 0  # tokens, the last ones, whose rows in the tables below are trained
+    new_rows: int = (
+        0  # tokens, the last ones, whose rows in the tables below are trained
+    )
     tables: tuple[str, str] = ("embedding", "head")  # the two that have a row per token
 
     def __post_init__(self):
         for name, least in dict(rank=1, new_rows=0).items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: use at least {least}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: use at least {least}"
+                )
         if self.alpha <= 0:
             raise ValueError(f"alpha is {self.alpha}: use a number above 0")
 
@@ -34,8 +40,8 @@ class LoRAConfig:
 def low_rank(x: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
     r"""The addition $\frac{\alpha}{r} B A x$ for inputs (..., in): (..., out).
 
-    A: (r, in), B: (out, r). The product B A is never formed. Source: Hu et al. 2021, section
-    4.1.
+    A: (r, in), B: (out, r). The product B A is never formed. Source: Hu et al. 2021,
+    section 4.1.
     """
     h = F.linear(x, A)  # (..., r)
     return F.linear(h, B) * (alpha / A.size(0))  # (..., out)
@@ -44,11 +50,13 @@ def low_rank(x: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
 class Adapter(nn.Module):
     """The addition to one linear layer, `low_rank`; at first 0, since B is.
 
-    A begins uniform, as the weight of an `nn.Linear` does. Both are in single precision where
-    the layer has half of it.
+    A begins uniform, as the weight of an `nn.Linear` does. Both are in single precision
+    where the layer has half of it.
     """
 
-    def __init__(self, layer: nn.Module, config: LoRAConfig, generator: torch.Generator | None):
+    def __init__(
+        self, layer: nn.Module, config: LoRAConfig, generator: torch.Generator | None
+    ):
         super().__init__()
         n_out, n_in = shape_of(layer)
         weight = layer.weight.detach()
@@ -83,7 +91,9 @@ class NewRows(nn.Module):
         return F.embedding((tokens - self.first + 1).clamp_min(0), change)
 
     def score(self, x: Tensor) -> Tensor:
-        """What a head adds to the logits of hidden states (..., C): (..., V), 0 for the old."""
+        """What a head adds to the logits of hidden states (..., C): (..., V), 0 for the
+        old.
+        """
         return F.pad(F.linear(x, self.rows), (self.first, 0))
 
 
@@ -95,17 +105,25 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether a layer keeps its weight as (in, out): transformers' `Conv1D`, in GPT-2."""
+    """Whether a layer keeps its weight as (in, out): transformers' `Conv1D`, in
+    GPT-2.
+    """
     return type(layer).__name__ == "Conv1D"
 
 
 def linear_kinds(model: nn.Module) -> tuple[type, ...]:
     """The classes of layers that can have an adapter."""
-    return (nn.Linear, NF4Linear, *{type(m) for m in model.modules() if is_transposed(m)})
+    return (
+        nn.Linear,
+        NF4Linear,
+        *{type(m) for m in model.modules() if is_transposed(m)},
+    )
 
 
 def is_active(adapter: Adapter | NewRows) -> bool:
-    """Whether an adapter adds something in the forward pass: it is on, and not merged."""
+    """Whether an adapter adds something in the forward pass: it is on, and not
+    merged.
+    """
     return adapter.on and not adapter.merged
 
 
@@ -118,22 +136,28 @@ def add_output(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
 
 def add_rows_embedded(table: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     """A forward hook: the embedding's output, with the new rows' additions."""
-    return output + table.adapter.embed(inputs[0]) if is_active(table.adapter) else output
+    return (
+        output + table.adapter.embed(inputs[0]) if is_active(table.adapter) else output
+    )
 
 
 def add_rows_scored(table: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     """A forward hook: the head's logits, with the new rows' additions."""
-    return output + table.adapter.score(inputs[0]) if is_active(table.adapter) else output
+    return (
+        output + table.adapter.score(inputs[0]) if is_active(table.adapter) else output
+    )
 
 
 def add_lora(
     model: nn.Module, config: LoRAConfig, generator: torch.Generator | None = None
 ) -> nn.Module:
-    """Freeze a model in place, and give each target an adapter; return it, unchanged in effect.
+    """Freeze a model in place, and give each target an adapter; return it, unchanged in
+    effect.
 
-    Weights keep their names; an adapter's are the layer's with `.adapter.A` and `.adapter.B`.
-    Quantised layers may be targets. Raises ValueError where a target is no layer's name, where
-    the model has adapters already, and for new rows in tables that are one and the same weight.
+    Weights keep their names; an adapter's are the layer's with `.adapter.A` and
+    `.adapter.B`. Quantised layers may be targets. Raises ValueError where a target is
+    no layer's name, where the model has adapters already, and for new rows in tables
+    that are one and the same weight.
     """
     if adapters_of(model):
         raise ValueError("the model has adapters already: merge them, or load it anew")
@@ -148,10 +172,14 @@ def add_lora(
 
 
 def add_new_rows(model: nn.Module, config: LoRAConfig) -> None:
-    """Train the last rows of embedding and head, in place. Raises as `add_lora` does."""
+    """Train the last rows of embedding and head, in place. Raises as `add_lora`
+    does.
+    """
     embedding, head = (model.get_submodule(name) for name in config.tables)
     if embedding.weight is head.weight:
-        raise ValueError("embedding and head share one weight: new rows need a head of its own")
+        raise ValueError(
+            "embedding and head share one weight: new rows need a head of its own"
+        )
     for table, hook in ((embedding, add_rows_embedded), (head, add_rows_scored)):
         table.adapter = NewRows(table, config.new_rows)
         table.register_forward_hook(hook)
@@ -160,7 +188,11 @@ def add_new_rows(model: nn.Module, config: LoRAConfig) -> None:
 def adapters_of(model: nn.Module) -> dict[str, Adapter | NewRows]:
     """Every adapter in a model by its full name."""
     kinds = (Adapter, NewRows)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
 
 
 @contextmanager
@@ -208,7 +240,8 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put what `adapter_state` has returned into a model with adapters of the same shape.
+    """Put what `adapter_state` has returned into a model with adapters of the same
+    shape.
 
     Raises ValueError where a name or a shape does not fit, and changes nothing then.
     """
@@ -221,7 +254,8 @@ def load_adapter_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         if name not in own or name not in state:
             place = "model" if name in own else "state"
             raise ValueError(
-                f"{name} is only in the {place}: add adapters as the state's model had them"
+                f"{name} is only in the {place}: add adapters as the state's model "
+                "had them"
             )
         if own[name].shape != state[name].shape:
             raise ValueError(
@@ -249,16 +283,20 @@ def add_to_weights(model: nn.Module, sign: int) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Add every adapter to its layer's weight, in place: no extra work from then on.
 
-    Equal to what it was but for rounding. Raises ValueError where there is nothing to merge,
-    and for a quantised layer: its sixteen levels would round most of the addition away.
+    Equal to what it was but for rounding. Raises ValueError where there is nothing to
+    merge, and for a quantised layer: its sixteen levels would round most of the
+    addition away.
     """
     adapters = adapters_of(model)
     if not adapters or any(adapter.merged for adapter in adapters.values()):
-        raise ValueError("there is nothing to merge: no adapter was added, or it is merged")
+        raise ValueError(
+            "there is nothing to merge: no adapter was added, or it is merged"
+        )
     layers = [model.get_submodule(name.rpartition(".")[0]) for name in adapters]
     if any(isinstance(layer, NF4Linear) for layer in layers):
         raise ValueError(
-            "a quantised layer cannot take its adapter in: load the adapters' state into the "
+            "a quantised layer cannot take its adapter in: load the adapters' state "
+            "into the "
             "model that was not quantised"
         )
     add_to_weights(model, 1)
@@ -266,7 +304,8 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Take every adapter out of its layer's weight again, in place: exact but for rounding.
+    """Take every adapter out of its layer's weight again, in place: exact but for
+    rounding.
 
     Raises ValueError where none is merged.
     """
@@ -278,11 +317,15 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """How many numbers are trained, and how many there are, quantised weights included."""
+    """How many numbers are trained, and how many there are, quantised weights
+    included.
+    """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     quantised = [module for module in model.modules() if isinstance(module, NF4Linear)]
-    return trained, total + sum(layer.in_features * layer.out_features for layer in quantised)
+    return trained, total + sum(
+        layer.in_features * layer.out_features for layer in quantised
+    )
 
 
 def trainable_share(model: nn.Module) -> float:

@@ -15,8 +15,9 @@ OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the last level's probability, as publis
 def nf4_levels() -> Tensor:
     r"""The sixteen levels of NormalFloat, from -1 to 1, 0 among them: (16,).
 
-    Quantiles of the standard normal at evenly spaced probabilities, eight of them above 0 and
-    seven below, divided by the largest. Source: Dettmers et al. 2023, section 3 and appendix E.
+    Quantiles of the standard normal at evenly spaced probabilities, eight of them above
+    0 and seven below, divided by the largest. Source: Dettmers et al. 2023, section 3
+    and appendix E.
     """
     above = torch.linspace(OUTERMOST, 0.5, 9, dtype=torch.float64)[:-1]  # (8,)
     below = torch.linspace(OUTERMOST, 0.5, 8, dtype=torch.float64)[:-1]  # (7,)
@@ -26,12 +27,16 @@ def nf4_levels() -> Tensor:
 
 
 def int4_levels() -> Tensor:
-    """Fifteen evenly spaced levels from -1 to 1, those of a plain four-bit integer: (15,)."""
+    """Fifteen evenly spaced levels from -1 to 1, those of a plain four-bit integer:
+    (15,).
+    """
     return torch.arange(-7, 8) / 7
 
 
 def blocks_of(values: Tensor, size: int) -> Tensor:
-    """Any tensor as rows of `size` numbers, the last filled up with zeros: (N, size)."""
+    """Any tensor as rows of `size` numbers, the last filled up with zeros: (N,
+    size).
+    """
     flat = values.flatten()
     return F.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
@@ -39,8 +44,9 @@ def blocks_of(values: Tensor, size: int) -> Tensor:
 def quantize(weights: Tensor, levels: Tensor, block: int = 64) -> tuple[Tensor, Tensor]:
     """Each weight as the number of its nearest level, in blocks that each have a scale.
 
-    Returns codes (N, block), uint8, and scales (N,), each block's largest absolute weight. A
-    weight is about levels[code] * scale. Raises ValueError for a weight that is not finite.
+    Returns codes (N, block), uint8, and scales (N,), each block's largest absolute
+    weight. A weight is about levels[code] * scale. Raises ValueError for a weight that
+    is not finite.
     """
     if not torch.isfinite(weights).all():
         raise ValueError("a weight is NaN or infinite: it has no nearest level")
@@ -54,14 +60,20 @@ def quantize(weights: Tensor, levels: Tensor, block: int = 64) -> tuple[Tensor, 
     return codes.to(torch.uint8), scales
 
 
-def dequantize(codes: Tensor, scales: Tensor, levels: Tensor, shape: torch.Size) -> Tensor:
-    """The weights that codes (N, block) and scales (N,) stand for, in their old shape."""
+def dequantize(
+    codes: Tensor, scales: Tensor, levels: Tensor, shape: torch.Size
+) -> Tensor:
+    """The weights that codes (N, block) and scales (N,) stand for, in their old
+    shape.
+    """
     rows = levels[codes.int()] * scales[:, None]  # (N, block)
     return rows.flatten()[: shape.numel()].view(shape)
 
 
 def pack_codes(codes: Tensor) -> Tensor:
-    """Two codes in a byte, the first in its upper half: (N, block) to (N, block / 2)."""
+    """Two codes in a byte, the first in its upper half: (N, block) to (N, block /
+    2).
+    """
     return codes[:, 0::2] << 4 | codes[:, 1::2]
 
 
@@ -80,10 +92,11 @@ class PackedScales:
 
 
 def quantize_scales(scales: Tensor) -> PackedScales:
-    """Double quantisation: scales (N,) as 8-bit integers in blocks, their mean kept aside.
+    """Double quantisation: scales (N,) as 8-bit integers in blocks, their mean kept
+    aside.
 
-    All scales are positive, so without the mean half of the integers would stand idle. Source:
-    Dettmers et al. 2023, section 3; they use 8-bit floats.
+    All scales are positive, so without the mean half of the integers would stand idle.
+    Source: Dettmers et al. 2023, section 3; they use 8-bit floats.
     """
     mean = scales.mean()
     rows = blocks_of(scales - mean, SCALES_BLOCK)  # (M, SCALES_BLOCK)
@@ -99,9 +112,11 @@ def dequantize_scales(packed: PackedScales, n: int) -> Tensor:
 
 
 class Reconstruct(torch.autograd.Function):
-    """A linear map whose weight is rebuilt from four bits, once forward and once backward.
+    """A linear map whose weight is rebuilt from four bits, once forward and once
+    backward.
 
-    Nothing but the layer is kept in between, so the graph holds no weight in full precision.
+    Nothing but the layer is kept in between, so the graph holds no weight in full
+    precision.
     """
 
     @staticmethod
@@ -139,7 +154,9 @@ class NF4Linear(nn.Module):
         packed = PackedScales(self.scale_codes, self.scale_steps, self.scale_mean)
         scales = dequantize_scales(packed, len(self.codes))  # (N,)
         shape = torch.Size([self.out_features, self.in_features])
-        return dequantize(unpack_codes(self.codes), scales, self.levels, shape).to(self.dtype)
+        return dequantize(unpack_codes(self.codes), scales, self.levels, shape).to(
+            self.dtype
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = Reconstruct.apply(x, self)  # (..., out)
@@ -149,7 +166,8 @@ class NF4Linear(nn.Module):
 def quantize_model(model: nn.Module, targets: tuple[str, ...]) -> nn.Module:
     """Put an NF4Linear in the place of every linear layer whose name ends in a target.
 
-    In place; returns the model. Raises ValueError for a target that no layer's name ends in.
+    In place; returns the model. Raises ValueError for a target that no layer's name
+    ends in.
     """
     for name, layer in named_layers(model, nn.Linear, targets):
         parent, _, child = name.rpartition(".")
@@ -168,15 +186,20 @@ def named_layers(
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name, _ in layers):
             known = ", ".join(sorted({name.rpartition(".")[2] for name, _ in layers}))
-            raise ValueError(f"no linear layer's name ends in {target!r}: there are {known}")
+            raise ValueError(
+                f"no linear layer's name ends in {target!r}: there are {known}"
+            )
     return [
-        (name, layer) for name, layer in layers
+        (name, layer)
+        for name, layer in layers
         if any(f".{name}".endswith(f".{target}") for target in targets)
-    ]  # fmt: skip
+    ]
 
 
 def bits_per_weight(layer: NF4Linear) -> float:
-    """The bits that a layer's buffers take, per weight, its table of levels not counted."""
+    """The bits that a layer's buffers take, per weight, its table of levels not
+    counted.
+    """
     kept = (layer.codes, layer.scale_codes, layer.scale_steps, layer.scale_mean)
     bits = 8 * sum(part.numel() * part.element_size() for part in kept)
     return bits / (layer.in_features * layer.out_features)

@@ -1,4 +1,6 @@
-"""What an exercise is made of: inputs to grade on, mistakes as patches of the answer."""
+"""What an exercise is made of: inputs to grade on, mistakes as patches of the
+answer.
+"""
 
 from __future__ import annotations
 
@@ -86,9 +88,9 @@ def parse(
     """The mistakes of a text.
 
     At the margin stands a mistake's "name: why", indented its changes, "old -> new"
-    each; a line "or" before another way to make it. What several replace may stand at the
-    margin before them, as "@ old"; "-> new" is then enough. A function that is written
-    out stands there by its name. Four spaces continue the line before.
+    each; a line "or" before another way to make it. What several replace may stand at
+    the margin before them, as "@ old"; "-> new" is then enough. A function that is
+    written out stands there by its name. Four spaces continue the line before.
     """
     target = f"{right.__module__}.{right.__name__}".removeprefix("posttrain.")
     lines = text.strip().replace("\n    ", " ").splitlines()

@@ -23,7 +23,9 @@ SHARE = 1e-6  # and for one of which the value alone counts
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What `check` found. True where the function is right; shown, it is the sentence."""
+    """What `check` found. True where the function is right; shown, it is the
+    sentence.
+    """
 
     right: bool
     name: str  # of the mistake, or in a few words what differs; "" where nothing does
@@ -48,25 +50,31 @@ class Outcome:
 
 
 def names() -> dict[str, int]:
-    """The functions that `check` grades, and the chapter in which the book writes each."""
+    """The functions that `check` grades, and the chapter in which the book writes
+    each.
+    """
     return {name: exercise.chapter for name, exercise in EXERCISES.items()}
 
 
 def check(name: str, function: Callable) -> Result:
-    """Grade a function against the book's own: right, or what is wrong, with an example.
+    """Grade a function against the book's own: right, or what is wrong, with an
+    example.
 
-    The last line of a cell shows the answer; elsewhere print it. Raises ValueError for a name
-    that `names` does not list, and TypeError for what cannot be called.
+    The last line of a cell shows the answer; elsewhere print it. Raises ValueError for
+    a name that `names` does not list, and TypeError for what cannot be called.
     """
     exercise = find(name, function)
     right = [outcome(exercise, exercise.function, case) for case in exercise.cases]
     mine = [outcome(exercise, function, case) for case in exercise.cases]
-    # Look first at the values, then at their dtype, at what is refused, and at the manners
+    # Look first at the values, then at their dtype, at what is refused, and at the
+    # manners
     for found in (
-        wrong_value(exercise, mine, right), wrong_dtype(exercise, mine, right),
-        not_refused(exercise, mine, right), changed_input(exercise, mine),
+        wrong_value(exercise, mine, right),
+        wrong_dtype(exercise, mine, right),
+        not_refused(exercise, mine, right),
+        changed_input(exercise, mine),
         other_order(exercise, mine),
-    ):  # fmt: skip
+    ):
         if found is not None:
             what, i = found
             shown = example(exercise.cases[i], mine[i], right[i])
@@ -81,14 +89,17 @@ def find(name: str, function: Callable) -> Exercise:
         raise ValueError(f"{name!r} is no exercise: use one of {', '.join(EXERCISES)}")
     if not callable(function):
         raise TypeError(
-            f"{name} is graded by calling it, and {function!r} cannot be called: give the "
+            f"{name} is graded by calling it, and {function!r} cannot be called: give "
+            "the "
             "function itself, without brackets"
         )
     return EXERCISES[name]
 
 
 def outcome(exercise: Exercise, function: Callable, case: Case) -> Outcome:
-    """Call a function on copies of a case's arguments, and take gradients where asked."""
+    """Call a function on copies of a case's arguments, and take gradients where
+    asked.
+    """
     given, leaves = copies(case, exercise.gradients)
     names = taken(exercise, function, given)
     try:
@@ -106,8 +117,8 @@ def outcome(exercise: Exercise, function: Callable, case: Case) -> Outcome:
 def taken(exercise: Exercise, function: Callable, given: dict) -> tuple[str, ...]:
     """The arguments to call a function with, in its order, by the book's names.
 
-    A draft may order them in another way, where its parameters have the book's names, and
-    may lack what is optional.
+    A draft may order them in another way, where its parameters have the book's names,
+    and may lack what is optional.
     """
     own = inspect.signature(exercise.function).parameters
     needed = [name for name, each in own.items() if each.default is each.empty]
@@ -127,7 +138,9 @@ def taken(exercise: Exercise, function: Callable, given: dict) -> tuple[str, ...
 
 
 def copies(case: Case, gradients: tuple[str, ...]) -> tuple[dict, list[Tensor]]:
-    """Copies of a case's arguments, and the tensors to take gradients with respect to."""
+    """Copies of a case's arguments, and the tensors to take gradients with respect
+    to.
+    """
     given, leaves = copy.deepcopy(case.arguments), []
     for name in gradients:
         if isinstance(given[name], nn.Module):
@@ -147,7 +160,9 @@ def unchanged(before: object, after: object) -> bool:
 
 
 def parts_of(returned: object, several: bool) -> tuple:
-    """What a function returned, one item per value; several: whether it should be more."""
+    """What a function returned, one item per value; several: whether it should be
+    more.
+    """
     if several and isinstance(returned, (tuple, list)):
         return tuple(returned)
     # Where one value is due, a list may be that value
@@ -156,7 +171,9 @@ def parts_of(returned: object, several: bool) -> tuple:
 
 
 def gradients_of(part: object, leaves: list[Tensor]) -> tuple[Tensor, ...] | None:
-    """The gradients of a result's sum; of several numbers each weighs another amount."""
+    """The gradients of a result's sum; of several numbers each weighs another
+    amount.
+    """
     if not (isinstance(part, Tensor) and part.requires_grad):
         return None
     weights = torch.arange(1, part.numel() + 1, dtype=part.dtype).view(part.shape)
@@ -165,7 +182,9 @@ def gradients_of(part: object, leaves: list[Tensor]) -> tuple[Tensor, ...] | Non
 
 
 def difference(exercise: Exercise, mine: Outcome, right: Outcome) -> str:
-    """How one outcome differs from another, but for its dtype, in a few words; or ""."""
+    """How one outcome differs from another, but for its dtype, in a few words; or
+    "".
+    """
     if mine.error or right.error:
         same = right.error is not None and isinstance(mine.error, type(right.error))
         return "" if same else f"it raises {type(mine.error).__name__}"
@@ -267,7 +286,9 @@ def near(one: Tensor, other: Tensor, tolerance: float) -> bool:
 def wrong_value(
     exercise: Exercise, mine: list[Outcome], right: list[Outcome]
 ) -> tuple[str, int] | None:
-    """What is wrong where the book's function answers, and the smallest case that shows it."""
+    """What is wrong where the book's function answers, and the smallest case that shows
+    it.
+    """
     differ = differences(exercise, mine, right)
     if not any(differ.values()):
         return None
@@ -286,7 +307,9 @@ def wrong_value(
 def differences(
     exercise: Exercise, mine: list[Outcome], right: list[Outcome]
 ) -> dict[int, str]:
-    """For each case in which right is no error, by its number, how mine differs from it."""
+    """For each case in which right is no error, by its number, how mine differs from
+    it.
+    """
     return {
         i: difference(exercise, mine[i], right[i])
         for i in range(len(right))
@@ -299,8 +322,8 @@ def named(
 ) -> Mistake | None:
     """The mistake that gives the same as mine, or None.
 
-    In every case that is no error; or else, where something is wrong there already, in those
-    that do not ask for care with rounding; or else in their first value.
+    In every case that is no error; or else, where something is wrong there already, in
+    those that do not ask for care with rounding; or else in their first value.
     """
     answered = [i for i, seen in enumerate(right) if seen.error is None]
     ordinary = [i for i in answered if not exercise.cases[i].rounding]
@@ -364,7 +387,9 @@ def where(exercise: Exercise, failing: list[int], differ: dict[int, str]) -> str
 def wrong_dtype(
     exercise: Exercise, mine: list[Outcome], right: list[Outcome]
 ) -> tuple[str, int] | None:
-    """The first value that is right and in another precision, and where that comes from."""
+    """The first value that is right and in another precision, and where that comes
+    from.
+    """
     for i, case in enumerate(exercise.cases):
         for name, found, wanted in other_dtypes(exercise, mine[i], right[i]):
             of = f" for the {name}" if name else ""
@@ -381,7 +406,9 @@ def wrong_dtype(
 def not_refused(
     exercise: Exercise, mine: list[Outcome], right: list[Outcome]
 ) -> tuple[str, int] | None:
-    """The first case that the book's function refuses and the other does not, or otherwise."""
+    """The first case that the book's function refuses and the other does not, or
+    otherwise.
+    """
     for i, case in enumerate(exercise.cases):
         if right[i].error and difference(exercise, mine[i], right[i]):
             due = type(right[i].error).__name__
@@ -435,7 +462,9 @@ def example(case: Case, mine: Outcome, right: Outcome) -> str:
 
 
 def result(seen: Outcome, digits: int, gradients: bool) -> str:
-    """An outcome in one line: the error, or the values, and the gradients where asked."""
+    """An outcome in one line: the error, or the values, and the gradients where
+    asked.
+    """
     if seen.error:
         return f"{type(seen.error).__name__}: {textwrap.shorten(str(seen.error), 120)}"
     shown = ", ".join(show(part, digits) for part in seen.parts)
@@ -454,9 +483,15 @@ def show(value: object, digits: int) -> str:
     if isinstance(value, float):
         return f"{value + 0.0:.{digits}g}"  # no -0
     if isinstance(value, nn.Module):
-        return f"a model with the logits {show(*value.parameters(), digits)} by the last token"
+        return (
+            f"a model with the logits {show(*value.parameters(), digits)} by the "
+            "last token"
+        )
     if isinstance(value, CharTokenizer):
-        return f"CharTokenizer(): {', '.join(f'{value.ids[t]} is {t}' for t in SPECIAL_TOKENS)}"
+        return (
+            "CharTokenizer(): "
+            f"{', '.join(f'{value.ids[t]} is {t}' for t in SPECIAL_TOKENS)}"
+        )
     return " ".join(repr(value).split())
 
 
@@ -464,9 +499,9 @@ def show(value: object, digits: int) -> str:
 def plugged_in(name: str, function: Callable) -> Iterator[None]:
     """Within the block, the package runs with this function in the place of its own.
 
-    It need not be right. Afterwards, even after an error, the book's own is back. Stored stages
-    and other processes know the book's own alone, so asking for one within the block raises
-    RuntimeError: load models before it. Raises as `check` does.
+    It need not be right. Afterwards, even after an error, the book's own is back.
+    Stored stages and other processes know the book's own alone, so asking for one
+    within the block raises RuntimeError: load models before it. Raises as `check` does.
     """
     with in_place_of(find(name, function).function, function):
         yield

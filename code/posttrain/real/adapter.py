@@ -24,7 +24,9 @@ from posttrain.lora.nf4 import NF4Linear, named_layers
 from posttrain.real.model import ModelError
 
 PREFIX = "base_model.model."  # of every name in peft's files
-ROWS = ".token_adapter.trainable_tokens_delta"  # the name of a table's trained rows there
+ROWS = (
+    ".token_adapter.trainable_tokens_delta"  # the name of a table's trained rows there
+)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -46,7 +48,9 @@ class TokenRows(NewRows):
         return chosen.to(self.rows.dtype) @ self.rows
 
     def score(self, x: Tensor) -> Tensor:
-        """What a head adds to the logits for hidden states (..., C): (..., n), for these."""
+        """What a head adds to the logits for hidden states (..., C): (..., n), for
+        these.
+        """
         return F.linear(x.to(self.rows.dtype), self.rows)
 
 
@@ -64,9 +68,13 @@ def add_rows_to_embedding(table: nn.Module, inputs: tuple, output: Tensor) -> Te
 
 
 def targets_of(model: nn.Module) -> tuple[str, ...]:
-    """The last names of all linear layers but the heads: what gets adapters (Dettmers 2023)."""
+    """The last names of all linear layers but the heads: what gets adapters (Dettmers
+    2023).
+    """
     kinds, heads = linear_kinds(model), ("lm_head", "score")
-    names = (name for name, module in model.named_modules() if isinstance(module, kinds))
+    names = (
+        name for name, module in model.named_modules() if isinstance(module, kinds)
+    )
     last = dict.fromkeys(name.rpartition(".")[2] for name in names)
     return tuple(name for name in last if name not in heads)
 
@@ -74,8 +82,8 @@ def targets_of(model: nn.Module) -> tuple[str, ...]:
 def quantize_blocks(model: nn.Module) -> None:
     """Pack the matrices of a model's blocks in four bits, in place.
 
-    As `quantize_model`; and a matrix that is kept as (in, out) is turned first, which its layer
-    then says of itself.
+    As `quantize_model`; and a matrix that is kept as (in, out) is turned first, which
+    its layer then says of itself.
     """
     for name, layer in named_layers(model, linear_kinds(model), targets_of(model)):
         n_out, n_in = shape_of(layer)
@@ -90,12 +98,17 @@ def quantize_blocks(model: nn.Module) -> None:
 
 
 def adapt(
-    model: nn.Module, rank: int, alpha: float, generator: torch.Generator,
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    generator: torch.Generator,
     new_tokens: list[int] | None = None,
 ) -> LoRAConfig:
-    """Freeze a model, and give its blocks' layers adapters, in place; return their settings.
+    """Freeze a model, and give its blocks' layers adapters, in place; return their
+    settings.
 
-    new_tokens: those whose rows in the tables are trained as well. A scoring head is trained.
+    new_tokens: those whose rows in the tables are trained as well. A scoring head is
+    trained.
     """
     config = LoRAConfig(rank=rank, alpha=alpha, targets=targets_of(model))
     add_lora(model, config, generator)
@@ -107,7 +120,9 @@ def adapt(
 
 
 def train_rows(model: nn.Module, tokens: list[int]) -> None:
-    """Train some tokens' rows of embedding and head, in place; one row for both if tied."""
+    """Train some tokens' rows of embedding and head, in place; one row for both if
+    tied.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     embedding.adapter = TokenRows(embedding, tokens)
     embedding.register_forward_hook(add_rows_to_embedding)
@@ -118,7 +133,9 @@ def train_rows(model: nn.Module, tokens: list[int]) -> None:
 
 
 def peft_state(model: nn.Module) -> dict[str, Tensor]:
-    """What was trained beside the frozen weights, under the names that peft gives it."""
+    """What was trained beside the frozen weights, under the names that peft gives
+    it.
+    """
     state, seen = {}, set()
     for name, module in model.named_modules():
         adapter = getattr(module, "adapter", None)
@@ -146,23 +163,40 @@ def peft_config(model: nn.Module, config: LoRAConfig, base: str) -> dict:
         if isinstance(getattr(module, "adapter", None), TokenRows)
     }
     # Tied rows stand in one table, and peft finds the other by itself
-    tied = len({id(m.adapter) for m in model.modules() if hasattr(m, "adapter")
-                and isinstance(m.adapter, TokenRows)}) == 1  # fmt: skip
+    tied = (
+        len(
+            {
+                id(m.adapter)
+                for m in model.modules()
+                if hasattr(m, "adapter") and isinstance(m.adapter, TokenRows)
+            }
+        )
+        == 1
+    )
     return dict(
-        peft_type="LORA", task_type="SEQ_CLS" if scores else "CAUSAL_LM",
-        base_model_name_or_path=base, r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0,
-        target_modules=list(config.targets), bias="none", inference_mode=True,
+        peft_type="LORA",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=list(config.targets),
+        bias="none",
+        inference_mode=True,
         fan_in_fan_out=any(
             is_transposed(module) or getattr(module, "was_transposed", False)
             for module in model.modules()
         ),
         modules_to_save=["score"] if scores else None,
-        trainable_token_indices=(dict(list(rows.items())[:1]) if tied else rows) or None,
-    )  # fmt: skip
+        trainable_token_indices=(dict(list(rows.items())[:1]) if tied else rows)
+        or None,
+    )
 
 
 def save_adapter(folder: Path, model: nn.Module, config: LoRAConfig, base: str) -> None:
-    """Write the two files that `PeftModel.from_pretrained` reads; neither is half-written."""
+    """Write the two files that `PeftModel.from_pretrained` reads; neither is
+    half-written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in FILES]
     parts = [path.with_suffix(".part") for path in paths]
@@ -183,15 +217,23 @@ def adapter_settings(folder: str | Path) -> dict | None:
 def merge_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Add the adapter in a folder to a model's weights, in place.
 
-    A scoring head is taken over where the model has one. Raises ModelError for what does not
-    fit, and for kinds of adapters that this book does not write.
+    A scoring head is taken over where the model has one. Raises ModelError for what
+    does not fit, and for kinds of adapters that this book does not write.
     """
     folder, settings = Path(folder).expanduser(), adapter_settings(folder)
-    unknown = [name for name in ("use_dora", "use_rslora", "layer_replication", "rank_pattern")
-               if settings.get(name)]  # fmt: skip
+    unknown = [
+        name
+        for name in ("use_dora", "use_rslora", "layer_replication", "rank_pattern")
+        if settings.get(name)
+    ]
     if settings.get("peft_type") != "LORA" or unknown:
-        raise ModelError(f"{folder} holds an adapter that is no plain LoRA: merge it with peft")
-    state, scale = safetensors.torch.load_file(folder / FILES[1]), settings["lora_alpha"]
+        raise ModelError(
+            f"{folder} holds an adapter that is no plain LoRA: merge it with peft"
+        )
+    state, scale = (
+        safetensors.torch.load_file(folder / FILES[1]),
+        settings["lora_alpha"],
+    )
     tokens = settings.get("trainable_token_indices") or {}
     for name, value in state.items():
         path = name.removeprefix(PREFIX)

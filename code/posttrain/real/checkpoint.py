@@ -22,7 +22,9 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's averages and counters, by the number of their parameter and their name."""
+    """An optimiser's averages and counters, by the number of their parameter and their
+    name.
+    """
     states = optimizer.state_dict()["state"]
     return {
         f"{i}.{name}": torch.as_tensor(value)
@@ -34,7 +36,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
 ) -> None:
-    """Write weights, optimiser and state in one file, which is there whole or not at all.
+    """Write weights, optimiser and state in one file, which is there whole or not at
+    all.
 
     state: what else the run has to know, as JSON can hold it.
     """
@@ -51,11 +54,17 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put a checkpoint's weights into the model, and its averages into the optimiser."""
+    """Put a checkpoint's weights into the model, and its averages into the
+    optimiser.
+    """
     tensors = safetensors.torch.load_file(folder / CHECKPOINT)
     own = trained_state(model)
-    if {f"model.{name}" for name in own} != {n for n in tensors if n.startswith("model.")}:
-        raise ModelError(f"the checkpoint in {folder} is of another model: give another --out")
+    if {f"model.{name}" for name in own} != {
+        n for n in tensors if n.startswith("model.")
+    }:
+        raise ModelError(
+            f"the checkpoint in {folder} is of another model: give another --out"
+        )
     for name, parameter in own.items():
         parameter.copy_(tensors[f"model.{name}"])
     states: dict[int, dict] = {}
@@ -85,7 +94,9 @@ def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
-    """A run's metrics, a dictionary per step; a last line that was cut off is left out."""
+    """A run's metrics, a dictionary per step; a last line that was cut off is left
+    out.
+    """
     path = Path(folder) / METRICS
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]

@@ -1,4 +1,6 @@
-"""`python -m posttrain real`: any of the four stages on a real model, from the terminal."""
+"""`python -m posttrain real`: any of the four stages on a real model, from the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,18 @@ from dataclasses import fields
 from pathlib import Path
 
 DESCRIPTION = (
-    "Fine-tune a Hugging Face model with the book's own code: supervised, a reward model, DPO "
+    "Fine-tune a Hugging Face model with the book's own code: supervised, a reward "
+    "model, DPO "
     "or PPO. The result is a folder that peft (or, with --full, transformers) loads."
 )
 NUMBERS = {  # flag, type, default, what it says; the names are RealConfig's and Setup's
     "steps": (int, 100, "optimiser steps; for ppo, rounds"),
     "batch-size": (int, 8, "rows per step"),
-    "micro-batch-size": (int, 2, "rows per forward pass; gradients add up (ppo: a step each)"),
+    "micro-batch-size": (
+        int,
+        2,
+        "rows per forward pass; gradients add up (ppo: a step each)",
+    ),
     "lr": (float, 2e-4, "the learning rate, falling in a straight line to 0"),
     "max-length": (int, 1024, "the longest row, in tokens"),
     "max-new-tokens": (int, 128, "ppo: the longest answer"),
@@ -30,22 +37,44 @@ def add_real(commands: argparse._SubParsersAction, seed) -> None:
     real.add_argument("--model", required=True, help="a folder, or a name on the hub")
     real.add_argument("--stage", required=True, choices=("sft", "reward", "dpo", "ppo"))
     real.add_argument("--data", default="", metavar="FILE", help="an object per line")
-    real.add_argument("--out", default="", metavar="FOLDER", help="where the result goes")
+    real.add_argument(
+        "--out", default="", metavar="FOLDER", help="where the result goes"
+    )
     how_much = real.add_mutually_exclusive_group()
     how_much.add_argument("--lora-rank", dest="rank", type=int, default=8, metavar="N")
-    how_much.add_argument("--full", dest="rank", action="store_const", const=0,
-                          help="train all weights, without adapters")  # fmt: skip
-    real.add_argument("--qlora", dest="nf4", action="store_true", help="weights in four bits")
+    how_much.add_argument(
+        "--full",
+        dest="rank",
+        action="store_const",
+        const=0,
+        help="train all weights, without adapters",
+    )
+    real.add_argument(
+        "--qlora", dest="nf4", action="store_true", help="weights in four bits"
+    )
     real.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    real.add_argument("--checkpointing", action="store_true", help="less memory, more time")
-    real.add_argument("--device", default="auto", help="auto (default), cuda, mps or cpu")
-    real.add_argument("--reward-model", default="", metavar="FOLDER", help="for ppo: the judge")
+    real.add_argument(
+        "--checkpointing", action="store_true", help="less memory, more time"
+    )
+    real.add_argument(
+        "--device", default="auto", help="auto (default), cuda, mps or cpu"
+    )
+    real.add_argument(
+        "--reward-model", default="", metavar="FOLDER", help="for ppo: the judge"
+    )
     for name, (kind, default, text) in NUMBERS.items():
-        real.add_argument(f"--{name}", type=kind, default=default, metavar="N",
-                          help=f"{text} (default: {default})")  # fmt: skip
+        real.add_argument(
+            f"--{name}",
+            type=kind,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
     real.add_argument("--seed", type=seed, default=0, metavar="N")
     real.add_argument("--resume", action="store_true", help="go on with a run cut off")
-    real.add_argument("--dry-run", action="store_true", help="only say what memory it takes")
+    real.add_argument(
+        "--dry-run", action="store_true", help="only say what memory it takes"
+    )
 
 
 def real(options: argparse.Namespace, progress) -> int:
@@ -59,7 +88,9 @@ def real(options: argparse.Namespace, progress) -> int:
 
 
 def begin(options: argparse.Namespace, progress) -> int:
-    """Say what memory the run takes, and unless it is a dry one, train; the imports are here."""
+    """Say what memory the run takes, and unless it is a dry one, train; the imports are
+    here.
+    """
     from posttrain.real.model import ModelError
     from posttrain.real.run import Setup, run
     from posttrain.real.training import RealConfig
@@ -85,7 +116,9 @@ def from_options(kind: type, options: argparse.Namespace):
 
 
 def needed(options: argparse.Namespace) -> str:
-    """What the run takes in memory, in a line. Only the model's configuration is read."""
+    """What the run takes in memory, in a line. Only the model's configuration is
+    read.
+    """
     from posttrain.real.memory import Setting, architecture_of, describe, stage_memory
     from posttrain.real.model import ModelError, load_config
     from posttrain.real.run import base_of
@@ -99,9 +132,14 @@ def needed(options: argparse.Namespace) -> str:
     rows = options.micro_batch_size * (2 if options.stage in ("reward", "dpo") else 1)
     half = options.bf16 and options.rank
     setting = Setting(
-        rows, options.max_length, options.rank, nf4=options.nf4, weight_bytes=2 if half else 4,
-        bf16=options.bf16, checkpointing=options.checkpointing,
-    )  # fmt: skip
+        rows,
+        options.max_length,
+        options.rank,
+        nf4=options.nf4,
+        weight_bytes=2 if half else 4,
+        bf16=options.bf16,
+        checkpointing=options.checkpointing,
+    )
     parts = stage_memory(options.stage, shape, setting)
     size = f"{rows} rows of {options.max_length} tokens at once"
     return f"Memory, with {size}: {describe(parts)}"
@@ -124,8 +162,9 @@ def use_of(options: argparse.Namespace) -> str:
 def loading(options: argparse.Namespace) -> list[str]:
     """The lines of Python that load the result with transformers and peft, as `model`.
 
-    An adapter stands on all that came before it, so the earlier ones are merged first. A
-    reward model's stand on a language model that is saved and opened once more, with a head.
+    An adapter stands on all that came before it, so the earlier ones are merged first.
+    A reward model's stand on a language model that is saved and opened once more, with
+    a head.
     """
     from posttrain.real.adapter import adapter_settings
 
@@ -133,7 +172,9 @@ def loading(options: argparse.Namespace) -> list[str]:
     language, head = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
     score = f"model = {head}.from_pretrained(%r, num_labels=1)"
     if not options.rank:
-        return [score % out if scores else f"model = {language}.from_pretrained({out!r})"]
+        return [
+            score % out if scores else f"model = {language}.from_pretrained({out!r})"
+        ]
     earlier, name = [], options.model
     while settings := adapter_settings(name):
         earlier.insert(0, name)
@@ -143,8 +184,10 @@ def loading(options: argparse.Namespace) -> list[str]:
         lines = [score % name, *resized]
     else:
         lines = [f"model = {language}.from_pretrained({name!r})", *resized]
-    lines += [f"model = PeftModel.from_pretrained(model, {each!r}).merge_and_unload()"
-              for each in earlier]  # fmt: skip
+    lines += [
+        f"model = PeftModel.from_pretrained(model, {each!r}).merge_and_unload()"
+        for each in earlier
+    ]
     if scores and earlier:
         merged = f"{out}-base"
         lines += [f"model.save_pretrained({merged!r})", score % merged]
@@ -152,7 +195,9 @@ def loading(options: argparse.Namespace) -> list[str]:
 
 
 def grown(base: str, out: str) -> list[str]:
-    """The lines that give a base model the rows of a result's tokens, where it lacks some."""
+    """The lines that give a base model the rows of a result's tokens, where it lacks
+    some.
+    """
     from posttrain.real.model import fetch, library, load_config
 
     size = len(fetch(library().AutoTokenizer, out))

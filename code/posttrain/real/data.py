@@ -1,4 +1,6 @@
-"""A real model's own chat template: conversations and pairs as tokens, and what is graded."""
+"""A real model's own chat template: conversations and pairs as tokens, and what is
+graded.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ "
+    "'\n' }}"
     "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -33,32 +36,50 @@ def read_preferences(path: str | Path) -> list[dict]:
 
 
 def find_bad_turn(row: dict) -> str | None:
-    """Why a conversation cannot be learned, or None: the user begins, they take turns."""
+    """Why a conversation cannot be learned, or None: the user begins, they take
+    turns.
+    """
     for i, message in enumerate(row["messages"]):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
-            return f"messages[{i}] is the {message['role']}'s where it is the {expected}'s turn"
+            return (
+                f"messages[{i}] is the {message['role']}'s where it is the "
+                f"{expected}'s turn"
+            )
     if len(row["messages"]) % 2:
-        return "the last message is the user's: without an answer there is nothing to learn"
+        return (
+            "the last message is the user's: without an answer there is nothing "
+            "to learn"
+        )
     return None
 
 
 def find_no_preference(row: dict) -> str | None:
     """Why there is nothing to learn from a pair, or None."""
     same = row["chosen"] == row["rejected"]
-    return "chosen and rejected are the same: there is no preference in it" if same else None
+    return (
+        "chosen and rejected are the same: there is no preference in it"
+        if same
+        else None
+    )
 
 
 def give_template(tokenizer) -> int:
-    """Give a tokenizer without a chat template ChatML's; return how many tokens that adds."""
+    """Give a tokenizer without a chat template ChatML's; return how many tokens that
+    adds.
+    """
     if tokenizer.chat_template:
         return 0
     tokenizer.chat_template = CHATML
-    return tokenizer.add_special_tokens(dict(additional_special_tokens=list(CHATML_TOKENS)))
+    return tokenizer.add_special_tokens(
+        dict(additional_special_tokens=list(CHATML_TOKENS))
+    )
 
 
 def rendered(messages: list[Message], tokenizer, prompt: bool = False) -> str:
-    """A conversation as text in the model's own format; with `prompt`, up to an answer."""
+    """A conversation as text in the model's own format; with `prompt`, up to an
+    answer.
+    """
     try:
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=prompt
@@ -75,9 +96,10 @@ def encode(text: str, tokenizer) -> list[int]:
 def render(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
     """A conversation's tokens, and as labels those that the assistant has to write.
 
-    These are its text and the special token that ends it; all else is IGNORE. Prompt and answer
-    are encoded each by itself, as they are when the model is used. Raises ModelError where the
-    template, given one more message, changes what it made of those before.
+    These are its text and the special token that ends it; all else is IGNORE. Prompt
+    and answer are encoded each by itself, as they are when the model is used. Raises
+    ModelError where the template, given one more message, changes what it made of those
+    before.
     """
     tokens, labels, done = [], [], ""
     for i, message in enumerate(messages):
@@ -87,7 +109,8 @@ def render(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
         whole = rendered(messages[: i + 1], tokenizer)
         if not (prompt.startswith(done) and whole.startswith(prompt)):
             raise ModelError(
-                f"the tokenizer's chat template rewrites earlier turns at message {i}: train "
+                "the tokenizer's chat template rewrites earlier turns at message "
+                f"{i}: train "
                 "on conversations of one answer each"
             )
         # Grade the answer up to and including its end, and nothing else
@@ -103,18 +126,21 @@ def render(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
 def until_end(answer: str, content: str, tokenizer) -> tuple[list[int], int]:
     """An answer's tokens as the template writes them, and how many lead up to its end.
 
-    The end is the first special token behind the content. Raises ModelError where there is
-    none, and where the template changes the content.
+    The end is the first special token behind the content. Raises ModelError where there
+    is none, and where the template changes the content.
     """
     text, special = content.strip(), special_ids(tokenizer)
     if text not in answer:
-        raise ModelError(f"the tokenizer's chat template changes the answer {text[:40]!r}")
+        raise ModelError(
+            f"the tokenizer's chat template changes the answer {text[:40]!r}"
+        )
     # Look behind the content: a special token's name inside it ends nothing
     tail = encode(answer[answer.index(text) + len(text) :], tokenizer)
     ends = [i for i, token in enumerate(tail) if token in special]
     if not ends:
         raise ModelError(
-            "the tokenizer's chat template ends an answer with no special token: the model "
+            "the tokenizer's chat template ends an answer with no special token: the "
+            "model "
             "could not learn to stop"
         )
     # A special token splits the text, so that what follows it is the same in both
@@ -130,7 +156,9 @@ def special_ids(tokenizer) -> set[int]:
 
 def render_prompt(text: str, tokenizer) -> list[int]:
     """The tokens of a question, up to where the assistant begins."""
-    return encode(rendered([dict(role="user", content=text)], tokenizer, True), tokenizer)
+    return encode(
+        rendered([dict(role="user", content=text)], tokenizer, True), tokenizer
+    )
 
 
 def end_token(tokenizer) -> int:
@@ -140,7 +168,9 @@ def end_token(tokenizer) -> int:
 
 
 def pad_token(tokenizer) -> int:
-    """The token to fill rows with: its own where there is one. It is never graded or seen."""
+    """The token to fill rows with: its own where there is one. It is never graded or
+    seen.
+    """
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in known if token is not None)
 
@@ -148,7 +178,9 @@ def pad_token(tokenizer) -> int:
 def encode_conversations(
     rows: list[dict], tokenizer, max_length: int
 ) -> list[tuple[list[int], list[int]]]:
-    """(tokens, labels) of each conversation. Raises ModelError for one that is too long."""
+    """(tokens, labels) of each conversation. Raises ModelError for one that is too
+    long.
+    """
     examples = []
     for row in rows:
         tokens, labels = render(row["messages"], tokenizer)
@@ -170,7 +202,9 @@ def encode_pairs(rows: list[dict], tokenizer, max_length: int) -> list[Pair]:
             answer = dict(role="assistant", content=row[side])
             _, labels = render([*asked, answer], tokenizer)
             answers.append([label for label in labels if label != IGNORE])
-            refuse_excess(f"pair {row['id']}", len(prompt) + len(answers[-1]), max_length)
+            refuse_excess(
+                f"pair {row['id']}", len(prompt) + len(answers[-1]), max_length
+            )
         pairs.append((prompt, *answers))
     return pairs
 
@@ -179,6 +213,7 @@ def refuse_excess(what: str, n: int, max_length: int) -> None:
     """Raise ModelError where n tokens are more than allowed."""
     if n > max_length:
         raise ModelError(
-            f"{what} has {n} tokens and the longest allowed is {max_length}: shorten it, or "
+            f"{what} has {n} tokens and the longest allowed is {max_length}: shorten "
+            "it, or "
             "raise --max-length where model and memory can take it"
         )

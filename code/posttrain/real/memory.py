@@ -8,8 +8,12 @@ from pathlib import Path
 
 from posttrain.real.model import ModelError
 
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # per weight: the code, and both levels of scales
-LOGIT_COPIES = 3  # float32: the logits, their shifted copy, its log-softmax (or its gradient)
+NF4_BITS = (
+    4 + 8 / 64 + 32 / (64 * 256)
+)  # per weight: the code, and both levels of scales
+LOGIT_COPIES = (
+    3  # float32: the logits, their shifted copy, its log-softmax (or its gradient)
+)
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,15 @@ class Architecture:
     width: int  # C
     n_layer: int
     n_head: int  # nh
-    n_kv_head: int  # heads that have keys and values of their own (grouped-query attention)
+    n_kv_head: (
+        int  # heads that have keys and values of their own (grouped-query attention)
+    )
     mlp_width: int  # F
     positions: int = 0  # rows of a learned table of positions; 0 for rotary ones
     head_size: int = 0  # hs; 0 for width / n_head
-    gated: bool = True  # an MLP of three matrices, and RMSNorm; else GPT-2's two, and LayerNorm
+    gated: bool = (
+        True  # an MLP of three matrices, and RMSNorm; else GPT-2's two, and LayerNorm
+    )
     tied: bool = True  # the head is the embedding
     qkv_bias: bool = False
 
@@ -59,20 +67,33 @@ def architecture_of(config) -> Architecture:
     if config.model_type == "gpt2":
         mlp = config.n_inner or 4 * config.n_embd
         return Architecture(
-            config.vocab_size, config.n_embd, config.n_layer, config.n_head, config.n_head, mlp,
-            positions=config.n_positions, gated=False, tied=config.tie_word_embeddings,
-        )  # fmt: skip
+            config.vocab_size,
+            config.n_embd,
+            config.n_layer,
+            config.n_head,
+            config.n_head,
+            mlp,
+            positions=config.n_positions,
+            gated=False,
+            tied=config.tie_word_embeddings,
+        )
     if config.model_type not in ("llama", "qwen2", "mistral"):
         raise ModelError(
-            f"the memory of a {config.model_type!r} model is not known: gpt2, llama, qwen2 and "
+            f"the memory of a {config.model_type!r} model is not known: gpt2, llama, "
+            "qwen2 and "
             "mistral are"
         )
     return Architecture(
-        config.vocab_size, config.hidden_size, config.num_hidden_layers,
-        config.num_attention_heads, config.num_key_value_heads, config.intermediate_size,
-        head_size=getattr(config, "head_dim", None) or 0, tied=config.tie_word_embeddings,
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.intermediate_size,
+        head_size=getattr(config, "head_dim", None) or 0,
+        tied=config.tie_word_embeddings,
         qkv_bias=config.model_type == "qwen2",
-    )  # fmt: skip
+    )
 
 
 def matrices(shape: Architecture) -> dict[str, tuple[int, int]]:
@@ -82,19 +103,29 @@ def matrices(shape: Architecture) -> dict[str, tuple[int, int]]:
         mlp = {"c_fc": (C, F), "mlp.c_proj": (F, C)}
         return {"c_attn": (C, 3 * C), "attn.c_proj": (C, C)} | mlp
     return dict(
-        q_proj=(C, Q), k_proj=(C, K), v_proj=(C, K), o_proj=(Q, C),
-        gate_proj=(C, F), up_proj=(C, F), down_proj=(F, C),
-    )  # fmt: skip
+        q_proj=(C, Q),
+        k_proj=(C, K),
+        v_proj=(C, K),
+        o_proj=(Q, C),
+        gate_proj=(C, F),
+        up_proj=(C, F),
+        down_proj=(F, C),
+    )
 
 
 def block_matrix_parameters(shape: Architecture) -> int:
-    """The numbers in the matrices of all blocks: what adapters sit on, and NF4 packs."""
+    """The numbers in the matrices of all blocks: what adapters sit on, and NF4
+    packs.
+    """
     return shape.n_layer * sum(m * n for m, n in matrices(shape).values())
 
 
 def parameters(shape: Architecture) -> int:
     """How many numbers a model has, a tied head counted once."""
-    C, tables = shape.width, shape.vocab_size * (1 if shape.tied else 2) + shape.positions
+    C, tables = (
+        shape.width,
+        shape.vocab_size * (1 if shape.tied else 2) + shape.positions,
+    )
     biases = sum(n for _, n in matrices(shape).values()) if not shape.gated else 0
     biases += shape.qkv_bias * (shape.queries + 2 * shape.keys)
     norm = C if shape.gated else 2 * C  # a gain, and GPT-2's bias
@@ -102,12 +133,17 @@ def parameters(shape: Architecture) -> int:
     return tables * C + block_matrix_parameters(shape) + vectors
 
 
-def adapter_parameters(shape: Architecture, rank: int, targets: tuple[str, ...] = ()) -> int:
-    """The numbers in adapters of a rank on the matrices named, or on all of the blocks'."""
+def adapter_parameters(
+    shape: Architecture, rank: int, targets: tuple[str, ...] = ()
+) -> int:
+    """The numbers in adapters of a rank on the matrices named, or on all of the
+    blocks'.
+    """
     named = {
-        name: size for name, size in matrices(shape).items()
+        name: size
+        for name, size in matrices(shape).items()
         if not targets or name.split(".")[-1] in targets
-    }  # fmt: skip
+    }
     return shape.n_layer * rank * sum(m + n for m, n in named.values())
 
 
@@ -128,10 +164,12 @@ class Setting:
 def activation_bytes(shape: Architecture, setting: Setting, blocks: int) -> int:
     """What so many blocks keep of a forward pass for the way back."""
     C, tokens = shape.width, setting.batch_size * setting.length
-    size = 2 if setting.bf16 or setting.weight_bytes == 2 else 4  # of a product's result
+    size = (
+        2 if setting.bf16 or setting.weight_bytes == 2 else 4
+    )  # of a product's result
     stream = setting.weight_bytes  # of the residual stream
-    # Two norms: their input, and where they are trained the scaled input; then the output,
-    # once, or cast to bfloat16 for each of the matrices that read it
+    # Two norms: their input, and where they are trained the scaled input; then the
+    # output, once, or cast to bfloat16 for each of the matrices that read it
     normed = shape.gated and not setting.rank
     norms = 2 * C * ((4 if shape.gated else stream) + normed * stream)
     norms += C * size * ((5 if shape.gated else 2) if setting.bf16 else 2)
@@ -147,7 +185,8 @@ def activation_bytes(shape: Architecture, setting: Setting, blocks: int) -> int:
 def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
     """The bytes that training takes, by what they hold; `total` is their sum.
 
-    The parts are not all largest at one moment, so the total is a little more than the peak.
+    The parts are not all largest at one moment, so the total is a little more than the
+    peak.
     """
     n, packed = parameters(shape), block_matrix_parameters(shape) if setting.nf4 else 0
     trained = n
@@ -158,7 +197,8 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
     tokens, stream = setting.batch_size * setting.length, setting.weight_bytes
     blocks = 1 if setting.checkpointing else shape.n_layer
     kept = activation_bytes(shape, setting, blocks)
-    cast = n  # all weights are cast to bfloat16, and with checkpointing the head's casts stay
+    # All weights are cast to bfloat16, and with checkpointing the head's casts stay
+    cast = n
     if setting.checkpointing:
         cast = shape.vocab_size * shape.width
         kept += shape.n_layer * tokens * shape.width * stream
@@ -177,9 +217,9 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
 def stage_memory(stage: str, shape: Architecture, setting: Setting) -> dict[str, int]:
     """`memory` at a stage of `real`, with the other models that it holds.
 
-    "reward" has a score instead of logits. "dpo" has a reference where all weights are trained
-    (else it is the policy, its adapters off), and so has "ppo", which holds a value model that
-    is trained as the policy is, and a judge that is not.
+    "reward" has a score instead of logits. "dpo" has a reference where all weights are
+    trained (else it is the policy, its adapters off), and so has "ppo", which holds a
+    value model that is trained as the policy is, and a judge that is not.
     """
     # A scoring model has no head, as if that were the embedding
     policy = memory(shape, setting)
@@ -207,27 +247,38 @@ def measured() -> list[dict]:
 def setting_of(case: dict) -> Setting:
     """The setting of a case of `benchmarks/real_gpu.py`.
 
-    `how` is "full32" (weights in float32, products in bfloat16), "full16", "lora" or "qlora";
-    `micro` counts conversations, or pairs of two rows each.
+    `how` is "full32" (weights in float32, products in bfloat16), "full16", "lora" or
+    "qlora"; `micro` counts conversations, or pairs of two rows each.
     """
     how, rows = case["how"], 2 if case["stage"] == "dpo" else 1
     return Setting(
-        batch_size=rows * case["micro"], length=case["length"],
-        rank=MEASURED_RANK if "lora" in how else 0, nf4=how == "qlora",
-        weight_bytes=4 if how == "full32" else 2, bf16=how != "full16",
+        batch_size=rows * case["micro"],
+        length=case["length"],
+        rank=MEASURED_RANK if "lora" in how else 0,
+        nf4=how == "qlora",
+        weight_bytes=4 if how == "full32" else 2,
+        bf16=how != "full16",
         checkpointing=case["checkpointing"],
-    )  # fmt: skip
+    )
 
 
-def cache_bytes(shape: Architecture, batch_size: int, length: int, size: int = 2) -> int:
-    """The keys and values that writing so many tokens for each of a batch's rows keeps."""
+def cache_bytes(
+    shape: Architecture, batch_size: int, length: int, size: int = 2
+) -> int:
+    """The keys and values that writing so many tokens for each of a batch's rows
+    keeps.
+    """
     return 2 * shape.n_layer * shape.keys * batch_size * length * size
 
 
 def describe(parts: dict[str, int]) -> str:
-    """A line for a terminal: the total, and what it is made of, in GB (10^9 bytes) or MB."""
+    """A line for a terminal: the total, and what it is made of, in GB (10^9 bytes) or
+    MB.
+    """
     unit, name = (1e9, "GB") if parts["total"] >= 1e9 else (1e6, "MB")
     shown = ", ".join(
-        f"{part} {size / unit:.2f}" for part, size in parts.items() if size and part != "total"
+        f"{part} {size / unit:.2f}"
+        for part, size in parts.items()
+        if size and part != "total"
     )
     return f"{parts['total'] / unit:.2f} {name} ({shown})"

@@ -1,4 +1,6 @@
-"""A language model from elsewhere, wrapped so that the book's losses and loops run on it."""
+"""A language model from elsewhere, wrapped so that the book's losses and loops run on
+it.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,15 @@ INSTALL = 'pip install "transformers>=4.57"'
 
 
 class ModelError(ValueError):
-    """A model or its tokenizer cannot be used: one line that says why, and the way out."""
+    """A model or its tokenizer cannot be used: one line that says why, and the way
+    out.
+    """
 
 
 def library():
-    """Hugging Face's transformers, imported when it is needed. Raises ModelError without it."""
+    """Hugging Face's transformers, imported when it is needed. Raises ModelError
+    without it.
+    """
     # What it will rename in its next version is no concern of a page or a terminal
     warnings.filterwarnings("ignore", "IProgress not found")
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
@@ -34,7 +40,9 @@ def library():
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name, or the best there is. Raises ModelError where it is missing."""
+    """The device of a name, or the best there is. Raises ModelError where it is
+    missing.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     there = dict(cuda=cuda, mps=mps, cpu=True)
     if name == "auto":
@@ -51,7 +59,9 @@ def fetch(what, name: str, **options):
 
     what: a class of transformers, such as AutoConfig. Raises ModelError.
     """
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    looks_local = (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    )
     folder = Path(name).expanduser()
     if looks_local and not folder.is_dir():
         raise ModelError(f"{name}: no such folder")
@@ -60,7 +70,8 @@ def fetch(what, name: str, **options):
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or ["cannot be read"])[0]
         raise ModelError(
-            f"{name} cannot be loaded ({reason}): give a folder with config.json, weights and "
+            f"{name} cannot be loaded ({reason}): give a folder with config.json, "
+            "weights and "
             "tokenizer, or the name of a model on the hub, with a network"
         ) from None
 
@@ -83,14 +94,17 @@ def context_of(name: str) -> int:
 def load_model(
     name: str, scores: bool = False, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """A causal language model, or with `scores` one with a number per token, on the CPU.
+    """A causal language model, or with `scores` one with a number per token, on the
+    CPU.
 
     Raises ModelError for what cannot be loaded.
     """
     auto, config = library(), load_config(name)
     if scores:
         config.num_labels = 1
-    kind = auto.AutoModelForSequenceClassification if scores else auto.AutoModelForCausalLM
+    kind = (
+        auto.AutoModelForSequenceClassification if scores else auto.AutoModelForCausalLM
+    )
     return fetch(kind, name, config=config, dtype=dtype)
 
 
@@ -101,13 +115,17 @@ def start_scores(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 class Wrapped(nn.Module):
-    """What the two wrappers share: the model inside, and the precision that it computes in.
+    """What the two wrappers share: the model inside, and the precision that it computes
+    in.
 
-    bf16: matrix products in bfloat16, whatever type the weights have. checkpointing: keep each
-    block's input alone, and compute the rest again on the way back (Chen et al. 2016).
+    bf16: matrix products in bfloat16, whatever type the weights have. checkpointing:
+    keep each block's input alone, and compute the rest again on the way back (Chen et
+    al. 2016).
     """
 
-    def __init__(self, inner: nn.Module, bf16: bool = False, checkpointing: bool = False):
+    def __init__(
+        self, inner: nn.Module, bf16: bool = False, checkpointing: bool = False
+    ):
         super().__init__()
         self.inner, self.bf16 = inner, bf16
         if checkpointing:
@@ -126,11 +144,14 @@ class Wrapped(nn.Module):
     def precision(self):
         """The context in which a forward pass is computed."""
         kind = self.device.type
-        return torch.autocast(kind, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        return (
+            torch.autocast(kind, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        )
 
 
 class LanguageModel(Wrapped):
-    """Tokens (B, T) in, logits (B, T, V) out, in float32: what the book's losses ask for.
+    """Tokens (B, T) in, logits (B, T, V) out, in float32: what the book's losses ask
+    for.
 
     Rows may be padded on the right, where no real token looks.
     """
@@ -147,19 +168,25 @@ class ScoringModel(Wrapped):
     `shift` and `scale` fix the scores' zero and unit, as in `reward_model.RewardModel`.
     """
 
-    def __init__(self, inner: nn.Module, bf16: bool = False, checkpointing: bool = False):
+    def __init__(
+        self, inner: nn.Module, bf16: bool = False, checkpointing: bool = False
+    ):
         super().__init__(inner, bf16, checkpointing)
         self.shift, self.scale = 0.0, 1.0
 
     def token_scores(self, tokens: Tensor) -> Tensor:
         """The head's number at each token: tokens (B, T) to (B, T)."""
         with self.precision():
-            hidden = self.inner.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            hidden = self.inner.base_model(
+                input_ids=tokens, use_cache=False
+            ).last_hidden_state
             raw = self.inner.score(hidden).squeeze(-1)  # (B, T)
         return (raw.float() - self.shift) / self.scale
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The score (B,) of each response: at its last token; mask (B, T) as from `pack`."""
+        """The score (B,) of each response: at its last token; mask (B, T) as from
+        `pack`.
+        """
         return last_of(self.token_scores(tokens), mask)  # (B,)
 
 
@@ -176,5 +203,7 @@ class TokenValues(nn.Module):
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy that gets no gradients: the reference, where nothing can be switched off."""
+    """A copy that gets no gradients: the reference, where nothing can be switched
+    off.
+    """
     return copy.deepcopy(model).requires_grad_(False)

@@ -1,4 +1,6 @@
-"""The same training by TRL, and the same adapter in peft: what ours is compared with."""
+"""The same training by TRL, and the same adapter in peft: what ours is compared
+with.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def have_peers() -> bool:
 
 
 def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
-    """Conversations or pairs in TRL's forms, in the order in which our run goes through them.
+    """Conversations or pairs in TRL's forms, in the order in which our run goes through
+    them.
 
-    Pairs go in as text with their end, so that TRL's own template code has nothing to add.
+    Pairs go in as text with their end, so that TRL's own template code has nothing to
+    add.
     """
     order = torch.Generator().manual_seed(config.seed)
     batches = epochs(len(rows), min(config.batch_size, len(rows)), order)
@@ -33,7 +37,10 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
     if config.stage == "sft":
         return [dict(messages=row["messages"]) for row in taken]
     end = tokenizer.decode([end_token(tokenizer)])
-    texts = [(tokenizer.decode(render_prompt(row["prompt"], tokenizer)), row) for row in taken]
+    texts = [
+        (tokenizer.decode(render_prompt(row["prompt"], tokenizer)), row)
+        for row in taken
+    ]
     return [
         dict(prompt=prompt, chosen=row["chosen"] + end, rejected=row["rejected"] + end)
         for prompt, row in texts
@@ -41,20 +48,37 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
 
 
 def trainer_options(config: RealConfig, folder: str) -> dict:
-    """Our settings under the names of transformers' trainer: plain AdamW, no warm-up."""
+    """Our settings under the names of transformers' trainer: plain AdamW, no
+    warm-up.
+    """
     return dict(
-        output_dir=folder, max_steps=config.steps,
+        output_dir=folder,
+        max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
-        learning_rate=config.lr, lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0,
-        optim="adamw_torch", max_grad_norm=config.max_gradient_norm, logging_steps=1,
-        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
-        gradient_checkpointing=False, train_sampling_strategy="sequential", seed=config.seed,
-        max_length=config.max_length, dataloader_pin_memory=False,
-    )  # fmt: skip
+        learning_rate=config.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        max_grad_norm=config.max_gradient_norm,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        train_sampling_strategy="sequential",
+        seed=config.seed,
+        max_length=config.max_length,
+        dataloader_pin_memory=False,
+    )
 
 
 def trl_losses(folder: str | Path, rows: list[dict], config: RealConfig) -> list[float]:
-    """The loss of each step of the same full fine-tuning by TRL's trainer, as it logs it."""
+    """The loss of each step of the same full fine-tuning by TRL's trainer, as it logs
+    it.
+    """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import trl
     from datasets import Dataset, disable_progress_bars
@@ -75,7 +99,9 @@ def trl_losses(folder: str | Path, rows: list[dict], config: RealConfig) -> list
         else:
             start_scores(model, torch.Generator().manual_seed(config.seed))
             model.config.pad_token_id = pad_token(tokenizer)
-            arguments = trl.RewardConfig(**options, center_rewards_coefficient=config.centring)
+            arguments = trl.RewardConfig(
+                **options, center_rewards_coefficient=config.centring
+            )
             trainer = trl.RewardTrainer(args=arguments, **common)
         trainer.remove_callback(library().PrinterCallback)
         trainer.train()

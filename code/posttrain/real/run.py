@@ -1,4 +1,6 @@
-"""One run on a real model, from its folder and a data file to a folder with the result."""
+"""One run on a real model, from its folder and a data file to a folder with the
+result.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,8 @@ from posttrain.real.training import (
 class Setup:
     """Which model, on which data, held in memory how."""
 
-    model: str  # a folder, or a name on the hub; an adapter's folder is merged into its model
+    # A folder, or a name on the hub; an adapter's folder is merged into its model
+    model: str
     data: str  # conversations (sft) or pairs (reward, dpo, ppo), in JSON Lines
     out: str  # the folder for the result
     rank: int = 8  # of the adapters; 0 to train all weights
@@ -103,7 +106,8 @@ def base_of(name: str) -> str:
 
 
 def open_tokenizer(name: str) -> tuple[object, list[int]]:
-    """A model's tokenizer with a chat template; and the tokens of it that are yet untrained.
+    """A model's tokenizer with a chat template; and the tokens of it that are yet
+    untrained.
 
     There are such tokens where the template is ChatML's, given for want of one.
     """
@@ -134,7 +138,9 @@ def grow(model: nn.Module, tokenizer) -> None:
 
 
 def open_model(name: str, tokenizer, scores: bool, dtype: torch.dtype) -> nn.Module:
-    """A model on the CPU, with every adapter merged that its folder names, one upon another."""
+    """A model on the CPU, with every adapter merged that its folder names, one upon
+    another.
+    """
     settings = adapter_settings(name)
     if settings is None:
         model = load_model(name, scores, dtype)
@@ -174,7 +180,9 @@ def is_reward_model(name: str) -> bool:
 
 
 def begin(setup: Setup, config: RealConfig) -> Session:
-    """Read data and models; nothing is trained yet. Raises ModelError and DatasetError."""
+    """Read data and models; nothing is trained yet. Raises ModelError and
+    DatasetError.
+    """
     check_setup(setup, config)
     read = read_conversations if config.stage == "sft" else read_preferences
     rows = read(setup.data)
@@ -203,7 +211,9 @@ def begin(setup: Setup, config: RealConfig) -> Session:
 
 
 def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> Session:
-    """`begin` for PPO: the policy practises on the pairs' prompts, paid by the reward model."""
+    """`begin` for PPO: the policy practises on the pairs' prompts, paid by the reward
+    model.
+    """
     pad, stop = pad_token(tokenizer), end_token(tokenizer)
     prompts = [render_prompt(row["prompt"], tokenizer) for row in rows]
     longest = min(config.max_length, context_of(base_of(setup.model)))
@@ -241,25 +251,34 @@ def check_setup(setup: Setup, config: RealConfig) -> None:
         if getattr(setup, name) < least:
             raise ModelError(f"{name} is {getattr(setup, name)}: use at least {least}")
     if setup.nf4 and not setup.rank:
-        raise ModelError("weights in four bits cannot be trained: give adapters a rank above 0")
+        raise ModelError(
+            "weights in four bits cannot be trained: give adapters a rank above 0"
+        )
     if config.stage == "ppo":
         if not setup.reward_model:
-            raise ModelError("ppo needs a judge: --reward-model FOLDER, of a run of reward")
+            raise ModelError(
+                "ppo needs a judge: --reward-model FOLDER, of a run of reward"
+            )
         if not is_reward_model(setup.reward_model):
-            raise ModelError(f"{setup.reward_model} is no reward model: train one with reward")
+            raise ModelError(
+                f"{setup.reward_model} is no reward model: train one with reward"
+            )
     elif setup.reward_model:
         raise ModelError(f"a reward model is for ppo, not for {config.stage}")
 
 
 def run(
-    setup: Setup, config: RealConfig, resume: bool = False,
-    progress: Callable = lambda steps, total: steps, stop_after: int | None = None,
+    setup: Setup,
+    config: RealConfig,
+    resume: bool = False,
+    progress: Callable = lambda steps, total: steps,
+    stop_after: int | None = None,
 ) -> list[dict]:
     """Train, and write the result; return the metrics, a dictionary per step.
 
-    With `resume` a run that was cut off goes on from its last checkpoint, and ends as if it
-    had not been. stop_after: steps after which to stop as if killed. Raises ModelError where
-    the folder holds something else already.
+    With `resume` a run that was cut off goes on from its last checkpoint, and ends as
+    if it had not been. stop_after: steps after which to stop as if killed. Raises
+    ModelError where the folder holds something else already.
     """
     out, settings = Path(setup.out), asdict(setup) | asdict(config)
     state = open_folder(out, settings, resume)
@@ -268,7 +287,9 @@ def run(
         load_checkpoint(out, session.trained, *session.descent.optimizers)
     cut_metrics(out, first)
     todo = session.steps(first, state)
-    for step, seen in enumerate(progress(todo, total=config.steps - first), start=first + 1):
+    for step, seen in enumerate(
+        progress(todo, total=config.steps - first), start=first + 1
+    ):
         append_metrics(out, step, seen)
         if step % setup.save_every == 0 and step < config.steps:
             state = dict(step=step, settings=settings, **session.memory)
@@ -288,23 +309,32 @@ def open_folder(out: Path, settings: dict, resume: bool) -> dict:
     if not resume or not held:
         if held:
             raise ModelError(
-                f"{out} is not empty: --resume goes on with a run, or choose another folder"
+                f"{out} is not empty: --resume goes on with a run, or choose another "
+                "folder"
             )
         out.mkdir(parents=True, exist_ok=True)
         return {}
     if {"adapter_config.json", "config.json"} & {*held}:
         raise ModelError(f"the run in {out} is finished")
     state = stored_state(out) or {}
-    told = {name: settings[name] for name in settings if name not in ("save_every", "device")}
+    told = {
+        name: settings[name]
+        for name in settings
+        if name not in ("save_every", "device")
+    }
     before = state.get("settings", told)
     differ = [name for name, value in told.items() if before.get(name) != value]
     if differ:
-        raise ModelError(f"the run in {out} was begun with another {differ[0]}: give the same")
+        raise ModelError(
+            f"the run in {out} was begun with another {differ[0]}: give the same"
+        )
     return state
 
 
 def save_result(out: Path, session: Session, base: str) -> None:
-    """Write tokenizer and adapter, or the whole model; the checkpoint has done its work."""
+    """Write tokenizer and adapter, or the whole model; the checkpoint has done its
+    work.
+    """
     inner = session.trained["model"].inner
     session.tokenizer.save_pretrained(out)
     if session.adapters:
@@ -315,7 +345,9 @@ def save_result(out: Path, session: Session, base: str) -> None:
         whole = out / "writing"
         inner.save_pretrained(whole)
         # Move the configuration last: where it is, the weights are
-        for path in sorted(whole.iterdir(), key=lambda path: path.name == "config.json"):
+        for path in sorted(
+            whole.iterdir(), key=lambda path: path.name == "config.json"
+        ):
             os.replace(path, out / path.name)
         shutil.rmtree(whole)
     (out / CHECKPOINT).unlink(missing_ok=True)

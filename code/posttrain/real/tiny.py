@@ -23,9 +23,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 384, chat: bool = Tr
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, show_progress=False,
+        vocab_size=vocab_size,
+        special_tokens=special,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     bpe.train_from_iterator(texts, trainer)
     ends = dict(eos_token=special[-1], pad_token="<|endoftext|>")
     tokenizer = library().PreTrainedTokenizerFast(tokenizer_object=bpe, **ends)
@@ -38,22 +40,41 @@ def tiny_config(kind: str, vocab_size: int, n_layer: int = 2):
     """The configuration of a tiny "llama", "qwen2" or "gpt2"."""
     if kind == "gpt2":
         return library().GPT2Config(
-            vocab_size=vocab_size, n_positions=256, n_embd=64, n_layer=n_layer, n_head=4,
-            bos_token_id=0, eos_token_id=0, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=vocab_size,
+            n_positions=256,
+            n_embd=64,
+            n_layer=n_layer,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
     configs = dict(llama=library().LlamaConfig, qwen2=library().Qwen2Config)
     return configs[kind](
-        vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=n_layer,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=n_layer,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
 
 
 def make_tiny(
-    folder: str | Path, texts: Iterable[str], kind: str = "llama", chat: bool = True,
+    folder: str | Path,
+    texts: Iterable[str],
+    kind: str = "llama",
+    chat: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Save a random model and its tokenizer in a folder, as a real model's folder looks."""
+    """Save a random model and its tokenizer in a folder, as a real model's folder
+    looks.
+    """
     tokenizer = build_tokenizer(texts, chat=chat)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -29,14 +29,17 @@ class RealConfig:
     stage: str = "sft"  # or "reward", "dpo", "ppo"
     steps: int = 100  # optimiser steps; for PPO, rounds
     batch_size: int = 8  # conversations, pairs or answers per step
-    # Of them per forward pass; their gradients add up. For PPO each is a step of the optimiser
+    # Of them per forward pass; their gradients add up. For PPO each is a step of the
+    # optimiser
     micro_batch_size: int = 2
     lr: float = 2e-4  # AdamW's, falling in a straight line to 0
     max_length: int = 1024  # the longest row, in tokens
     max_gradient_norm: float = 1.0  # longer gradients are scaled down to it; not PPO's
     beta: float = 0.1  # "dpo" and "ppo": what a nat away from the reference counts
     centring: float = 0.01  # "reward" alone: weight of (r_chosen + r_rejected)^2
-    max_new_tokens: int = 128  # "ppo" alone: an answer that has not ended by then is cut
+    max_new_tokens: int = (
+        128  # "ppo" alone: an answer that has not ended by then is cut
+    )
     seed: int = 0
 
     def __post_init__(self):
@@ -47,27 +50,41 @@ class RealConfig:
 
 
 def build_descent(config: RealConfig, *models: nn.Module) -> Descent:
-    """AdamW without weight decay, for what gets gradients; for PPO with its eps of 1e-5."""
-    found = {id(p): p for model in models for p in model.parameters() if p.requires_grad}
+    """AdamW without weight decay, for what gets gradients; for PPO with its eps of
+    1e-5.
+    """
+    found = {
+        id(p): p for model in models for p in model.parameters() if p.requires_grad
+    }
     ppo = config.stage == "ppo"
     optimizer = adamw(
         [dict(params=list(found.values()))],
-        lr=config.lr, eps=1e-5 if ppo else 1e-8, weight_decay=0.0,
-    )  # fmt: skip
+        lr=config.lr,
+        eps=1e-5 if ppo else 1e-8,
+        weight_decay=0.0,
+    )
     norm = None if ppo else config.max_gradient_norm
     return Descent([optimizer], linear_fall(config.steps), norm)
 
 
 def shared_settings(config: RealConfig, n: int) -> dict[str, int]:
-    """What the configurations of SFT, the reward model and DPO have in common, for n rows."""
+    """What the configurations of SFT, the reward model and DPO have in common, for n
+    rows.
+    """
     return dict(
-        steps=config.steps, batch_size=min(config.batch_size, n),
-        micro_batch_size=config.micro_batch_size, seed=config.seed,
-    )  # fmt: skip
+        steps=config.steps,
+        batch_size=min(config.batch_size, n),
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+    )
 
 
 def sft_steps(
-    model: LanguageModel, examples: list, config: RealConfig, pad: int, descent: Descent,
+    model: LanguageModel,
+    examples: list,
+    config: RealConfig,
+    pad: int,
+    descent: Descent,
     first: int = 0,
 ) -> Iterator[dict[str, float]]:
     """`sft.sft_steps` without replay, from step `first` on; with `gradient_norm`."""
@@ -78,23 +95,34 @@ def sft_steps(
 
 
 def reward_steps(
-    model: ScoringModel, pairs: list[Pair], config: RealConfig, pad: int, descent: Descent,
+    model: ScoringModel,
+    pairs: list[Pair],
+    config: RealConfig,
+    pad: int,
+    descent: Descent,
     first: int = 0,
 ) -> Iterator[dict[str, float]]:
-    """`reward_model.reward_steps` on last tokens, from step `first` on; with `gradient_norm`."""
+    """`reward_model.reward_steps` on last tokens, from step `first` on; with
+    `gradient_norm`.
+    """
     shared = shared_settings(config, len(pairs))
     settings = RewardConfig(**shared, token_weight=0.0, centring=config.centring)
     return follow(model, reward_batches(pairs, settings, pad), descent, first=first)
 
 
 def dpo_steps(
-    policy: LanguageModel, reference: nn.Module, pairs: list[Pair], config: RealConfig,
-    pad: int, descent: Descent, first: int = 0,
+    policy: LanguageModel,
+    reference: nn.Module,
+    pairs: list[Pair],
+    config: RealConfig,
+    pad: int,
+    descent: Descent,
+    first: int = 0,
 ) -> Iterator[dict[str, float]]:
     """`dpo.dpo_steps` without replay, from step `first` on; with `gradient_norm`.
 
-    reference: the policy as it was; with adapters `lora.adapters.Reference`, the policy while
-    they are off.
+    reference: the policy as it was; with adapters `lora.adapters.Reference`, the policy
+    while they are off.
     """
     shared = shared_settings(config, len(pairs))
     settings = DPOConfig(**shared, beta=config.beta, replay=0)
@@ -104,12 +132,17 @@ def dpo_steps(
 
 @torch.no_grad()
 def write_answers(
-    policy: LanguageModel, prompts: list[list[int]], max_new_tokens: int, stop: int,
+    policy: LanguageModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop: int,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """Each prompt's answer as tokens, its end included, drawn from the whole distribution.
+    """Each prompt's answer as tokens, its end included, drawn from the whole
+    distribution.
 
-    generator: on the policy's device. Prompts are padded on the left, with positions to match.
+    generator: on the policy's device. Prompts are padded on the left, with positions to
+    match.
     """
     tokens, mask = (rows.to(policy.device) for rows in left_pad(prompts))  # (B, T)
     alive, answers, cache = mask.new_ones(len(prompts)), [], None
@@ -118,16 +151,22 @@ def write_answers(
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.size(1) :]
         with policy.precision():
             output = policy.inner(
-                input_ids=tokens, attention_mask=mask.long(), position_ids=positions,
-                past_key_values=cache, use_cache=True,
-            )  # fmt: skip
+                input_ids=tokens,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
         cache = output.past_key_values
         token, _ = draw(output.logits[:, -1].float(), 1.0, generator)  # (B,)
         answers.append((token, alive))
         alive = alive & (token != stop)
         if not alive.any():
             break
-        tokens, mask = token[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        tokens, mask = (
+            token[:, None],
+            torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
+        )
     policy.inner.train()
     drawn, kept = (torch.stack(columns, dim=1) for columns in zip(*answers))  # (B, N)
     return [row[keep].tolist() for row, keep in zip(drawn, kept)]
@@ -135,18 +174,29 @@ def write_answers(
 
 @torch.no_grad()
 def collect_rollout(
-    models: Models, prompts: list[list[int]], config: PPOConfig, pad: int, stop: int,
-    generator: torch.Generator, size: int,
+    models: Models,
+    prompts: list[list[int]],
+    config: PPOConfig,
+    pad: int,
+    stop: int,
+    generator: torch.Generator,
+    size: int,
 ) -> Rollout:
-    """Let the policy answer, and ask all four models about its answers, `size` rows at a time.
+    """Let the policy answer, and ask all four models about its answers, `size` rows at
+    a time.
 
-    As `ppo.collect_rollout`, but that all log-probabilities come from one kind of pass: in low
-    precision a cached step and a whole pass differ, and the first ratio would not be 1.
+    As `ppo.collect_rollout`, but that all log-probabilities come from one kind of pass:
+    in low precision a cached step and a whole pass differ, and the first ratio would
+    not be 1.
     """
     policy = models.policy
     answers = write_answers(policy, prompts, config.max_new_tokens, stop, generator)
-    tokens, mask = (rows.to(policy.device) for rows in pack(prompts, answers, pad))  # (B, T)
-    pieces = [token_logprobs(policy(t), t, config.temperature) for t in tokens.split(size)]
+    tokens, mask = (
+        rows.to(policy.device) for rows in pack(prompts, answers, pad)
+    )  # (B, T)
+    pieces = [
+        token_logprobs(policy(t), t, config.temperature) for t in tokens.split(size)
+    ]
     logprobs = torch.cat(pieces) * mask[:, 1:]  # (B, A)
     ended = (tokens.eq(stop) & mask).any(-1)  # (B,)
     return ask_models(models, tokens, mask, logprobs, ended, config, size)
@@ -155,14 +205,24 @@ def collect_rollout(
 def ppo_config(config: RealConfig, n: int) -> PPOConfig:
     """The settings of the book's PPO for a run on a real model, with n prompts."""
     return PPOConfig(
-        iterations=config.steps, batch_size=min(config.batch_size, n), temperature=1.0,
-        max_new_tokens=config.max_new_tokens, lr=config.lr, beta=config.beta, seed=config.seed,
-        minibatches=-(-config.batch_size // config.micro_batch_size), epochs=1,
-    )  # fmt: skip
+        iterations=config.steps,
+        batch_size=min(config.batch_size, n),
+        temperature=1.0,
+        max_new_tokens=config.max_new_tokens,
+        lr=config.lr,
+        beta=config.beta,
+        seed=config.seed,
+        minibatches=-(-config.batch_size // config.micro_batch_size),
+        epochs=1,
+    )
 
 
-def reseed(generator: torch.Generator, config: RealConfig, step: int) -> torch.Generator:
-    """Let a generator depend on the run's seed and the step alone, so that none is stored."""
+def reseed(
+    generator: torch.Generator, config: RealConfig, step: int
+) -> torch.Generator:
+    """Let a generator depend on the run's seed and the step alone, so that none is
+    stored.
+    """
     return generator.manual_seed((config.seed * 1_000_003 + step) % 2**63)
 
 
@@ -170,20 +230,32 @@ def reseed(generator: torch.Generator, config: RealConfig, step: int) -> torch.G
 def normalise_scores(
     models: Models, prompts: list[list[int]], config: RealConfig, pad: int, stop: int
 ) -> None:
-    """Set reward and value model's unit by the untrained policy's answers to some prompts."""
+    """Set reward and value model's unit by the untrained policy's answers to some
+    prompts.
+    """
     asked, device, scores = prompts[: 4 * config.batch_size], models.policy.device, []
     generator = reseed(torch.Generator(device), config, -1)
     for batch, _ in turns(asked, config.batch_size):
-        answers = write_answers(models.policy, batch, config.max_new_tokens, stop, generator)
+        answers = write_answers(
+            models.policy, batch, config.max_new_tokens, stop, generator
+        )
         for some, _ in turns(list(zip(batch, answers)), config.micro_batch_size):
-            tokens, mask = (rows.to(device) for rows in pack(*map(list, zip(*some)), pad))
+            tokens, mask = (
+                rows.to(device) for rows in pack(*map(list, zip(*some)), pad)
+            )
             scores.append(models.reward_model(tokens, mask))
     set_unit(torch.cat(scores), models.reward_model, models.value_model.model)
 
 
 def ppo_steps(
-    models: Models, prompts: list[list[int]], config: RealConfig, pad: int, stop: int,
-    descent: Descent, first: int = 0, beta: float | None = None,
+    models: Models,
+    prompts: list[list[int]],
+    config: RealConfig,
+    pad: int,
+    stop: int,
+    descent: Descent,
+    first: int = 0,
+    beta: float | None = None,
 ) -> Iterator[dict[str, float]]:
     """`ppo.ppo_steps` from round `first` on.
 

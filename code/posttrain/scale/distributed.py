@@ -1,6 +1,8 @@
-"""SFT, DPO and rollouts over several processes: the book's losses, each process with its rows.
+"""SFT, DPO and rollouts over several processes: the book's losses, each process with
+its rows.
 
-`torchrun --standalone --nproc-per-node 2 -m posttrain.scale.distributed sft` trains the book's model.
+`torchrun --standalone --nproc-per-node 2 -m posttrain.scale.distributed sft` trains the
+book's model.
 """
 
 from __future__ import annotations
@@ -40,9 +42,12 @@ except ImportError:  # before PyTorch 2.6
     FSDPModule = fully_shard = None
 
 ENGINES = ("ring", "ddp", "fsdp")
-# DDP's switch for sending buffers round before each pass; RoPE's table is the same everywhere
+# DDP's switch for sending buffers round before each pass; RoPE's table is the same
+# everywhere
 DDP_SWITCHES = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-BUFFERS = next(s for s in ("forward_sync_buffers", "broadcast_buffers") if s in DDP_SWITCHES)
+BUFFERS = next(
+    s for s in ("forward_sync_buffers", "broadcast_buffers") if s in DDP_SWITCHES
+)
 
 
 def mine(rows: Sequence) -> Sequence:
@@ -67,9 +72,11 @@ def gather(rows: list) -> list:
 
 
 def share_model(model: GPT, engine: str) -> nn.Module:
-    """The model as the engine wants it called: itself, in DDP, or cut up by FSDP in place.
+    """The model as the engine wants it called: itself, in DDP, or cut up by FSDP in
+    place.
 
-    Raises ValueError for another engine, and for "fsdp" where PyTorch has no `fully_shard`.
+    Raises ValueError for another engine, and for "fsdp" where PyTorch has no
+    `fully_shard`.
     """
     if engine not in ENGINES:
         raise ValueError(f"{engine!r} is no engine: use one of {', '.join(ENGINES)}")
@@ -77,7 +84,9 @@ def share_model(model: GPT, engine: str) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model, **{BUFFERS: False})
     if engine == "fsdp":
         if fully_shard is None:
-            raise ValueError(f"PyTorch {torch.__version__} has no fully_shard: use 'ddp'")
+            raise ValueError(
+                f"PyTorch {torch.__version__} has no fully_shard: use 'ddp'"
+            )
         # A block's weights are gathered when it is called, and dropped when it is done
         for block in model.blocks:
             fully_shard(block)
@@ -89,11 +98,17 @@ class Together:
     """This process as one of all that train a model: the crew of `batches.follow`."""
 
     def __init__(self, engine: str):
-        self.engine, self.rank, self.size = engine, dist.get_rank(), dist.get_world_size()
+        self.engine, self.rank, self.size = (
+            engine,
+            dist.get_rank(),
+            dist.get_world_size(),
+        )
 
     @contextlib.contextmanager
     def turn(self, shared: nn.Module, last: bool) -> Iterator[None]:
-        """Let a backward pass add its gradients up here, and talk to the others in the last."""
+        """Let a backward pass add its gradients up here, and talk to the others in the
+        last.
+        """
         if FSDPModule is not None and isinstance(shared, FSDPModule):
             shared.set_requires_gradient_sync(last)
         silent = isinstance(shared, nn.parallel.DistributedDataParallel) and not last
@@ -101,7 +116,9 @@ class Together:
             yield
 
     def share(self, shared: nn.Module) -> None:
-        """Average the gradients over the processes, where the engine has not done so."""
+        """Average the gradients over the processes, where the engine has not done
+        so.
+        """
         if self.engine == "ring":
             average_gradients(shared.parameters())
 
@@ -111,13 +128,17 @@ class Together:
 
 
 def follow_together(
-    model: GPT, batches: Iterator[list[Part]], config: SFTConfig | DPOConfig, crew: Together,
+    model: GPT,
+    batches: Iterator[list[Part]],
+    config: SFTConfig | DPOConfig,
+    crew: Together,
     muon: bool,
 ) -> Iterator[dict[str, float]]:
-    """Train the model in place, all processes in step, by the optimisers of one process.
+    """Train the model in place, all processes in step, by the optimisers of one
+    process.
 
-    Yields each step's numbers, those of the whole batch. Raises ValueError, everywhere, for a
-    loss that is not a number, and for what the engine cannot do.
+    Yields each step's numbers, those of the whole batch. Raises ValueError, everywhere,
+    for a loss that is not a number, and for what the engine cannot do.
     """
     if crew.engine == "fsdp" and muon:
         raise ValueError(
@@ -130,12 +151,19 @@ def follow_together(
 
 
 def distributed_sft(
-    model: GPT, examples: list, text: Tensor, config: SFTConfig, pad: int,
-    engine: str = "ddp", muon: bool = True,
+    model: GPT,
+    examples: list,
+    text: Tensor,
+    config: SFTConfig,
+    pad: int,
+    engine: str = "ddp",
+    muon: bool = True,
 ) -> Iterator[dict[str, float]]:
-    """`sft_steps` over all processes of the group: the same batches, losses and weights.
+    """`sft_steps` over all processes of the group: the same batches, losses and
+    weights.
 
-    Arguments as there; the model is on the device to work on. Raises as `follow_together`.
+    Arguments as there; the model is on the device to work on. Raises as
+    `follow_together`.
     """
     crew = Together(engine)
     batches = sft_batches(examples, text, config, pad, crew)
@@ -143,14 +171,19 @@ def distributed_sft(
 
 
 def distributed_dpo(
-    policy: GPT, reference: GPT, pairs: list[Pair], config: DPOConfig,
+    policy: GPT,
+    reference: GPT,
+    pairs: list[Pair],
+    config: DPOConfig,
     conversations: Sequence[tuple[list[int], list[int]]] = (),
-    engine: str = "ddp", muon: bool = True,
+    engine: str = "ddp",
+    muon: bool = True,
 ) -> Iterator[dict[str, float]]:
-    """`dpo_steps` over all processes of the group: the same batches, losses and weights.
+    """`dpo_steps` over all processes of the group: the same batches, losses and
+    weights.
 
-    Each process asks the reference about its own pairs. Raises as `follow_together`, and for
-    KTO, whose baseline is of the whole batch.
+    Each process asks the reference about its own pairs. Raises as `follow_together`,
+    and for KTO, whose baseline is of the whole batch.
     """
     if config.loss == "kto":
         raise ValueError(
@@ -165,28 +198,40 @@ def distributed_dpo(
 def stream(seed: int, index: int) -> torch.Generator:
     """A generator of its own for each pair of numbers.
 
-    PyTorch's generator on the CPU reads 32 bits of a seed, so the two are hashed into these.
+    PyTorch's generator on the CPU reads 32 bits of a seed, so the two are hashed into
+    these.
     """
     hashed = np.random.SeedSequence((seed, index)).generate_state(1)[0]
     return torch.Generator().manual_seed(int(hashed))
 
 
 def sharded_samples(
-    model: GPT, prompts: list[list[int]], max_new_tokens: int, *, seed: int,
-    temperature: float = 1.0, stop: int | None = None, chunk: int = 4,
+    model: GPT,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    stop: int | None = None,
+    chunk: int = 4,
 ) -> Samples:
     """`generate` for all prompts, each process answering some; all get all answers.
 
-    Prompts go in chunks of a fixed size, each with a generator of its own, so that the answers
-    depend on the seed and the chunk's size, and not on the number of processes. On the CPU.
+    Prompts go in chunks of a fixed size, each with a generator of its own, so that the
+    answers depend on the seed and the chunk's size, and not on the number of processes.
+    On the CPU.
     """
     chunks = [(i, prompts[i : i + chunk]) for i in range(0, len(prompts), chunk)]
     done = []
     for i, some in mine(chunks):
         samples = generate(
-            model, some, max_new_tokens,
-            generator=stream(seed, i), temperature=temperature, stop=stop,
-        )  # fmt: skip
+            model,
+            some,
+            max_new_tokens,
+            generator=stream(seed, i),
+            temperature=temperature,
+            stop=stop,
+        )
         done.append((samples.tokens, samples.mask, samples.logprobs))
     columns = zip(*gather(done))
     return Samples(*(stack_rows(rows) for rows in columns))
@@ -205,15 +250,22 @@ def whole_weights(model: GPT) -> dict[str, Tensor]:
     Every process has to call this: with FSDP each holds a slice.
     """
     if FSDPModule is None or not isinstance(model, FSDPModule):
-        return {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+        return {
+            name: value.detach().cpu() for name, value in model.state_dict().items()
+        }
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+    )
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(model, options=options)
 
 
 def save_whole(model: GPT, path: Path) -> None:
-    """Write the complete weights, as a single process loads them; whole or not at all."""
+    """Write the complete weights, as a single process loads them; whole or not at
+    all.
+    """
     weights = whole_weights(model)
     if dist.get_rank() == 0:
         unfinished = path.with_name(path.name + ".unfinished")
@@ -229,7 +281,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("stage", choices=("sft", "dpo"))
     parser.add_argument("--engine", choices=ENGINES, default="ddp")
-    parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
+    parser.add_argument(
+        "--adamw", action="store_true", help="AdamW for all weights, no Muon"
+    )
     parser.add_argument("--steps", type=int, help="fewer or more than the book's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a file for the weights, .safetensors")
@@ -244,20 +298,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def start(options: argparse.Namespace, device: torch.device) -> tuple[GPT, Iterator]:
     """The model of the book that a run starts from, and the run."""
     text, tokenizer = corpus.load(), CharTokenizer()
-    chosen = dict(seed=options.seed) | (dict(steps=options.steps) if options.steps else {})
+    chosen = dict(seed=options.seed) | (
+        dict(steps=options.steps) if options.steps else {}
+    )
     how = dict(engine=options.engine, muon=not options.adamw)
     conversations = datasets.conversations()
     if options.stage == "sft":
         model = grow_vocabulary(base_model(text)[0], tokenizer.vocab_size).to(device)
         examples = encode_conversations(conversations, tokenizer, model.config.context)
         tokens, config = encode_split(text)[0], SFTConfig(**chosen)
-        return model, distributed_sft(model, examples, tokens, config, tokenizer.pad, **how)
+        return model, distributed_sft(
+            model, examples, tokens, config, tokenizer.pad, **how
+        )
     reference = sft_model(text, SFTConfig(seed=options.seed))[0].to(device)
     policy = GPT(replace(reference.config)).to(device)
     policy.load_state_dict(reference.state_dict())
     examples = encode_conversations(conversations, tokenizer, policy.config.context)
     pairs = encode_pairs(datasets.preferences(), tokenizer, policy.config.context)
-    run = distributed_dpo(policy, reference, pairs, DPOConfig(**chosen), examples, **how)
+    run = distributed_dpo(
+        policy, reference, pairs, DPOConfig(**chosen), examples, **how
+    )
     return policy, run
 
 
@@ -269,7 +329,9 @@ def main(arguments: list[str] | None = None) -> int:
             model, run = start(options, device)
             for step, losses in enumerate(run, start=1):
                 if dist.get_rank() == 0:
-                    told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+                    told = ", ".join(
+                        f"{name} {loss:.4f}" for name, loss in losses.items()
+                    )
                     print(f"step {step}: {told}", flush=True)
             if options.out:
                 save_whole(model, options.out)

@@ -1,4 +1,6 @@
-"""Processes that work together: started by PyTorch's torchrun, on this machine alone."""
+"""Processes that work together: started by PyTorch's torchrun, on this machine
+alone.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ class LaunchError(RuntimeError):
 
 @contextlib.contextmanager
 def joined(seconds: float = 600.0) -> Iterator[torch.device]:
-    """Within the block this process is one of torchrun's group; gives the device to work on.
+    """Within the block this process is one of torchrun's group; gives the device to
+    work on.
 
-    NCCL where there are GPUs, gloo otherwise. seconds: how long any process waits for the
-    others before it gives up. Raises ValueError outside torchrun.
+    NCCL where there are GPUs, gloo otherwise. seconds: how long any process waits for
+    the others before it gives up. Raises ValueError outside torchrun.
     """
     if "RANK" not in os.environ:
         raise ValueError(
@@ -38,7 +41,9 @@ def joined(seconds: float = 600.0) -> Iterator[torch.device]:
     device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if gpus else "cpu")
     if gpus:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=seconds))
+    dist.init_process_group(
+        "nccl" if gpus else "gloo", timeout=timedelta(seconds=seconds)
+    )
     try:
         yield device
         # Wait for the others, but not after an error: they may never come
@@ -47,18 +52,27 @@ def joined(seconds: float = 600.0) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def launch(function: Callable, processes: int, *arguments, seconds: float = 300.0) -> list:
-    """[function(*arguments) of process 0, of process 1, ...], run side by side as one group.
+def launch(
+    function: Callable, processes: int, *arguments, seconds: float = 300.0
+) -> list:
+    """[function(*arguments) of process 0, of process 1, ...], run side by side as one
+    group.
 
-    function and arguments must be importable and picklable. Every process has one thread.
-    Raises LaunchError, with the end of what was printed, where one fails or all take too long;
-    none is left behind.
+    function and arguments must be importable and picklable. Every process has one
+    thread. Raises LaunchError, with the end of what was printed, where one fails or all
+    take too long; none is left behind.
     """
     with tempfile.TemporaryDirectory() as folder:
-        job = dict(module=function.__module__, name=function.__qualname__, arguments=arguments)
-        Path(folder, "job.pickle").write_bytes(pickle.dumps(job | dict(seconds=seconds)))
+        job = dict(
+            module=function.__module__, name=function.__qualname__, arguments=arguments
+        )
+        Path(folder, "job.pickle").write_bytes(
+            pickle.dumps(job | dict(seconds=seconds))
+        )
         torchrun(processes, ["-m", "posttrain.scale.launch", folder], seconds)
-        results = [Path(folder, f"{rank}.pickle").read_bytes() for rank in range(processes)]
+        results = [
+            Path(folder, f"{rank}.pickle").read_bytes() for rank in range(processes)
+        ]
     return [pickle.loads(result) for result in results]
 
 
@@ -70,22 +84,36 @@ def torchrun(processes: int, program: list[str], seconds: float = 300.0) -> str:
     if processes < 1:
         raise ValueError(f"{processes} processes were asked for: use at least one")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(processes), *program,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *program,
+    ]
     started = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        encoding="utf-8", errors="replace", start_new_session=True,
-    )  # fmt: skip
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         printed, _ = started.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"the group was not done after {seconds:g} seconds") from error
+        raise LaunchError(
+            f"the group was not done after {seconds:g} seconds"
+        ) from error
     finally:
         end(started)
     if started.returncode:
         said = "\n".join(printed.splitlines()[-60:])
-        raise LaunchError(f"the group ended with exit code {started.returncode}:\n{said}")
+        raise LaunchError(
+            f"the group ended with exit code {started.returncode}:\n{said}"
+        )
     return printed
 
 
@@ -100,7 +128,8 @@ def environment() -> dict[str, str]:
 def end(started: subprocess.Popen) -> None:
     """See that torchrun and its processes are gone."""
     if started.poll() is None:
-        # torchrun passes the request on to its processes, and kills those that take 30 seconds
+        # torchrun passes the request on to its processes, and kills those that take 30
+        # seconds
         started.send_signal(signal.SIGTERM)
         try:
             started.wait(45)
@@ -111,7 +140,9 @@ def end(started: subprocess.Popen) -> None:
 
 
 def main(folder: Path) -> None:
-    """One process of a group that `launch` has started: do its part, and leave the result."""
+    """One process of a group that `launch` has started: do its part, and leave the
+    result.
+    """
     torch.set_num_threads(1)
     job = pickle.loads((folder / "job.pickle").read_bytes())
     function = importlib.import_module(job["module"])

@@ -1,4 +1,6 @@
-"""All-reduce from scratch: every process ends with the sum of all, by talking to neighbours."""
+"""All-reduce from scratch: every process ends with the sum of all, by talking to
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 
 
 def exchange(outgoing: Tensor, incoming: Tensor) -> None:
-    """Send to the next process of the ring, and receive from the one before, at once."""
+    """Send to the next process of the ring, and receive from the one before, at
+    once.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
     # Begin to send before waiting to receive, or all would wait for each other
     sending = dist.isend(outgoing, (rank + 1) % size)
@@ -19,10 +23,11 @@ def exchange(outgoing: Tensor, incoming: Tensor) -> None:
 
 
 def reduce_scatter(chunks: list[Tensor]) -> Tensor:
-    """Sum the chunks over the processes; each gets one whole sum, that of chunk rank + 1.
+    """Sum the chunks over the processes; each gets one whole sum, that of chunk rank +
+    1.
 
-    chunks: one per process, of equal sizes, changed in place. In N - 1 turns every chunk goes
-    round the ring but one step, and whoever it passes adds its own.
+    chunks: one per process, of equal sizes, changed in place. In N - 1 turns every
+    chunk goes round the ring but one step, and whoever it passes adds its own.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     received = torch.empty_like(chunks[0])
@@ -57,8 +62,12 @@ def ring_all_reduce(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes: DDP, without its overlap."""
-    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    """Replace every gradient by its mean over the processes: DDP, without its
+    overlap.
+    """
+    with_gradient = [
+        parameter for parameter in parameters if parameter.grad is not None
+    ]
     flat = torch.cat([parameter.grad.flatten() for parameter in with_gradient])
     flat = ring_all_reduce(flat) / dist.get_world_size()
     sizes = [parameter.numel() for parameter in with_gradient]

@@ -1,4 +1,6 @@
-"""Several processes on trial: the book's SFT and DPO by each engine, against one process."""
+"""Several processes on trial: the book's SFT and DPO by each engine, against one
+process.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,14 @@ def ways() -> list[str]:
 
 
 def apart(model: GPT, steps: Iterator, losses: list[float], weights: dict) -> dict:
-    """How far a run over several processes is from one process's, losses and weights."""
+    """How far a run over several processes is from one process's, losses and
+    weights.
+    """
     noted = [step["loss"] for step in steps]
     ended = whole_weights(model)  # empty in other processes than 0
-    differences = [(value - weights[key]).abs().max().item() for key, value in ended.items()]
+    differences = [
+        (value - weights[key]).abs().max().item() for key, value in ended.items()
+    ]
     return dict(
         loss=max(abs(one - other) for one, other in zip(noted, losses)),
         weights=max(differences, default=0.0),
@@ -43,13 +49,17 @@ def apart(model: GPT, steps: Iterator, losses: list[float], weights: dict) -> di
 
 
 def sft_apart(corpus: Corpus, steps: int) -> dict[str, dict[str, float]]:
-    """By engine: how far the first steps of the book's SFT are from `sft_steps`, in float64.
+    """By engine: how far the first steps of the book's SFT are from `sft_steps`, in
+    float64.
 
-    "ring" and "ddp" train with Muon and AdamW, "fsdp" with AdamW alone and against that.
+    "ring" and "ddp" train with Muon and AdamW, "fsdp" with AdamW alone and against
+    that.
     """
     tokenizer, text = CharTokenizer(), encode_split(corpus)[0]
     base = grow_vocabulary(base_model(corpus)[0], tokenizer.vocab_size).double()
-    examples = encode_conversations(datasets.conversations(), tokenizer, base.config.context)
+    examples = encode_conversations(
+        datasets.conversations(), tokenizer, base.config.context
+    )
     config, found = SFTConfig(steps=steps, batch_size=5, micro_batch_size=5), {}
     alone = copy.deepcopy(base)
     run = sft_steps(alone, examples, text, config, tokenizer.pad)
@@ -59,7 +69,9 @@ def sft_apart(corpus: Corpus, steps: int) -> dict[str, dict[str, float]]:
         if engine == "fsdp":
             # Compare with the ring, which has been compared with one process
             alone, settings = copy.deepcopy(base), dict(engine="ring", muon=False)
-            run = distributed_sft(alone, examples, text, config, tokenizer.pad, **settings)
+            run = distributed_sft(
+                alone, examples, text, config, tokenizer.pad, **settings
+            )
             losses = [noted["loss"] for noted in run]
         run = distributed_sft(model, examples, text, config, tokenizer.pad, **options)
         found[engine] = apart(model, run, losses, alone.state_dict())
@@ -67,7 +79,9 @@ def sft_apart(corpus: Corpus, steps: int) -> dict[str, dict[str, float]]:
 
 
 def dpo_apart(corpus: Corpus, steps: int) -> dict[str, float]:
-    """How far the first steps of the book's DPO by DDP are from `dpo_steps`, in float64."""
+    """How far the first steps of the book's DPO by DDP are from `dpo_steps`, in
+    float64.
+    """
     tokenizer, reference = CharTokenizer(), sft_model(corpus)[0].double()
     context = reference.config.context
     examples = encode_conversations(datasets.conversations(), tokenizer, context)
@@ -79,7 +93,9 @@ def dpo_apart(corpus: Corpus, steps: int) -> dict[str, float]:
 
 
 def answers(corpus: Corpus, prompts: int, seed: int) -> dict:
-    """The SFT model's answers to some training prompts: all, and how likely they were."""
+    """The SFT model's answers to some training prompts: all, and how likely they
+    were.
+    """
     tokenizer, model = CharTokenizer(), sft_model(corpus)[0]
     asked = [
         render_question(prompt, tokenizer)
@@ -87,7 +103,7 @@ def answers(corpus: Corpus, prompts: int, seed: int) -> dict:
     ]
     samples = sharded_samples(
         model, asked, 96, seed=seed, temperature=0.8, stop=tokenizer.end
-    )  # fmt: skip
+    )
     texts = [tokenizer.decode(response) for response in samples.responses()]
     return dict(texts=texts, logprobs=samples.logprobs.sum(-1).tolist())
 

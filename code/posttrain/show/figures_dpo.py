@@ -29,7 +29,8 @@ def one_policy(
     """Where methods end, word by word, and their way there: distance and divergence.
 
     odds: name to a probability per word, of which the first are drawn as bars. runs:
-    method to runs whose `history` has `tv` and `kl`. aim and kl: where these should end.
+    method to runs whose `history` has `tv` and `kl`. aim and kl: where these should
+    end.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +88,8 @@ def best_by_beta(
     reference: Sequence[float],
     rewards: Sequence[float],
 ) -> Interactive:
-    """The best policy at every beta, to be gone through; still, a table of some of them.
+    """The best policy at every beta, to be gone through; still, a table of some of
+    them.
 
     optima: a probability per word for each beta. Shown are the sixteen words that are
     likeliest at the beta in the middle.
@@ -121,7 +123,8 @@ def numbers(values: Iterable[float]) -> list[float]:
 
 
 def training_curves(groups: Mapping[str, Runs]) -> Figure:
-    """DPO as it trains: loss, implicit rewards on training and held-out pairs, accuracy.
+    """DPO as it trains: loss, implicit rewards on training and held-out pairs,
+    accuracy.
 
     groups: label to runs as `dpo_trial` returns them; the first has DPO's colour, the
     others are grey. Held-out accuracy begins after the start, where all pairs are ties.

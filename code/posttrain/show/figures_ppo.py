@@ -1,4 +1,6 @@
-"""What the PPO chapter draws: its four models, pay against KL, answers to walk along."""
+"""What the PPO chapter draws: its four models, pay against KL, answers to walk
+along.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def rollout_view(
 def answer_of(
     name: str, rollout: Rollout, row: int, beta: float, config: PPOConfig
 ) -> dict[str, object]:
-    """One answer of a rollout: its tokens as texts, and for each what is known of it."""
+    """One answer of a rollout: its tokens as texts, and for each what is known of
+    it.
+    """
     # PyTorch takes a second to import
     from dataclasses import replace
 
