@@ -28,7 +28,7 @@ from tiny import (
     weights,
 )
 
-from posttrain import dpo, logprobs, ppo, reward_model
+from posttrain import dpo, logprobs, ppo, reward_model, stages
 from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.keep import store, workers
 from posttrain.lab import enumerable
@@ -46,6 +46,7 @@ from posttrain.practice.exercises import (
     size,
 )
 from posttrain.preference_pairs import encode_pairs
+from posttrain.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [
@@ -1680,8 +1681,8 @@ def test_every_module_gets_the_readers_function_and_then_its_own_again(name):
 
 
 def bound(path):
-    """The functions that a module defines or imports."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    """The functions that a module defines or imports, at its margin."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
     imported = [
         alias.asname or alias.name
         for node in nodes
@@ -1700,6 +1701,7 @@ def test_everything_is_put_back_after_an_error_and_after_two_at_once():
         enumerable.dpo_loss,
         reward_model.last_of,
         store.obtain,
+        stages.obtain,
         workers.start_workers,
         workers.Workers.get,
     ]
@@ -1719,6 +1721,7 @@ def test_everything_is_put_back_after_an_error_and_after_two_at_once():
         enumerable.dpo_loss,
         reward_model.last_of,
         store.obtain,
+        stages.obtain,
         workers.start_workers,
         workers.Workers.get,
     ]
@@ -1729,14 +1732,14 @@ def train():
 
 
 def obtain_toy():
-    return store.obtain("toy", {}, train, source="posttrain.tokenizer")
+    return store.obtain("toy", {}, train, code_of=CharTokenizer)
 
 
 STAGES = [
     obtain_toy,
-    lambda: ppo.ppo_model(CORPUS),
-    lambda: dpo.dpo_model(CORPUS),
-    lambda: reward_model.reward_model(CORPUS),
+    lambda: stages.ppo_model(CORPUS),
+    lambda: stages.dpo_model(CORPUS),
+    lambda: stages.reward_model(CORPUS),
     lambda: workers.run_all(abs, [(1,)]),
     lambda: workers.run_alone(abs, 1),
     lambda: workers.run_groups(abs, {"a": [(1,)]}),

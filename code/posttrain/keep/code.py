@@ -111,6 +111,11 @@ class Quiet(ast.NodeTransformer):
         node.msg = None
         return self.generic_visit(node)
 
+    def visit_JoinedStr(self, node):
+        # Python 3.12.1 ends a format that is computed with an empty text
+        node.values = [part for part in node.values if getattr(part, "value", 0) != ""]
+        return self.generic_visit(node)
+
     def visit_Pass(self, node):
         return None
 

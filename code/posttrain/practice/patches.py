@@ -172,15 +172,15 @@ def in_place_of(own: Callable, function: Callable) -> Iterator[None]:
         )
 
     before = getattr(sys.modules[own.__module__], name)
-    with ExitStack() as stack:
-        stack.callback(exchange, name, function, before)
-        exchange(name, before, function)
-        for place in (
-            (store, "obtain"),
-            (workers, "start_workers"),
-            (workers.Workers, "get"),
-        ):
-            stack.enter_context(patch_attribute.object(*place, refuse))
+    exchanged = [
+        (name, before, function),
+        ("obtain", store.obtain, refuse),
+        ("start_workers", workers.start_workers, refuse),
+    ]
+    with patch_attribute.object(workers.Workers, "get", refuse), ExitStack() as stack:
+        for called, old, new in exchanged:
+            stack.callback(exchange, called, new, old)
+            exchange(called, old, new)
         yield
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from posttrain.show.charts import curves, diagram, set_root_scale
+from posttrain.show.figures import GREY
 from posttrain.show.interactive import Interactive
 from posttrain.show.tokens import ScoreView
 
@@ -71,7 +72,7 @@ def paid_and_meant(groups: Mapping[str, Runs]) -> Figure:
         }
         for key, label in labels.items()
     }
-    colours = dict(zip(groups, ["PPO"] + ["grey"] * (len(groups) - 1)))
+    colours = dict(zip(groups, ["PPO"] + [GREY] * (len(groups) - 1)))
     kl = "KL to the SFT model (nats per answer)"
     figure = curves(panels, x=kl, colours=colours)
     for axis in figure.axes:
