@@ -48,12 +48,12 @@ from posttrain.real.model import (
 from posttrain.real.training import (  # noqa: E402
     Models,
     RealConfig,
-    build_optimizer,
-    dpo_steps,
-    normalise,
-    ppo_steps,
-    reward_steps,
-    sft_steps,
+    build_descent,
+    normalise_scores,
+    real_dpo_steps,
+    real_ppo_steps,
+    real_reward_steps,
+    real_sft_steps,
 )
 
 SHAPES = KNOWN | {"tiny": Architecture(512, 64, 2, 4, 2, 128)}
@@ -153,12 +153,14 @@ def steps_of(case: Case, model: LanguageModel, steps: int):
     rows = torch.randint(
         1, SHAPES[case.model].vocab_size, (8 * case.micro, 2, case.length)
     ).tolist()
-    optimizer = build_optimizer(config, model)
+    descent = build_descent(config, model)
     if case.stage == "sft":
-        return sft_steps(model, [(row, row) for row, _ in rows], config, 0, optimizer)
+        return real_sft_steps(
+            model, [(row, row) for row, _ in rows], config, 0, descent
+        )
     half = case.length // 2
     pairs = [(one[:half], one[half:], other[half:]) for one, other in rows]
-    return dpo_steps(model, Reference(model), pairs, config, 0, optimizer)
+    return real_dpo_steps(model, Reference(model), pairs, config, 0, descent)
 
 
 def measure(case: Case, device: torch.device, steps: int) -> dict:
@@ -231,18 +233,18 @@ def check(device: torch.device) -> dict:
         )
         judging_model = ScoringModel(scores.requires_grad_(True))
         run = dict(
-            sft=sft_steps(
+            sft=real_sft_steps(
                 model,
                 [(a, a) for a, _ in rows],
                 config,
                 0,
-                build_optimizer(config, model),
+                build_descent(config, model),
             ),
-            dpo=dpo_steps(
-                model, reference, pairs, config, 0, build_optimizer(config, model)
+            dpo=real_dpo_steps(
+                model, reference, pairs, config, 0, build_descent(config, model)
             ),
-            reward=reward_steps(
-                judging_model, pairs, config, 0, build_optimizer(config, judging_model)
+            reward=real_reward_steps(
+                judging_model, pairs, config, 0, build_descent(config, judging_model)
             ),
         )
         seen[place.type] = {
@@ -256,14 +258,14 @@ def check(device: torch.device) -> dict:
             judging_model,
         )
         prompts = [prompt for prompt, _, _ in pairs]
-        normalise(models, prompts, settings, 0, 1)
-        rounds = ppo_steps(
+        normalise_scores(models, prompts, settings, 0, 1)
+        rounds = real_ppo_steps(
             models,
             prompts,
             settings,
             0,
             1,
-            build_optimizer(settings, model, models.value_model),
+            build_descent(settings, model, models.value_model),
         )
         seen[place.type]["ppo_first_ratio_error"] = [
             each["first_ratio_error"] for each in rounds

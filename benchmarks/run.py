@@ -30,16 +30,11 @@ from posttrain.batches import epochs
 from posttrain.chat import render_question
 from posttrain.data import corpus, datasets
 from posttrain.gpt import GPT, GPTConfig, count_parameters
+from posttrain.lab.pretraining_trials import nanogpt_recipe, sprint
 from posttrain.optim import adamw
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
-from posttrain.pretrain import (
-    PretrainConfig,
-    nanogpt_recipe,
-    pretrain,
-    sprint,
-    training_steps,
-)
+from posttrain.pretrain import PretrainConfig, pretrain, training_steps
 from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
 from posttrain.stages import encode_split
@@ -397,7 +392,7 @@ def sft_run(pairs: int) -> None:
             steps = sft.sft_steps(
                 copy.deepcopy(model), examples, torch.zeros(0), config, tokenizer.pad
             )
-            return [loss.item() for loss in steps]
+            return [noted["loss"] for noted in steps]
 
     def theirs(folder: str):
         return trainer_of(
@@ -442,7 +437,7 @@ def reward_run(pairs: int) -> None:
         steps = reward_model.reward_steps(
             copy.deepcopy(model), encoded, config, tokenizer.pad
         )
-        return [loss.item() for loss in steps]
+        return [noted["loss"] for noted in steps]
 
     def theirs(folder: str):
         peer, centring = (

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from posttrain.data import datasets
-from posttrain.real.data import encode_conversations, encode_pairs
+from posttrain.real.data import encode_chat_pairs, encode_chats
 from posttrain.real.model import fetch, library
 from posttrain.real.tiny import make_tiny
 
@@ -28,11 +28,11 @@ def tokenizer(kind="llama"):
 
 
 def examples():
-    return encode_conversations(CONVERSATIONS, tokenizer(), 256)
+    return encode_chats(CONVERSATIONS, tokenizer(), 256)
 
 
 def encoded_pairs():
-    return encode_pairs(PAIRS, tokenizer(), 256)
+    return encode_chat_pairs(PAIRS, tokenizer(), 256)
 
 
 def data_file(path: Path, rows) -> str:

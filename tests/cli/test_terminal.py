@@ -1049,9 +1049,11 @@ def test_your_own_pairs_are_compared_and_your_own_conversations_rehearsed(
     module, compared, rehearsed = importlib.import_module(f"posttrain.{module}"), [], []
     for name, seen in (("encode_pairs", compared), ("encode_conversations", rehearsed)):
         encode = getattr(module, name, None)
-        spy = lambda rows, *rest, seen=seen, encode=encode: (
-            seen.extend(rows) or encode(rows, *rest)
-        )  # noqa: E731
+
+        def spy(rows, *rest, seen=seen, encode=encode):
+            seen.extend(rows)
+            return encode(rows, *rest)
+
         monkeypatch.setattr(module, name, spy, raising=False)
     own = [
         "--data",

@@ -16,13 +16,13 @@ import pytest
 from posttrain.data import corpus
 from posttrain.data.corpus import Corpus, CorpusError, load
 from posttrain.data.corpus import checkout as find_checkout
-from posttrain.data.standin import generate
+from posttrain.data.standin import generate_play
 from posttrain.tokenizer import ALPHABET
 
 # A short text plays the part of tinyshakespeare, another that of the stand-in.
-REAL = generate(12_000, seed=2)
-FAKE = generate(11_000, seed=3)
-OWN = generate(13_000, seed=4)
+REAL = generate_play(12_000, seed=2)
+FAKE = generate_play(11_000, seed=3)
+OWN = generate_play(13_000, seed=4)
 
 
 def digest(text):
@@ -39,7 +39,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "URL", "http://127.0.0.1:1/")
     monkeypatch.setattr(corpus, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(corpus, "DOWNLOAD_SECONDS", 0.8)
-    monkeypatch.setattr(corpus.standin, "generate", lambda: FAKE)
+    monkeypatch.setattr(corpus.standin, "generate_play", lambda: FAKE)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("POSTTRAIN_CORPUS", raising=False)
     monkeypatch.delenv("POSTTRAIN_OFFLINE", raising=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.data import standin
-from posttrain.data.standin import doubled, generate, inflect
+from posttrain.data.standin import doubled, generate_play, inflect
 from posttrain.tokenizer import ALPHABET
 
 SHA256 = "1a6e93ebf5bad471d37a4a11999235c1ed3a05019a8c12a81d71031670f8fed1"
@@ -20,7 +20,7 @@ SHA256 = "1a6e93ebf5bad471d37a4a11999235c1ed3a05019a8c12a81d71031670f8fed1"
 
 @pytest.fixture(scope="module")
 def text():
-    return generate()
+    return generate_play()
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_the_text_is_the_one_the_book_was_built_with(text):
 @pytest.mark.parametrize("hash_seed", ["0", "1", "random"])
 def test_the_text_does_not_depend_on_the_hash_seed(text, hash_seed):
     program = (
-        "import hashlib; from posttrain.data.standin import generate; "
-        "print(hashlib.sha256(generate(200_000).encode()).hexdigest())"
+        "import hashlib; from posttrain.data.standin import generate_play; "
+        "print(hashlib.sha256(generate_play(200_000).encode()).hexdigest())"
     )
     source = Path(standin.__file__).parents[2]
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(source)}
@@ -54,21 +54,21 @@ def test_the_text_does_not_depend_on_the_hash_seed(text, hash_seed):
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == digest(generate(200_000))
+    assert result.stdout.strip() == digest(generate_play(200_000))
 
 
 def test_a_seed_gives_one_text_and_another_seed_another():
-    assert generate(20_000, seed=7) == generate(20_000, seed=7)
-    assert generate(20_000, seed=7) != generate(20_000, seed=8)
+    assert generate_play(20_000, seed=7) == generate_play(20_000, seed=7)
+    assert generate_play(20_000, seed=7) != generate_play(20_000, seed=8)
 
 
 def test_a_longer_text_continues_a_shorter_one(text):
-    assert text.startswith(generate(5_000).rstrip("\n"))
+    assert text.startswith(generate_play(5_000).rstrip("\n"))
 
 
 @pytest.mark.parametrize("characters", [0, 1, 1_000, 12_345])
 def test_it_is_as_long_as_asked_and_ends_with_a_speech(characters):
-    short = generate(characters)
+    short = generate_play(characters)
     assert (
         len(short) >= characters and short.endswith("\n") and not short.endswith("\n\n")
     )
@@ -76,7 +76,7 @@ def test_it_is_as_long_as_asked_and_ends_with_a_speech(characters):
 
 def test_it_takes_less_than_three_seconds():
     start = time.process_time()
-    generate()
+    generate_play()
     assert time.process_time() - start < 3
 
 
@@ -240,7 +240,7 @@ def test_whoever_is_asked_answers(monkeypatch):
         return draw(self, rule)
 
     monkeypatch.setattr(standin.Playwright, "draw", noting)
-    generate(50_000)
+    generate_play(50_000)
     assert len(asked) > 50 and asked[: len(answered)] == answered
 
 
@@ -254,7 +254,7 @@ def test_the_one_who_was_asked_speaks_next(monkeypatch):
         return text, asks
 
     monkeypatch.setattr(standin.Playwright, "speech", noting)
-    generate(50_000)
+    generate_play(50_000)
     followed = [
         (turn, next_turn[0])
         for turn, next_turn in zip(turns, turns[1:], strict=False)

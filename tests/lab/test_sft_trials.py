@@ -229,7 +229,7 @@ def test_so_many_are_found_as_asked_for_without_repetition_and_by_seed_alone():
 
 @pytest.fixture(scope="module")
 def play():
-    return standin.generate()
+    return standin.generate_play()
 
 
 def test_what_is_found_in_the_stand_in_can_be_rendered(play):

@@ -27,7 +27,7 @@ from transformers.models.gptj.modeling_gptj import (
 )
 
 from posttrain.gpt import GPTConfig, KVCache, attention_maps, rotate, rotation_table
-from posttrain.pretrain import ladder
+from posttrain.lab.pretraining_trials import ladder
 from posttrain.sampling import generate, left_pad, visible
 
 SHAPE = dict(vocab_size=69, context=64, n_layer=2, n_head=2, width=16)

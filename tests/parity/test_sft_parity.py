@@ -156,7 +156,7 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_transformers_on_the_whol
     with in_float64():
         theirs = peer(tokens, attention_mask=(tokens != PAD).long(), labels=labels).loss
     theirs.backward()
-    near(torch.tensor(loss), theirs, dtype)
+    near(torch.tensor(loss, dtype=dtype), theirs, dtype)
     same_gradients(body_gradients(model), peer_gradients(peer.transformer), dtype)
 
 
@@ -196,5 +196,5 @@ def test_the_loss_of_plain_text_is_transformers_with_the_text_as_labels(dtype):
     with in_float64():
         theirs = peer(text, labels=text).loss
     theirs.backward()
-    near(torch.tensor(loss), theirs, dtype)
+    near(loss, theirs, dtype)
     same_gradients(body_gradients(model), peer_gradients(peer.transformer), dtype)

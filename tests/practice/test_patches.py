@@ -57,7 +57,7 @@ def f(
         ))
     return total, total.mean()
 
-class Other: 
+class Other:
     "A class with a + b in its docstring alone."
     size = 1
 '''

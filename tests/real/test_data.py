@@ -10,15 +10,15 @@ from posttrain.data.datasets import DatasetError  # noqa: E402
 from posttrain.real.data import (  # noqa: E402
     CHATML,
     encode,
-    encode_conversations,
-    encode_pairs,
+    encode_chat_pairs,
+    encode_chats,
     end_token,
     give_template,
     pad_token,
     read_conversations,
     read_preferences,
-    render,
-    render_prompt,
+    render_chat,
+    render_chat_prompt,
     rendered,
 )
 from posttrain.real.model import ModelError, fetch, library  # noqa: E402
@@ -39,7 +39,7 @@ def fresh(template=CHATML):
 
 
 def test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_else():
-    tokens, labels = render(TURNS, tokenizer())
+    tokens, labels = render_chat(TURNS, tokenizer())
     user = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
     assert tokenizer().decode(tokens) == "".join(
         user.format(a["content"], b["content"]) for a, b in zip(TURNS[::2], TURNS[1::2])
@@ -56,30 +56,30 @@ def test_the_mask_is_that_of_transformers_own_generation_marks(messages):
     theirs = tokenizer().apply_chat_template(
         messages, return_dict=True, return_assistant_tokens_mask=True
     )
-    tokens, labels = render(messages, tokenizer())
+    tokens, labels = render_chat(messages, tokenizer())
     assert tokens == theirs["input_ids"]
     assert [int(label != IGNORE) for label in labels] == theirs["assistant_masks"]
 
 
 def test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer():
     for pair, (prompt, chosen, rejected) in zip(
-        PAIRS, encode_pairs(PAIRS, tokenizer(), 256)
+        PAIRS, encode_chat_pairs(PAIRS, tokenizer(), 256)
     ):
         asked = dict(role="user", content=pair["prompt"])
         for side, answer in (("chosen", chosen), ("rejected", rejected)):
-            tokens, _ = render(
+            tokens, _ = render_chat(
                 [asked, dict(role="assistant", content=pair[side])], tokenizer()
             )
             assert tokens[: len(prompt) + len(answer)] == prompt + answer
             assert (
                 answer[-1] == end_token(tokenizer()) and answer.count(answer[-1]) == 1
             )
-        assert prompt == render_prompt(pair["prompt"], tokenizer())
+        assert prompt == render_chat_prompt(pair["prompt"], tokenizer())
 
 
 def test_the_end_tokens_name_inside_an_answer_does_not_end_the_mask():
     told = [TURNS[0], dict(role="assistant", content="Write <|im_end|> and stop.")]
-    _, labels = render(told, tokenizer())
+    _, labels = render_chat(told, tokenizer())
     graded = [label for label in labels if label != IGNORE]
     assert tokenizer().decode(graded) == "Write <|im_end|> and stop.<|im_end|>"
 
@@ -93,7 +93,7 @@ def test_a_template_that_puts_no_special_token_behind_an_answer_is_refused():
     with pytest.raises(
         ModelError, match="no special token: the model could not learn to stop"
     ):
-        render(TURNS[:2], plain)
+        render_chat(TURNS[:2], plain)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
@@ -103,9 +103,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         "'<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    assert render(TURNS[:2], forgetful)[0]
+    assert render_chat(TURNS[:2], forgetful)[0]
     with pytest.raises(ModelError, match="rewrites earlier turns at message 3"):
-        render(TURNS, forgetful)
+        render_chat(TURNS, forgetful)
 
 
 def test_a_template_that_changes_the_answer_or_fails_is_refused():
@@ -116,9 +116,9 @@ def test_a_template_that_changes_the_answer_or_fails_is_refused():
         )
     )
     with pytest.raises(ModelError, match="changes the answer 'A friend.'"):
-        render(TURNS[:2], loud)
+        render_chat(TURNS[:2], loud)
     with pytest.raises(ModelError, match="chat template fails .*no such role"):
-        render(TURNS[:2], fresh("{{ raise_exception('no such role') }}"))
+        render_chat(TURNS[:2], fresh("{{ raise_exception('no such role') }}"))
 
 
 def test_a_tokenizer_without_a_template_gets_chatml_and_two_special_tokens():
@@ -145,17 +145,17 @@ def test_rows_are_filled_with_the_padding_token_the_end_of_text_or_0():
 
 
 def test_what_is_too_long_is_named_and_not_cut():
-    longest = max(len(render(row["messages"], tokenizer())[0]) for row in CONVERSATIONS)
-    assert len(encode_conversations(CONVERSATIONS, tokenizer(), longest)) == len(
-        CONVERSATIONS
+    longest = max(
+        len(render_chat(row["messages"], tokenizer())[0]) for row in CONVERSATIONS
     )
+    assert len(encode_chats(CONVERSATIONS, tokenizer(), longest)) == len(CONVERSATIONS)
     with pytest.raises(
         ModelError,
         match=rf"conversation c\d+ has {longest} tokens and the longest allowed is",
     ):
-        encode_conversations(CONVERSATIONS, tokenizer(), longest - 1)
+        encode_chats(CONVERSATIONS, tokenizer(), longest - 1)
     with pytest.raises(ModelError, match=f"pair {PAIRS[0]['id']} has"):
-        encode_pairs(PAIRS, tokenizer(), 5)
+        encode_chat_pairs(PAIRS, tokenizer(), 5)
 
 
 def test_files_in_any_alphabet_are_read_and_bad_lines_named(tmp_path):

@@ -29,14 +29,14 @@ from posttrain.real.model import (  # noqa: E402
 from posttrain.real.training import (  # noqa: E402
     RealConfig,
     build_descent,
-    collect_rollout,
-    dpo_steps,
+    collect_real_rollout,
     normalise_scores,
     ppo_config,
-    ppo_steps,
+    real_dpo_steps,
+    real_ppo_steps,
+    real_reward_steps,
+    real_sft_steps,
     reseed,
-    reward_steps,
-    sft_steps,
     write_answers,
 )
 
@@ -88,7 +88,9 @@ def test_the_first_steps_of_sft_are_those_of_adamw_on_the_graded_mean(kind):
     model = policy(kind, adapters=False, dtype=torch.float32)
     twin = copy.deepcopy(model.inner)
     optimizer = torch.optim.AdamW(twin.parameters(), lr=config.lr, weight_decay=0.0)
-    seen = list(sft_steps(model, examples(), config, PAD, build_descent(config, model)))
+    seen = list(
+        real_sft_steps(model, examples(), config, PAD, build_descent(config, model))
+    )
     for step in range(2):
         surprises = []
         for tokens, labels in examples():
@@ -138,15 +140,19 @@ def steps(stage, config, first=0, before=None):
     descent = build_descent(config, model)
     restore(model, descent, before)
     if stage == "sft":
-        return sft_steps(model, examples(), config, PAD, descent, first), model, descent
+        return (
+            real_sft_steps(model, examples(), config, PAD, descent, first),
+            model,
+            descent,
+        )
     if stage == "reward":
         return (
-            reward_steps(model, encoded_pairs(), config, PAD, descent, first),
+            real_reward_steps(model, encoded_pairs(), config, PAD, descent, first),
             model,
             descent,
         )
     return (
-        dpo_steps(
+        real_dpo_steps(
             model, Reference(model), encoded_pairs(), config, PAD, descent, first
         ),
         model,
@@ -161,7 +167,7 @@ def ppo(config, first=0, before=None):
     restore(both, descent, before)
     beta = before[2] if before else None
     return (
-        ppo_steps(models, prompts(), config, PAD, END, descent, first, beta),
+        real_ppo_steps(models, prompts(), config, PAD, END, descent, first, beta),
         both,
         descent,
     )
@@ -207,13 +213,13 @@ def test_dpo_starts_at_log_2_and_its_reference_is_the_model_without_adapters():
     twin.requires_grad_(False)
     descent = build_descent(CONFIG, model)
     seen = list(
-        dpo_steps(model, Reference(model), encoded_pairs(), CONFIG, PAD, descent)
+        real_dpo_steps(model, Reference(model), encoded_pairs(), CONFIG, PAD, descent)
     )
     assert seen[0]["loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
     assert seen[0]["margin"] == 0 and seen[-1]["loss"] < 0.65
     again = policy()
     theirs = list(
-        dpo_steps(
+        real_dpo_steps(
             again, twin, encoded_pairs(), CONFIG, PAD, build_descent(CONFIG, again)
         )
     )
@@ -225,7 +231,9 @@ def test_a_reward_model_learns_to_rank_its_pairs_from_the_number_at_the_last_tok
     model = judge()
     config = replace(CONFIG, steps=30, batch_size=8, lr=5e-3)
     seen = list(
-        reward_steps(model, encoded_pairs(), config, PAD, build_descent(config, model))
+        real_reward_steps(
+            model, encoded_pairs(), config, PAD, build_descent(config, model)
+        )
     )
     assert seen[-1]["accuracy"] == 1.0 and seen[-1]["loss"] < seen[0]["loss"]
     prompt, chosen, _ = encoded_pairs()[0]
@@ -272,7 +280,7 @@ def test_a_rollout_holds_what_each_model_says_of_the_policys_answers():
         for name, parameter in models.policy.named_parameters():
             if name.endswith("adapter.B"):
                 parameter.normal_(std=0.3, generator=generator(1))
-    rollout = collect_rollout(
+    rollout = collect_real_rollout(
         models, prompts()[:4], ppo_config(CONFIG, 8), PAD, END, generator(), 3
     )
     tokens, actions = rollout.tokens, rollout.actions
@@ -305,7 +313,7 @@ def test_ppo_starts_with_ratio_1_and_kl_0_and_leaves_the_frozen_models_alone():
     config = replace(CONFIG, stage="ppo", lr=1e-3)
     normalise_scores(models, prompts(), config, PAD, END)
     descent = build_descent(config, models.policy, models.value_model)
-    seen = list(ppo_steps(models, prompts(), config, PAD, END, descent))
+    seen = list(real_ppo_steps(models, prompts(), config, PAD, END, descent))
     assert seen[0]["kl"] == 0 and all(step["first_ratio_error"] == 0 for step in seen)
     assert seen[-1]["kl"] != 0 and seen[-1]["beta"] != seen[0]["beta"]
     assert (
@@ -332,7 +340,9 @@ def test_normalised_scores_have_mean_0_and_deviation_1_on_the_policys_own_answer
 
 def test_checkpointing_and_bf16_leave_the_loss_what_it_is_or_nearly():
     plain, saved, half = (
-        list(sft_steps(model, examples(), CONFIG, PAD, build_descent(CONFIG, model)))
+        list(
+            real_sft_steps(model, examples(), CONFIG, PAD, build_descent(CONFIG, model))
+        )
         for model in (
             policy(dtype=torch.float32),
             policy(dtype=torch.float32, checkpointing=True),
@@ -365,7 +375,9 @@ def test_a_loss_that_is_no_number_stops_the_run():
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
     with pytest.raises(ValueError, match="the loss of step 0 is nan: lower the rate"):
-        next(sft_steps(model, examples(), CONFIG, PAD, build_descent(CONFIG, model)))
+        next(
+            real_sft_steps(model, examples(), CONFIG, PAD, build_descent(CONFIG, model))
+        )
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -390,7 +402,7 @@ def test_a_score_that_is_no_number_is_refused():
         models.reward_model.inner.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="score of an answer is NaN or infinite"):
         next(
-            ppo_steps(
+            real_ppo_steps(
                 models,
                 prompts(),
                 config,

@@ -17,7 +17,7 @@ def impatient(width):
     throughput.PATIENCE = 1e-9
     plain, calls = throughput.total, []
     throughput.total = lambda seconds: (
-        plain(seconds) if calls.append(1) or len(calls) > 1 else 0.0
+        plain(seconds) if calls.append(1) or len(calls) > 1 else [0.0]
     )
     return throughput.compare_ways(width, 2, 8, 1, 3), dist.get_world_size()
 

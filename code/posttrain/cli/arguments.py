@@ -36,7 +36,7 @@ def seed(text: str) -> int:
     return value
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def no_less_than(least: int) -> Callable[[str], int]:
     """What reads a whole number from the command line, not below `least`."""
 
     def whole(text: str) -> int:
@@ -131,7 +131,7 @@ def add_pairs(commands) -> None:
         "write the best and the worst of each few as pairs to train on. " + TAKES_TIME,
     )
     pairs.add_argument(
-        "--n", type=at_least(1), default=200, help="how many (default: 200)"
+        "--n", type=no_less_than(1), default=200, help="how many (default: 200)"
     )
     pairs.add_argument(
         "--judge",
@@ -143,7 +143,7 @@ def add_pairs(commands) -> None:
     )
     pairs.add_argument(
         "--samples",
-        type=at_least(2),
+        type=no_less_than(2),
         default=4,
         metavar="N",
         help="answers to each prompt, of which two make a pair (default: 4)",

@@ -102,7 +102,7 @@ def corpus_of(text: str, source: str) -> Corpus:
 
 def stand_in() -> Corpus:
     """The drama that the package generates itself."""
-    return corpus_of(standin.generate(), "built-in stand-in")
+    return corpus_of(standin.generate_play(), "built-in stand-in")
 
 
 def checkout() -> Path | None:

@@ -326,7 +326,7 @@ class Playwright:
         self.bound.update(third=third.name, absent=absent.name, he=he, him=him, his=his)
 
 
-def generate(characters: int = 1_100_000, seed: int = 1) -> str:
+def generate_play(characters: int = 1_100_000, seed: int = 1) -> str:
     """At least so many characters of drama, ending with a speech.
 
     A longer text continues a shorter one.

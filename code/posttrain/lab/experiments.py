@@ -67,7 +67,7 @@ def pretraining() -> Experiment:
     return Experiment(pretrain_trial, variations=ladder(120) | taken_away(120) | race)
 
 
-def sft() -> Experiment:
+def finetuning() -> Experiment:
     """Chapter 2: format, forgetting and its cures, the mask, quality and quantity."""
     often, twice, once = (plain_sft(evaluations=n) for n in (10, 2, 1))
     gentle = replace(twice, muon_lr=often.muon_lr / 3, adamw_lr=often.adamw_lr / 3)
@@ -213,7 +213,7 @@ def pairs() -> Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = dict(
     pretraining=pretraining(),
-    sft=sft(),
+    sft=finetuning(),
     reward=reward(),
     ppo=ppo(),
     dpo=dpo(),

@@ -93,7 +93,7 @@ def encode(text: str, tokenizer) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def render(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
+def render_chat(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
     """A conversation's tokens, and as labels those that the assistant has to write.
 
     These are its text and the special token that ends it; all else is IGNORE. Prompt
@@ -154,7 +154,7 @@ def special_ids(tokenizer) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def render_prompt(text: str, tokenizer) -> list[int]:
+def render_chat_prompt(text: str, tokenizer) -> list[int]:
     """The tokens of a question, up to where the assistant begins."""
     return encode(
         rendered([dict(role="user", content=text)], tokenizer, True), tokenizer
@@ -164,7 +164,7 @@ def render_prompt(text: str, tokenizer) -> list[int]:
 def end_token(tokenizer) -> int:
     """The token that ends an answer in this model's chat format."""
     probe = [dict(role="user", content="a"), dict(role="assistant", content="b")]
-    return [label for label in render(probe, tokenizer)[1] if label != IGNORE][-1]
+    return [label for label in render_chat(probe, tokenizer)[1] if label != IGNORE][-1]
 
 
 def pad_token(tokenizer) -> int:
@@ -175,7 +175,7 @@ def pad_token(tokenizer) -> int:
     return next(token for token in known if token is not None)
 
 
-def encode_conversations(
+def encode_chats(
     rows: list[dict], tokenizer, max_length: int
 ) -> list[tuple[list[int], list[int]]]:
     """(tokens, labels) of each conversation. Raises ModelError for one that is too
@@ -183,24 +183,24 @@ def encode_conversations(
     """
     examples = []
     for row in rows:
-        tokens, labels = render(row["messages"], tokenizer)
+        tokens, labels = render_chat(row["messages"], tokenizer)
         refuse_excess(f"conversation {row['id']}", len(tokens), max_length)
         examples.append((tokens, labels))
     return examples
 
 
-def encode_pairs(rows: list[dict], tokenizer, max_length: int) -> list[Pair]:
+def encode_chat_pairs(rows: list[dict], tokenizer, max_length: int) -> list[Pair]:
     """(prompt, chosen, rejected) as tokens, the answers with their end.
 
     Raises ModelError for a pair that is too long: none is cut.
     """
     pairs = []
     for row in rows:
-        prompt, answers = render_prompt(row["prompt"], tokenizer), []
+        prompt, answers = render_chat_prompt(row["prompt"], tokenizer), []
         for side in ("chosen", "rejected"):
             asked = [dict(role="user", content=row["prompt"])]
             answer = dict(role="assistant", content=row[side])
-            _, labels = render([*asked, answer], tokenizer)
+            _, labels = render_chat([*asked, answer], tokenizer)
             answers.append([label for label in labels if label != IGNORE])
             refuse_excess(
                 f"pair {row['id']}", len(prompt) + len(answers[-1]), max_length

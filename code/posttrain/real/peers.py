@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posttrain.batches import epochs
-from posttrain.real.data import end_token, pad_token, render_prompt
+from posttrain.real.data import end_token, pad_token, render_chat_prompt
 from posttrain.real.model import fetch, library, load_model, start_scores
 from posttrain.real.training import RealConfig
 
@@ -38,7 +38,7 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
         return [dict(messages=row["messages"]) for row in taken]
     end = tokenizer.decode([end_token(tokenizer)])
     texts = [
-        (tokenizer.decode(render_prompt(row["prompt"], tokenizer)), row)
+        (tokenizer.decode(render_chat_prompt(row["prompt"], tokenizer)), row)
         for row in taken
     ]
     return [

@@ -34,15 +34,15 @@ from posttrain.real.checkpoint import (
 )
 from posttrain.real.data import (
     CHATML_TOKENS,
-    encode_conversations,
-    encode_pairs,
+    encode_chat_pairs,
+    encode_chats,
     end_token,
     give_template,
     pad_token,
     read_conversations,
     read_preferences,
     refuse_excess,
-    render_prompt,
+    render_chat_prompt,
 )
 from posttrain.real.model import (
     LanguageModel,
@@ -61,11 +61,11 @@ from posttrain.real.model import (
 from posttrain.real.training import (
     RealConfig,
     build_descent,
-    dpo_steps,
     normalise_scores,
-    ppo_steps,
-    reward_steps,
-    sft_steps,
+    real_dpo_steps,
+    real_ppo_steps,
+    real_reward_steps,
+    real_sft_steps,
 )
 
 
@@ -189,7 +189,7 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     tokenizer, new_tokens = open_tokenizer(setup.model)
     if config.stage == "ppo":
         return begin_ppo(setup, config, rows, tokenizer)
-    encode = encode_conversations if config.stage == "sft" else encode_pairs
+    encode = encode_chats if config.stage == "sft" else encode_chat_pairs
     longest = min(config.max_length, context_of(base_of(setup.model)))
     data, pad = encode(rows, tokenizer, longest), pad_token(tokenizer)
     scores = config.stage == "reward"
@@ -200,8 +200,8 @@ def begin(setup: Setup, config: RealConfig) -> Session:
 
     def steps(first: int, state: dict) -> Iterator[dict]:
         if config.stage == "dpo":
-            return dpo_steps(model, reference, data, config, pad, descent, first)
-        take = reward_steps if scores else sft_steps
+            return real_dpo_steps(model, reference, data, config, pad, descent, first)
+        take = real_reward_steps if scores else real_sft_steps
         return take(model, data, config, pad, descent, first)
 
     if config.stage == "dpo":
@@ -215,7 +215,7 @@ def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> 
     model.
     """
     pad, stop = pad_token(tokenizer), end_token(tokenizer)
-    prompts = [render_prompt(row["prompt"], tokenizer) for row in rows]
+    prompts = [render_chat_prompt(row["prompt"], tokenizer) for row in rows]
     longest = min(config.max_length, context_of(base_of(setup.model)))
     room = longest - config.max_new_tokens
     for row, prompt in zip(rows, prompts):
@@ -236,7 +236,9 @@ def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> 
             normalise_scores(models, prompts, config, pad, stop)
         memory.update(shift=judge.shift, scale=judge.scale)
         beta = state.get("beta", config.beta)
-        for step in ppo_steps(models, prompts, config, pad, stop, descent, first, beta):
+        for step in real_ppo_steps(
+            models, prompts, config, pad, stop, descent, first, beta
+        ):
             memory.update(beta=step["next_beta"])
             yield step
 

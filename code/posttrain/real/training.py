@@ -79,7 +79,7 @@ def shared_settings(config: RealConfig, n: int) -> dict[str, int]:
     )
 
 
-def sft_steps(
+def real_sft_steps(
     model: LanguageModel,
     examples: list,
     config: RealConfig,
@@ -94,7 +94,7 @@ def sft_steps(
     return follow(model, batches, descent, first=first)
 
 
-def reward_steps(
+def real_reward_steps(
     model: ScoringModel,
     pairs: list[Pair],
     config: RealConfig,
@@ -110,7 +110,7 @@ def reward_steps(
     return follow(model, reward_batches(pairs, settings, pad), descent, first=first)
 
 
-def dpo_steps(
+def real_dpo_steps(
     policy: LanguageModel,
     reference: nn.Module,
     pairs: list[Pair],
@@ -173,7 +173,7 @@ def write_answers(
 
 
 @torch.no_grad()
-def collect_rollout(
+def collect_real_rollout(
     models: Models,
     prompts: list[list[int]],
     config: PPOConfig,
@@ -247,7 +247,7 @@ def normalise_scores(
     set_unit(torch.cat(scores), models.reward_model, models.value_model.model)
 
 
-def ppo_steps(
+def real_ppo_steps(
     models: Models,
     prompts: list[list[int]],
     config: RealConfig,
@@ -271,6 +271,8 @@ def ppo_steps(
             batch, size = [prompts[i] for i in rows], config.micro_batch_size
             reseed(drawing, config, step)
             reseed(shuffling, config, step)
-            yield collect_rollout(models, batch, settings, pad, stop, drawing, size)
+            yield collect_real_rollout(
+                models, batch, settings, pad, stop, drawing, size
+            )
 
     return ppo_rounds(models, rollouts(), settings, descent, shuffling, first, beta)

@@ -21,7 +21,7 @@ class Runs(list):
             return list.__getitem__(self, path)
         if isinstance(path, slice):
             return Runs(list.__getitem__(self, path))
-        found = [follow(run, path) for run in self]
+        found = [led_to(run, path) for run in self]
         numbers = bool(found) and all(
             isinstance(value, (int, float)) for value in found
         )
@@ -29,17 +29,17 @@ class Runs(list):
 
     def series(self, *path: str | int, x: Path | None = None) -> list:
         """What a path leads to in each run, a list per run; with x: pairs (xs, ys)."""
-        lines = [follow(run, path) for run in self]
+        lines = [led_to(run, path) for run in self]
         return (
-            lines if x is None else [(follow(run, x), y) for run, y in zip(self, lines)]
+            lines if x is None else [(led_to(run, x), y) for run, y in zip(self, lines)]
         )
 
 
-def follow(found: object, path: Path) -> object:
+def led_to(found: object, path: Path) -> object:
     """What a path of keys and places leads to, from a recorded dictionary or list."""
     for step in (path,) if isinstance(path, str) else path:
         if isinstance(found, list) and isinstance(step, str):
-            found = [follow(entry, step) for entry in found]
+            found = [led_to(entry, step) for entry in found]
             continue
         try:
             found = found[step]
