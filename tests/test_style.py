@@ -104,3 +104,25 @@ def test_the_subject_knows_neither_store_nor_corpus_nor_data_sets(path):
     assert not re.findall(
         rf"from posttrain(?:\.(?:{folders})| import .*\b(?:{folders})\b)", text
     )
+
+
+def public_names(paths):
+    """The functions and classes of some files, each with the files that define it."""
+    found = {}
+    for path in paths:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.setdefault(node.name, []).append(
+                    path.relative_to(PACKAGE).as_posix()
+                )
+    return found
+
+
+def test_a_name_of_the_subject_stands_in_no_other_module():
+    subject = public_names(PACKAGE.glob("*.py"))
+    twice = {
+        n: where
+        for n, where in public_names(PACKAGE.rglob("*.py")).items()
+        if len(where) > 1
+    }
+    assert not {name: where for name, where in twice.items() if name in subject}

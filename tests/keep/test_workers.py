@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from posttrain.keep import store, workers
+from posttrain.keep import code, workers
 from posttrain.keep.workers import available_cores, call, run_all, run_alone, run_groups
 
 
@@ -193,7 +193,7 @@ def alive(pid):
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_workers_end_when_their_parent_is_killed():
-    script = PARENT.format(code=str(store.PACKAGE.parent))
+    script = PARENT.format(code=str(code.PACKAGE.parent))
     parent = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -218,7 +218,7 @@ def test_workers_end_when_their_parent_is_killed():
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_an_interruption_ends_parent_and_workers_at_once_with_one_traceback():
-    script = PARENT.format(code=str(store.PACKAGE.parent))
+    script = PARENT.format(code=str(code.PACKAGE.parent))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     parent = subprocess.Popen(
         [sys.executable, "-c", script], start_new_session=True, **pipes

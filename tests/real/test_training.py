@@ -18,6 +18,7 @@ from posttrain.logprobs import pack, token_logprobs  # noqa: E402
 from posttrain.lora.adapters import Reference  # noqa: E402
 from posttrain.ppo import Models  # noqa: E402
 from posttrain.real.adapter import adapt  # noqa: E402
+from posttrain.real.checkpoint import take_averages  # noqa: E402
 from posttrain.real.data import end_token, pad_token  # noqa: E402
 from posttrain.real.model import (  # noqa: E402
     LanguageModel,
@@ -176,7 +177,7 @@ def ppo(config, first=0, before=None):
 def restore(model, descent, before):
     if before is not None:
         model.load_state_dict(before[0])
-        descent.optimizers[0].load_state_dict(before[1])
+        take_averages(descent.optimizers[0], before[1]["state"])
 
 
 def four():

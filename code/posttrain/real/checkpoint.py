@@ -72,6 +72,13 @@ def load_checkpoint(
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
             states.setdefault(int(i), {})[key] = value
+    take_averages(optimizer, states)
+
+
+def take_averages(optimizer: torch.optim.Optimizer, states: dict[int, dict]) -> None:
+    """Put averages and counters, by the number of their parameter, into an
+    optimiser.
+    """
     # Keep the very groups that a descent sets the rates in
     groups, described = optimizer.param_groups, optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict(dict(state=states, param_groups=described))
