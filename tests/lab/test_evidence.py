@@ -130,8 +130,8 @@ def test_what_is_missing_is_measured_with_the_wanted_seeds_and_no_more(
 def test_more_seeds_add_the_new_ones_alone_and_fewer_keep_what_is_there(toy):
     assert measure("toy", 2) == 4 and seeds_of() == dict(wide=[0, 1], usual=[0, 1])
     assert problems("toy") == [
-        "toy: 'wide' has 2 seeds of 5",
-        "toy: 'usual' has 2 seeds of 5",
+        f"toy: 'wide' has 2 seeds of {evidence.FEWEST}",
+        f"toy: 'usual' has 2 seeds of {evidence.FEWEST}",
     ]
     assert measure("toy", 7) == 5 + 3 and toy.runs[4] == ("toy", "wide", 2)
     assert (
