@@ -1,4 +1,4 @@
-"""The view of chapter 2: its numbers against a pass by hand."""
+"""What fine-tuning draws: the view's numbers against a pass by hand, forgetting."""
 
 import json
 import math
@@ -9,7 +9,8 @@ from markup import parsed
 
 from posttrain.chat import build_labels, render
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.show.figures_sft import mask_view
+from posttrain.show import GREEN, GREY, Runs
+from posttrain.show.figures_sft import forgetting, mask_view
 from posttrain.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -35,3 +36,16 @@ def test_a_view_of_the_mask_has_each_models_surprise_at_each_token():
         others = math.log(sum(math.exp(x) for x in logits[t].tolist()))
         expected = others - logits[t, ids[t + 1]].item()
         assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_forgetting_begins_at_the_base_models_loss_which_is_dotted():
+    run = dict(step=[50, 100], shakespeare_loss=[1.75, 2.0])
+    groups = {"with replay": Runs([run]), "alone": Runs([run, run])}
+    (axis,) = forgetting(groups, 1.5).axes
+    *lines, level = axis.lines
+    assert len(lines) == 3
+    assert [line.get_color() for line in lines] == [GREEN, GREY, GREY]
+    for line in lines:
+        assert [*line.get_xdata()] == [0, 50, 100]
+        assert [*line.get_ydata()] == [1.5, 1.75, 2.0]
+    assert level.get_label() == "base model" and set(level.get_ydata()) == {1.5}

@@ -1,15 +1,20 @@
-"""Chapter 2's view: a conversation's tokens, what is graded, each one's surprise."""
+"""What fine-tuning draws: a conversation's tokens and their surprise, forgetting."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from posttrain.show.charts import curves
+from posttrain.show.figures import GREY
 from posttrain.show.interactive import Interactive
 from posttrain.show.tokens import TokenView
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from posttrain.gpt import GPT
+    from posttrain.show.runs import Runs
 
 
 def mask_view(
@@ -52,3 +57,21 @@ def surprise(model: GPT, ids: list[int]) -> list[float | None]:
     with torch.no_grad():
         logprobs = token_logprobs(model(row), row)[0]  # (T - 1,)
     return [None, *(round(-value, 3) for value in logprobs.tolist())]
+
+
+def forgetting(groups: Mapping[str, Runs], base_loss: float) -> Figure:
+    """The loss on Shakespeare from before the first step on, a line per run.
+
+    groups: label to runs as `sft_trial` returns them; the first have SFT's colour, all
+    others are grey. base_loss, the base model's, is dotted, and where every line
+    begins. Losses in nats per character.
+    """
+    lines = {}
+    for label, runs in groups.items():
+        noted = runs.series("shakespeare_loss", x="step")
+        lines[label] = [([0, *steps], [base_loss, *losses]) for steps, losses in noted]
+    panels = {
+        "loss on Shakespeare (nats per character)": lines | {"base model": base_loss}
+    }
+    colours = dict(zip(groups, ["SFT"] + [GREY] * (len(groups) - 1)))
+    return curves(panels, x="step of fine-tuning", colours=colours)
