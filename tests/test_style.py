@@ -66,8 +66,9 @@ def test_a_cell_has_at_most_12_lines_of_at_most_88_columns(page):
         assert len(lines) <= LONGEST_CELL and not wide(lines), source
 
 
-def test_python_is_formatted():
-    command = [sys.executable, "-m", "ruff", "format", "--check", "--quiet", "."]
+@pytest.mark.parametrize("command", ["format --check", "check"])
+def test_python_is_formatted_and_free_of_lint(command):
+    command = [sys.executable, "-m", "ruff", *command.split(), "--quiet", "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

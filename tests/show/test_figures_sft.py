@@ -39,9 +39,9 @@ def test_a_view_of_the_mask_has_each_models_surprise_at_each_token():
 
 
 def test_forgetting_begins_at_the_base_models_loss_which_is_dotted():
-    run = dict(step=[50, 100], shakespeare_loss=[1.75, 2.0])
+    run = dict(step=[50, 100], shakespeare_loss=[1.75, 2.0], base_loss=1.5)
     groups = {"with replay": Runs([run]), "alone": Runs([run, run])}
-    (axis,) = forgetting(groups, 1.5).axes
+    (axis,) = forgetting(groups).axes
     *lines, level = axis.lines
     assert len(lines) == 3
     assert [line.get_color() for line in lines] == [GREEN, GREY, GREY]

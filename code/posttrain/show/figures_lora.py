@@ -25,11 +25,11 @@ ENDS = {
 }
 
 
-def learned_and_forgotten(trials: Mapping[str, Runs], base_loss: float) -> Figure:
+def learned_and_forgotten(trials: Mapping[str, Runs]) -> Figure:
     """The rise of Shakespeare's loss against the loss on what was trained on, in nats.
 
-    trials: name to runs with `learned` and `shakespeare_loss`; base_loss: the latter
-    before training. A line per seed for whole runs, a mark per seed for ends of others.
+    trials: name to runs with `learned`, `shakespeare_loss` and, before the training,
+    `base_loss`. A line per seed for whole runs, a mark per seed for ends of others.
     """
     figure, (axis,) = panel_grid(1)
     looks = {name: ("o-", colour, 3) for name, colour in WHOLE.items()}
@@ -37,7 +37,8 @@ def learned_and_forgotten(trials: Mapping[str, Runs], base_loss: float) -> Figur
     for name, (form, colour, size) in looks.items():
         first = 0 if name in WHOLE else -1
         for run in trials[name]:
-            rise = [loss - base_loss for loss in run["shakespeare_loss"][first:]]
+            losses, start = run["shakespeare_loss"][first:], run["base_loss"]
+            rise = [loss - start for loss in losses]
             look = dict(color=colour, markersize=size, label=name)
             axis.plot(run["learned"][first:], rise, form, **look)
     axis.set(xlabel="loss on the conversations (nats/token)")

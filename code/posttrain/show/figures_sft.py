@@ -59,19 +59,23 @@ def surprise(model: GPT, ids: list[int]) -> list[float | None]:
     return [None, *(round(-value, 3) for value in logprobs.tolist())]
 
 
-def forgetting(groups: Mapping[str, Runs], base_loss: float) -> Figure:
+def forgetting(groups: Mapping[str, Runs]) -> Figure:
     """The loss on Shakespeare from before the first step on, a line per run.
 
     groups: label to runs as `sft_trial` returns them; the first have SFT's colour, all
-    others are grey. base_loss, the base model's, is dotted, and where every line
-    begins. Losses in nats per character.
+    others are grey. A line begins at its run's `base_loss`; the mean of them is dotted.
+    Losses in nats per character.
     """
-    lines = {}
+    lines, starts = {}, []
     for label, runs in groups.items():
-        noted = runs.series("shakespeare_loss", x="step")
-        lines[label] = [([0, *steps], [base_loss, *losses]) for steps, losses in noted]
+        lines[label] = [
+            ([0, *run["step"]], [run["base_loss"], *run["shakespeare_loss"]])
+            for run in runs
+        ]
+        starts += runs["base_loss"].values
     panels = {
-        "loss on Shakespeare (nats per character)": lines | {"base model": base_loss}
+        "loss on Shakespeare (nats per character)": lines
+        | {"base model": sum(starts) / len(starts)}
     }
     colours = dict(zip(groups, ["SFT"] + [GREY] * (len(groups) - 1)))
     return curves(panels, x="step of fine-tuning", colours=colours)
