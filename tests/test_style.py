@@ -22,7 +22,7 @@ PYTHON = sorted(
     )
 )
 CORE = ["pretraining", "sft", "reward", "ppo", "dpo", "comparison"]
-PAGES = [ROOT / "book" / f"{name}.md" for name in CORE]
+PAGES = sorted((ROOT / "book").rglob("*.md"))
 # What shows and computes nothing
 REPORTS = {
     "print",
@@ -64,6 +64,29 @@ def test_a_cell_has_at_most_12_lines_of_at_most_88_columns(page):
     for source in sources(page):
         lines = [line for line in source.splitlines() if line.strip()]
         assert len(lines) <= LONGEST_CELL and not wide(lines), source
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_cell_defines_nothing(page):
+    for source in sources(page):
+        kinds = {type(node) for node in ast.walk(ast.parse(source))}
+        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.Lambda}, source
+
+
+@pytest.mark.slow
+def test_cells_are_formatted(tmp_path):
+    for page in PAGES:
+        for number, source in enumerate(sources(page)):
+            cell = tmp_path / f"{page.parent.name}-{page.stem}-{number}.py"
+            cell.write_text(source.strip() + "\n", encoding="utf-8")
+    options = ["--line-length", str(WIDTH), "--quiet", str(tmp_path)]
+    for command in (["format", "--diff"], ["check", "--select", "I"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *options],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", ["format --check", "check"])

@@ -32,7 +32,6 @@ from posttrain.lab.sft_trials import (
 )
 from posttrain.pretrain import validation_loss
 from posttrain.sft import SFTConfig, conversation_loss, encode_conversations, sft
-from posttrain.show import nats, shares
 from posttrain.stages import encode_split
 from posttrain.tokenizer import CharTokenizer
 
@@ -67,14 +66,6 @@ def test_too_few_values_have_no_interval(values):
         ValueError, match=f"two values or more, and here are {len(values)}"
     ):
         interval(values)
-
-
-def test_intervals_as_text():
-    assert nats([1.0, 2.0, 3.0, 4.0]) == "2.50 [0.45, 4.55]"
-    assert nats([1.0, 2.0, 3.0, 4.0], ".1f") == "2.5 [0.4, 4.6]"
-    assert shares([0.2, 0.3]) == "25% [0%, 89%]"
-    assert shares([0.0, 1.0]) == "50% [0%, 100%]"
-    assert shares([1.0, 1.0]) == "100% [100%, 100%]"
 
 
 def test_answers_are_every_text_of_the_assistants():

@@ -5,7 +5,7 @@ import operator
 import pytest
 from scipy import stats
 
-from posttrain.show import Seeds, nats, shares, summary
+from posttrain.show import Seeds
 
 
 def test_the_mean_and_its_interval_are_student_s():
@@ -74,7 +74,7 @@ def test_seeds_that_hold_are_counted_against_a_number_and_against_their_own_part
     assert (min(values), max(values), values[0], len(values)) == (0.7, 0.8, 0.7, 3)
 
 
-def test_a_summary_takes_one_value_from_each_dictionary_and_knows_shares():
-    rows = [dict(kl=1.0, win=0.5), dict(kl=3.0, win=1.0)]
-    assert summary(rows, "kl", ".1f") == nats([1.0, 3.0], ".1f")
-    assert summary(rows, "win", "%") == shares([0.5, 1.0])
+def test_a_share_has_an_interval_that_is_cut_off_at_none_and_all():
+    assert f"{Seeds([0.2, 0.3]):.0%}" == "25% [0%, 89%]"
+    assert f"{Seeds([0.0, 1.0]):.0%}" == "50% [0%, 100%]"
+    assert f"{Seeds([1.0, 1.0]):.0%}" == "100% [100%, 100%]"

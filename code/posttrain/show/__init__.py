@@ -19,7 +19,7 @@ from posttrain.show.interactive import Interactive
 from posttrain.show.progress_bar import progress
 from posttrain.show.runs import Runs
 from posttrain.show.scoreboards import POLICY_COLUMNS, scoreboard, side_by_side
-from posttrain.show.seeds import Seeds, nats, shares, summary
+from posttrain.show.seeds import Seeds
 from posttrain.show.source import Listing, show_source
 from posttrain.show.tables import Table
 from posttrain.show.tokens import ScoreView, TokenTable, TokenView, shade
@@ -49,16 +49,13 @@ __all__ = [
     "frontier",
     "histogram",
     "intervals",
-    "nats",
     "progress",
     "record",
     "scoreboard",
     "setup_figures",
     "shade",
-    "shares",
     "show_source",
     "side_by_side",
     "stage_colour",
-    "summary",
     "verify",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from posttrain.show.checks import COMPARISONS
 
@@ -123,19 +123,3 @@ class Seeds:
 
     def __repr__(self) -> str:
         return f"{self:.3g}"
-
-
-def nats(values: Sequence[float], form: str = ".2f") -> str:
-    """One value per seed as text: the mean, and its 95% interval in brackets."""
-    return f"{Seeds(values):{form}}"
-
-
-def shares(values: Sequence[float]) -> str:
-    """As `nats`, in percent; the interval is cut off at 0% and 100%."""
-    return f"{Seeds(values):.0%}"
-
-
-def summary(rows: Sequence[dict], key: str, form: str) -> str:
-    """One value per dictionary: as `nats`, or as `shares` if form is "%"."""
-    values = [row[key] for row in rows]
-    return shares(values) if form == "%" else nats(values, form)
