@@ -28,7 +28,7 @@ from posttrain.keep import code, store, workers
 from posttrain.lab.experiments import EXPERIMENTS, Experiment
 from posttrain.stages import base_model
 
-FEWEST = 3  # seeds that a record has at least; a measurement of time has one
+FEWEST = 5  # seeds that a record has at least; a measurement of time has one
 DIGITS = 5  # that a recorded number keeps
 SPREAD = (
     1.0  # how far beyond the seeds' range, in its widths, a run measured anew may be
