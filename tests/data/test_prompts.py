@@ -7,11 +7,15 @@ import pytest
 
 from posttrain.data.datasets import (
     FOLDER,
+    heldout_own_preferences,
     heldout_preferences,
     heldout_prompts,
+    minimal_preferences,
+    own_preferences,
     preferences,
     training_prompts,
 )
+from posttrain.evaluate import manner
 from posttrain.tokenizer import CharTokenizer
 
 COUNTS = {
@@ -110,3 +114,28 @@ def test_the_narrow_pairs_ask_what_the_others_ask():
     assert [row["prompt"] for row in narrow] == [
         row["prompt"] for row in preferences()
     ] and narrow != preferences()
+
+
+def test_own_and_minimal_pairs_ask_what_the_written_pairs_ask():
+    asked = [row["prompt"] for row in preferences()]
+    assert [row["prompt"] for row in own_preferences()] == asked
+    assert [row["prompt"] for row in minimal_preferences()] == asked
+
+
+def test_heldout_own_pairs_ask_nothing_that_is_trained_or_chosen_on():
+    pairs = heldout_own_preferences()
+    asked = {plain(row["prompt"]) for row in pairs}
+    assert len(pairs) == len(asked) == 76
+    # The written held-out pairs are no less held out: they may ask the same
+    for name in COUNTS:
+        if name != "preferences_heldout":
+            others = {plain(text) for row in rows(name) for _, text in texts(row)}
+            assert not asked & others
+
+
+def test_a_minimal_pair_is_one_text_in_two_manners():
+    for row in minimal_preferences():
+        one, other = plain(row["chosen"]).split(), plain(row["rejected"]).split()
+        differ = [pair for pair in zip(one, other) if pair[0] != pair[1]]
+        assert len(one) == len(other) and len(differ) == 2
+        assert manner(row["chosen"]) == 1 and manner(row["rejected"]) == -1

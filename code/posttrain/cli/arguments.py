@@ -161,3 +161,48 @@ def add_pairs(commands) -> None:
     pairs.add_argument("--out", type=Path, default=Path("pairs.jsonl"), metavar="FILE")
     pairs.add_argument("--force", action="store_true", help="replace files that exist")
     add_data(pairs, "--model-seed")
+    add_label(pairs.add_subparsers(dest="action", metavar="label"))
+
+
+def add_label(actions) -> None:
+    """The command that asks a reader which of two answers is better."""
+    label = actions.add_parser(
+        "label",
+        help="decide yourself which answers are better",
+        description="Draw answers of SFT models of several seeds, ask you which is "
+        "better and why, and write your decisions as pairs to train on, each with "
+        "the draws that it comes from. What has been decided is kept: the same command "
+        "goes on from there. " + TAKES_TIME,
+    )
+    label.add_argument("--out", type=Path, required=True, metavar="FILE")
+    label.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="what to ask, a JSON object with id and prompt per line (default: the "
+        "prompts that policies practise on)",
+    )
+    label.add_argument(
+        "--models",
+        type=no_less_than(1),
+        default=3,
+        metavar="N",
+        help="how many SFT models answer, of seeds 0 to N - 1 (default: 3)",
+    )
+    label.add_argument(
+        "--samples",
+        type=no_less_than(1),
+        default=4,
+        metavar="N",
+        help="answers of each model to each prompt (default: 4)",
+    )
+    label.add_argument("--temperature", type=temperature, default=0.8)
+    label.add_argument(
+        "--seed", type=seed, default=0, help="of the answers (default: 0)"
+    )
+    label.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="conversations of your own that the models are fine-tuned on",
+    )

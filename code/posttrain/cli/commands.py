@@ -11,13 +11,15 @@ from collections.abc import Callable
 from posttrain import stages
 from posttrain.cli.arguments import TALKING, parse
 from posttrain.cli.terminal import Chat, converse
-from posttrain.data import corpus
+from posttrain.data import corpus, datasets
 from posttrain.data.datasets import DatasetError, TrainingData
+from posttrain.data.labelling import HELP, decide, draw_candidates
 from posttrain.data.pairs_file import (
     check_place,
     collect_pairs,
     fingerprint,
     write_pairs,
+    write_rows,
 )
 from posttrain.data.synthetic_pairs import draw_pool
 from posttrain.evaluate import gold_parts
@@ -25,8 +27,9 @@ from posttrain.lab.scorecard import lexicon
 from posttrain.real import command as real_command
 from posttrain.real.model import ModelError
 from posttrain.reward_model import RewardConfig, score_answer
+from posttrain.sft import SFTConfig
 from posttrain.show import progress
-from posttrain.stages import reward_model
+from posttrain.stages import reward_model, sft_model
 from posttrain.tokenizer import END, CharTokenizer
 
 STAGES = {name: stages.STAGES[name] for name in TALKING}
@@ -103,6 +106,8 @@ def train(options: argparse.Namespace) -> int:
 
 def pairs(options: argparse.Namespace) -> int:
     """Write preference pairs of a model's own answers, and where they come from."""
+    if options.action == "label":
+        return label(options)
     check_place(options.out, options.force)
     # Train the models, or find them
     policy, _, data = find_or_train(options.stage, STAGES[options.stage], options)
@@ -134,6 +139,49 @@ def pairs(options: argparse.Namespace) -> int:
     use = ["train", "dpo", "--data", str(options.out)]
     print("Try it: python -m posttrain", shlex.join(use))
     return 0
+
+
+def label(options: argparse.Namespace) -> int:
+    """Ask which of some models' answers are better; write what was decided."""
+    # Look at the reader's files before anything is trained
+    if not options.out.parent.is_dir():
+        raise DatasetError(
+            f"{options.out.parent} is no folder: make it first, or choose another --out"
+        )
+    decided = datasets.preferences(options.out) if options.out.exists() else []
+    prompts = (
+        datasets.heldout_prompts(options.prompts)
+        if options.prompts
+        else datasets.training_prompts()
+    )
+    data = datasets.training_data(options.data) if options.data else None
+    # Train the models, or find them
+    text = corpus.load()
+    models = {
+        seed: sft_model(text, SFTConfig(seed=seed), data=data, progress=progress)[0]
+        for seed in range(options.models)
+    }
+    # Draw the answers, and ask
+    candidates = draw_candidates(
+        models, prompts, options.samples, options.temperature, options.seed
+    )
+    print(HELP)
+    for rows in decide(prompts, candidates, decided, read_line):
+        write_rows(options.out, rows)
+        decided = rows
+    print(f"\n{len(decided)} pairs are in {options.out}.")
+    if decided:
+        use = ["train", "dpo", "--data", str(options.out)]
+        print("Try it: python -m posttrain", shlex.join(use))
+    return 0
+
+
+def read_line(question: str) -> str | None:
+    """What is typed at a question, or None at the end of the input."""
+    try:
+        return input(question)
+    except EOFError:
+        return None
 
 
 def cleaned(*given: str) -> list[str]:

@@ -122,6 +122,25 @@ def narrow_preferences() -> list[dict]:
     return preferences(FOLDER / "preferences_narrow.jsonl")
 
 
+def own_preferences() -> list[dict]:
+    """18 pairs of the SFT model's own answers, to the prompts of `preferences`.
+
+    Drawn from several seeds at temperature 0.8, and decided by reading: each has its
+    `ground` ("manner", "to the point", "finished") and where both answers come from.
+    """
+    return preferences(FOLDER / "preferences_own.jsonl")
+
+
+def heldout_own_preferences() -> list[dict]:
+    """76 pairs like `own_preferences`, on other prompts, never trained on."""
+    return preferences(FOLDER / "preferences_own_heldout.jsonl")
+
+
+def minimal_preferences() -> list[dict]:
+    """18 pairs, to the prompts of `preferences`: one text in two manners."""
+    return preferences(FOLDER / "preferences_minimal.jsonl")
+
+
 def training_prompts() -> list[str]:
     """The 96 prompts, without answers, that policies practise on.
 

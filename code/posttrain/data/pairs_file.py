@@ -71,13 +71,34 @@ def check_place(out: Path, force: bool) -> None:
             )
 
 
+def as_lines(rows: list[dict]) -> bytes:
+    """Rows as a JSON Lines file has them."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def write_rows(out: Path, rows: list[dict]) -> None:
+    """Put rows at `out`, whole or not; no file where there are none.
+
+    Raises DatasetError where the disk refuses.
+    """
+    try:
+        if rows:
+            replace_file(out, as_lines(rows))
+        else:
+            out.unlink(missing_ok=True)
+    except OSError as error:
+        raise DatasetError(
+            f"{out} cannot be written: {error.strerror or error}"
+        ) from None
+
+
 def write_pairs(out: Path, rows: list[dict], sources: list[dict], about: dict) -> None:
     """Put the pairs at `out`, and their provenance beside them, each whole or not.
 
     The provenance holds the pairs' checksum, so that it cannot pass for another file's.
     Raises DatasetError where the disk refuses.
     """
-    pairs = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    pairs = as_lines(rows)
     about = about | dict(pairs_sha256=hashlib.sha256(pairs).hexdigest(), pairs=sources)
     try:
         replace_file(
