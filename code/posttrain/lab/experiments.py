@@ -12,6 +12,7 @@ from posttrain.dpo import DPOConfig
 from posttrain.lab.costs import METHODS, cost_trial
 from posttrain.lab.enumerable_trials import WorldTrial, world_trial
 from posttrain.lab.lora_trials import LoRATrialConfig, lora_trial
+from posttrain.lab.origin_trials import KINDS, OriginTrial, origin_trial
 from posttrain.lab.pairs_trials import PairsTrial, pairs_trial
 from posttrain.lab.policy_trials import (
     PolicyTrial,
@@ -28,6 +29,7 @@ from posttrain.lab.pretraining_trials import (
     taken_away,
 )
 from posttrain.lab.reward_trials import RewardTrial, reward_trial
+from posttrain.lab.rival_trials import WAYS, RivalTrial, rival_trial
 from posttrain.lab.sft_trials import SFTTrial, sft_trial
 from posttrain.online_dpo import OnlineDPOConfig
 from posttrain.ppo import PPOConfig
@@ -211,6 +213,16 @@ def pairs() -> Experiment:
     return Experiment(pairs_trial, variations=variations)
 
 
+def origin() -> Experiment:
+    """Chapter 5: one recipe, and pairs of four origins."""
+    return Experiment(origin_trial, {kind: OriginTrial(kind) for kind in KINDS})
+
+
+def rivals() -> Experiment:
+    """Chapter 6: dull ways to win."""
+    return Experiment(rival_trial, {way: RivalTrial(way) for way in WAYS})
+
+
 EXPERIMENTS: dict[str, Experiment] = dict(
     pretraining=pretraining(),
     sft=finetuning(),
@@ -219,6 +231,8 @@ EXPERIMENTS: dict[str, Experiment] = dict(
     dpo=dpo(),
     best_of_n=Experiment(best_of_n_trial, {"best of n": None}),
     base=Experiment(base_trial, {"base": None}),
+    origin=origin(),
+    rivals=rivals(),
     small_world=small_world(),
     lora=lora(),
     pairs=pairs(),
