@@ -25,10 +25,17 @@ from posttrain.evaluate import gold_score, words_of
 from posttrain.keep import code
 from posttrain.keep.store import Stage
 from posttrain.lab import scorecard as module
-from posttrain.lab.scorecard import judge_answers, lexicon, scorecard, start_scorecard
+from posttrain.lab.scorecard import (
+    habits,
+    judge_answers,
+    lexicon,
+    scorecard,
+    start_scorecard,
+)
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
 from posttrain.sft import SFTConfig
+from posttrain.tokenizer import END
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 WORDS = frozenset("ay my lord sir".split())
@@ -310,3 +317,11 @@ def test_another_temperature_model_prompt_or_start_is_another_card(shelf, monkey
         assert judged() and not judged()
     monkeypatch.setattr(module.datasets, "heldout_prompts", lambda: ["Who?"])
     assert judged() and not judged()
+
+
+def test_habits_are_what_a_rubric_does_not_ask_for():
+    card = dict(answers=["A b c." + END, "No" + END, "A b c"], gold=[1.0, 0.5, -1.0])
+    first = dict(gold=[1.0, 0.0, -1.0])
+    assert habits(card, first, {"A b c.", "Other"}) == dict(
+        recited=1 / 3, words=7 / 3, tied=2 / 3
+    )

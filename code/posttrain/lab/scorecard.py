@@ -20,7 +20,7 @@ from posttrain.stages import (
     sft_stage,
     starting_point,
 )
-from posttrain.tokenizer import CharTokenizer
+from posttrain.tokenizer import END, CharTokenizer
 
 
 def lexicon(corpus: Corpus) -> frozenset[str]:
@@ -105,6 +105,20 @@ def judge_answers(
         different=len(set(answers)) / n,
         distinct=distinct_n(answers, 2),
         non_words=non_words(answers, real_words),
+    )
+
+
+def habits(card: dict, first: dict, known: set[str]) -> dict[str, float]:
+    """What a rubric does not ask for: `recited`, the share of answers that are one of
+    the known texts, word for word; `words` per answer; `tied`, the share of prompts on
+    which it and another card's answer have the same gold score.
+    """
+    answers = [answer.removesuffix(END) for answer in card["answers"]]
+    n = len(answers)
+    return dict(
+        recited=sum(answer in known for answer in answers) / n,
+        words=sum(len(words_of(answer)) for answer in answers) / n,
+        tied=sum(a == b for a, b in zip(card["gold"], first["gold"])) / n,
     )
 
 
