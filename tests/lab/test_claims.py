@@ -74,6 +74,15 @@ RECORDS = dict(
         ]
     },
     base=dict(base=[policy(card(-1.0, -1.0)), policy(card(0.0, 1.0))]),
+    origin={
+        "own": [policy(SFT, dict(win_rate=0.75)), policy(SFT, dict(win_rate=0.5))],
+        "written": [policy(SFT, dict(win_rate=0.5)), policy(SFT, dict(win_rate=0.75))],
+    },
+    rivals={
+        "constant": [policy(SFT, dict(win_rate=0.875))],
+        "courteous": [policy(SFT, dict(win_rate=0.625))],
+        "count": [policy(SFT, dict(win_rate=0.1))],
+    },
     small_world={
         "PPO": [dict(history=[dict(tv=0.5), dict(tv=0.01)])],
         "k1": [dict(history=[dict(tv=9.0)])],
@@ -104,6 +113,8 @@ EXPECTED = {
     "DPO: held-out pairs ranked right": [0.8, 0.5],
     "DPO: held-out chosen answers get less likely (nats)": [-2.0, 2.0],
     "DPO on its own answers beats DPO on pairs": [0.5, 1.0],
+    "DPO on 18 pairs of own answers: won against SFT": [0.75, 0.5],
+    "DPO on 18 pairs of own answers wins more than on written ones": [0.25, -0.25],
     "64 words: PPO's total variation to the optimum": [0.01],
     "64 words: DPO's total variation to the optimum": [0.03],
     "SFT wins against the base model": [1.0, 0.5],
@@ -112,6 +123,8 @@ EXPECTED = {
     "PPO wins against best of 16": [0.75, 0.75],
     "PPO wins against DPO on pairs": [1.0, 0.75],
     "PPO wins against DPO on its own answers": [1.0, 0.25],
+    "a dull rival, one sentence for all: won against SFT": [0.875],
+    "a dull rival, courteous conversations alone: won against SFT": [0.625],
 }
 
 
@@ -126,7 +139,7 @@ def test_every_claim_has_the_numbers_that_its_seeds_gave(record):
         what: pytest.approx(values) for what, values in EXPECTED.items()
     }
     chapters = [claim.chapter for claim in found]
-    assert chapters == sorted(chapters) and len(found) == len(EXPECTED) == 31
+    assert chapters == sorted(chapters) and len(found) == len(EXPECTED) == 35
 
 
 def test_a_row_says_bar_aim_and_in_how_many_seeds_each_holds():

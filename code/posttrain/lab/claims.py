@@ -160,6 +160,14 @@ def dpo_claims(policies: Policies) -> Iterator[Claim]:
     )
     wins = policies.wins("own answers", "DPO")
     yield Claim(5, f"{own} beats DPO on pairs", ">", 0.5, wins)
+    pairs = {
+        kind: [run["cards"][-1]["win_rate"] for run in runs]
+        for kind, runs in read("origin").items()
+    }
+    gentle = "DPO on 18 pairs of own answers"
+    yield Claim(5, f"{gentle}: {won}", ">=", 0.55, pairs["own"], aim=0.7)
+    ahead = less(pairs["own"], pairs["written"])
+    yield Claim(5, f"{gentle} wins more than on written ones", ">", 0.0, ahead)
     for name, runs in read("small_world").items():
         if name in ("PPO", "DPO"):
             what = f"64 words: {name}'s total variation to the optimum"
@@ -179,6 +187,12 @@ def comparison_claims(policies: Policies) -> Iterator[Claim]:
     yield Claim(6, "PPO wins against DPO on pairs", ">", 0.5, wins("PPO", "DPO"))
     own = wins("PPO", "own answers")
     yield Claim(6, "PPO wins against DPO on its own answers", ">", 0.5, own)
+    for way, what in (
+        ("constant", "one sentence for all"),
+        ("courteous", "courteous conversations alone"),
+    ):
+        won = [run["cards"][-1]["win_rate"] for run in read("rivals")[way]]
+        yield Claim(6, f"a dull rival, {what}: won against SFT", ">=", 0.65, won)
 
 
 def claims() -> list[Claim]:
