@@ -1401,7 +1401,7 @@ def run_tests(tests: list[str], mutant: Mutant | None = None) -> str:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("code", "tests"):
+        for part in ("code", "tests", "book/_ext"):
             shutil.copytree(
                 ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
             )
