@@ -376,14 +376,14 @@ def train_on_and_on(folder, seed, ready):
 
 @pytest.mark.slow
 def test_50_kills_of_a_training_run_and_its_saves_leave_only_whole_stages(folder):
-    # Import PyTorch once where processes can be forked; Windows starts each from
-    # nothing
+    # Import PyTorch once, and what its first step imports, where processes can be
+    # forked; Windows starts each from nothing
     context = multiprocessing.get_context(
         "spawn" if sys.platform == "win32" else "forkserver"
     )
     if sys.platform != "win32":
         context.set_forkserver_preload(
-            ["torch", "posttrain.pretrain", "posttrain.keep.store"]
+            ["torch._dynamo", "posttrain.pretrain", "posttrain.keep.store", "pytest"]
         )
     generator, seen, first = (
         random.Random(0),

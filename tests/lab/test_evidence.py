@@ -4,6 +4,7 @@ half-written, never wrong.
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -432,44 +433,41 @@ def test_runs_that_were_measured_before_an_edit_are_not_written_after_it(
     assert not path_of().exists()
 
 
-def started(folder, *arguments, **variables):
-    """The command in a process group of its own, with the toy's experiments."""
-    environment = (
-        os.environ
-        | variables
-        | dict(
-            TOY=str(folder / "package"),
-            POSTTRAIN_STAGES=str(folder / "stages"),
-            POSTTRAIN_EVIDENCE=str(folder / "evidence"),
-            PYTHONPATH=os.pathsep.join(
-                [str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]
-            ),
-            PYTHONDONTWRITEBYTECODE="1",
-        )
+def places(folder):
+    """Where the toy's package, stages and record are, as the command is told."""
+    return dict(
+        TOY=str(folder / "package"),
+        POSTTRAIN_STAGES=str(folder / "stages"),
+        POSTTRAIN_EVIDENCE=str(folder / "evidence"),
     )
-    command = [sys.executable, str(DRIVER), *arguments]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        start_new_session=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+
+
+@pytest.fixture
+def forked():
+    """Starts processes that have imported PyTorch and the package, and no toy."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "toy_experiment"])
+    yield context
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
+def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch, forked):
     monkeypatch.setenv("POSTTRAIN_EVIDENCE", str(tmp_path / "evidence"))
     toy_experiment.write_package(tmp_path / "package")
     draw, done, written = random.Random(0), set(), set()
     for _ in range(20):
-        child = started(tmp_path, "measure", TOY_ONE_BY_ONE="1", TOY_SECONDS="0.05")
-        assert child.stdout.readline() == "ready\n"
+        ready = forked.Event()
+        child = forked.Process(
+            target=toy_experiment.measure_alone,
+            args=(places(tmp_path) | dict(TOY_SECONDS="0.05"), ready),
+        )
+        child.start()
+        assert ready.wait(60)
         time.sleep(draw.uniform(0.0, 0.4))
+        print("EXIT", child.exitcode)
         os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+        child.join()
         # What was finished is still there
         now = {path.name for path in (tmp_path / "stages").glob("evidence-*.json")}
         assert done <= now
@@ -486,9 +484,15 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
         written = runs
     assert 0 < len(done) <= 30
     # With workers, to the end
-    child = started(tmp_path, "measure")
-    said = child.communicate(timeout=600)
-    assert child.returncode == 0, said
+    path = [str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]
+    ended = subprocess.run(
+        [sys.executable, str(DRIVER), "measure"],
+        env=os.environ | places(tmp_path) | dict(PYTHONPATH=os.pathsep.join(path)),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
     scales = {("toy", "wide"): 2.0, ("toy", "usual"): 1.0, ("small", "narrow"): 0.1}
     for (name, setting), scale in scales.items():
         runs = evidence.stored(name)["settings"][setting]["runs"]
