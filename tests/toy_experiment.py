@@ -84,10 +84,10 @@ def one_by_one(function, jobs, progress=lambda done, total: done) -> list:
     return [function(*job) for job in progress(jobs, len(jobs))]
 
 
-def measure_alone(variables: dict, ready) -> None:
-    """The command, one run after the other, as the head of a process group of its own.
+def measure_one_by_one(names: list, variables: dict, ready) -> None:
+    """The command without workers, in a process group of its own.
 
-    For a process that was forked where this file had been imported without a toy.
+    For a process that was forked: what it is told comes too late for its imports.
     """
     os.setsid()
     os.environ |= variables
@@ -96,7 +96,7 @@ def measure_alone(variables: dict, ready) -> None:
     install(Path(variables["TOY"]))
     evidence.workers.run_all = one_by_one
     ready.set()
-    sys.exit(evidence.main(["measure"]))
+    sys.exit(evidence.main(["measure", *names]))
 
 
 # Workers import this file as well, and have the toy's experiments from here

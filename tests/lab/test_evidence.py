@@ -4,7 +4,6 @@ half-written, never wrong.
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 import toy_experiment
@@ -442,32 +442,25 @@ def places(folder):
     )
 
 
-@pytest.fixture
-def forked():
-    """Starts processes that have imported PyTorch and the package, and no toy."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "toy_experiment"])
-    yield context
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch, forked):
+def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTTRAIN_EVIDENCE", str(tmp_path / "evidence"))
     toy_experiment.write_package(tmp_path / "package")
     draw, done, written = random.Random(0), set(), set()
+    context, once = forks.context(), dict(TOY_SECONDS="0.12")
     for _ in range(20):
-        ready = forked.Event()
-        child = forked.Process(
-            target=toy_experiment.measure_alone,
-            args=(places(tmp_path) | dict(TOY_SECONDS="0.05"), ready),
+        ready = context.Event()
+        child = context.Process(
+            target=toy_experiment.measure_one_by_one,
+            args=(["small", "toy"], places(tmp_path) | once, ready),
         )
         child.start()
         assert ready.wait(60)
         time.sleep(draw.uniform(0.0, 0.4))
-        print("EXIT", child.exitcode)
         os.killpg(child.pid, signal.SIGKILL)
         child.join()
+        assert child.exitcode == -signal.SIGKILL
         # What was finished is still there
         now = {path.name for path in (tmp_path / "stages").glob("evidence-*.json")}
         assert done <= now
