@@ -448,12 +448,13 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTTRAIN_EVIDENCE", str(tmp_path / "evidence"))
     toy_experiment.write_package(tmp_path / "package")
     draw, done, written = random.Random(0), set(), set()
-    context, once = forks.context(), dict(TOY_SECONDS="0.12")
+    # So slow that no run of the command ends before it is killed
+    context, slow = forks.context(), dict(TOY_SECONDS="0.2")
     for _ in range(20):
         ready = context.Event()
         child = context.Process(
             target=toy_experiment.measure_one_by_one,
-            args=(["small", "toy"], places(tmp_path) | once, ready),
+            args=(["small", "toy"], places(tmp_path) | slow, ready),
         )
         child.start()
         assert ready.wait(60)
@@ -478,9 +479,10 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
     assert 0 < len(done) <= 30
     # With workers, to the end
     path = [str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]
+    told = dict(PYTHONPATH=os.pathsep.join(path), PYTHONDONTWRITEBYTECODE="1")
     ended = subprocess.run(
         [sys.executable, str(DRIVER), "measure"],
-        env=os.environ | places(tmp_path) | dict(PYTHONPATH=os.pathsep.join(path)),
+        env=os.environ | places(tmp_path) | told,
         capture_output=True,
         text=True,
         timeout=600,
