@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     prepare_kernels(ROOT)
     if "PYTEST_XDIST_WORKER" in os.environ:
         share_cores()
+    # Keep to the order below: pytest-xdist would begin with the files of most tests
+    config.option.loadscopereorder = False
     if not config.getoption("nbmake", default=False):
         return
     if config.getoption("overwrite"):
@@ -74,6 +76,33 @@ def teach_nbmake_markdown() -> None:
         )
 
     nb_run.nbformat = types.SimpleNamespace(read=read)
+
+
+# What takes longest, measured: with it first, no process waits at the end for another
+LONGEST = (
+    "tests/test_browser.py",
+    "tests/test_house.py",
+    "book/scale.md",
+    "tests/test_determinism.py",
+    "tests/parity/test_hand_over_parity.py",
+    "tests/scale/test_distributed.py",
+    "tests/keep/test_workers.py",
+    "tests/scale/test_throughput.py",
+    "book/real.md",
+    "tests/keep/test_store.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, then the chapters, then all others."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.nodeid.partition("::")[0]
+        if name in LONGEST:
+            return LONGEST.index(name)
+        return len(LONGEST) + (not name.endswith(".md"))
+
+    items.sort(key=rank)
 
 
 def is_chapter(path: Path) -> bool:

@@ -485,10 +485,11 @@ def test_code_changes_the_keys_of_what_runs_it_and_of_its_children(found, monkey
     before, source_of = keys(data=DATA), code.source_of
     for place, expected in SOURCES.items():
         home, _, name = place.rpartition(".")
+        home = f"posttrain.{home}"
+        new = edited(source_of(home), name)
 
-        def changed(module, home=f"posttrain.{home}", name=name):
-            source = source_of(module)
-            return edited(source, name) if module == home else source
+        def changed(module, home=home, new=new):
+            return new if module == home else source_of(module)
 
         with monkeypatch.context() as patch:
             patch.setattr(code, "source_of", changed)

@@ -84,13 +84,25 @@ def one_by_one(function, jobs, progress=lambda done, total: done) -> list:
     return [function(*job) for job in progress(jobs, len(jobs))]
 
 
+def measure_one_by_one(names: list, variables: dict, ready) -> None:
+    """The command without workers, in a process group of its own.
+
+    For a process that was forked: what it is told comes too late for its imports.
+    """
+    os.setsid()
+    os.environ |= variables
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, variables["TOY"])
+    install(Path(variables["TOY"]))
+    evidence.workers.run_all = one_by_one
+    ready.set()
+    sys.exit(evidence.main(["measure", *names]))
+
+
 # Workers import this file as well, and have the toy's experiments from here
 if "TOY" in os.environ:
     sys.path.insert(0, os.environ["TOY"])
     install(Path(os.environ["TOY"]))
 
 if __name__ == "__main__":
-    if "TOY_ONE_BY_ONE" in os.environ:
-        evidence.workers.run_all = one_by_one
-    print("ready", flush=True)
     sys.exit(evidence.main())

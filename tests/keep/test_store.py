@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from filelock import FileLock
@@ -376,15 +377,7 @@ def train_on_and_on(folder, seed, ready):
 
 @pytest.mark.slow
 def test_50_kills_of_a_training_run_and_its_saves_leave_only_whole_stages(folder):
-    # Import PyTorch once where processes can be forked; Windows starts each from
-    # nothing
-    context = multiprocessing.get_context(
-        "spawn" if sys.platform == "win32" else "forkserver"
-    )
-    if sys.platform != "win32":
-        context.set_forkserver_preload(
-            ["torch", "posttrain.pretrain", "posttrain.keep.store"]
-        )
+    context = forks.context()
     generator, seen, first = (
         random.Random(0),
         set(),

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 import toy_experiment
@@ -432,29 +433,12 @@ def test_runs_that_were_measured_before_an_edit_are_not_written_after_it(
     assert not path_of().exists()
 
 
-def started(folder, *arguments, **variables):
-    """The command in a process group of its own, with the toy's experiments."""
-    environment = (
-        os.environ
-        | variables
-        | dict(
-            TOY=str(folder / "package"),
-            POSTTRAIN_STAGES=str(folder / "stages"),
-            POSTTRAIN_EVIDENCE=str(folder / "evidence"),
-            PYTHONPATH=os.pathsep.join(
-                [str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]
-            ),
-            PYTHONDONTWRITEBYTECODE="1",
-        )
-    )
-    command = [sys.executable, str(DRIVER), *arguments]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        start_new_session=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def places(folder):
+    """Where the toy's package, stages and record are, as the command is told."""
+    return dict(
+        TOY=str(folder / "package"),
+        POSTTRAIN_STAGES=str(folder / "stages"),
+        POSTTRAIN_EVIDENCE=str(folder / "evidence"),
     )
 
 
@@ -464,12 +448,20 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTTRAIN_EVIDENCE", str(tmp_path / "evidence"))
     toy_experiment.write_package(tmp_path / "package")
     draw, done, written = random.Random(0), set(), set()
+    # So slow that no run of the command ends before it is killed
+    context, slow = forks.context(), dict(TOY_SECONDS="0.2")
     for _ in range(20):
-        child = started(tmp_path, "measure", TOY_ONE_BY_ONE="1", TOY_SECONDS="0.05")
-        assert child.stdout.readline() == "ready\n"
+        ready = context.Event()
+        child = context.Process(
+            target=toy_experiment.measure_one_by_one,
+            args=(["small", "toy"], places(tmp_path) | slow, ready),
+        )
+        child.start()
+        assert ready.wait(60)
         time.sleep(draw.uniform(0.0, 0.4))
         os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
         # What was finished is still there
         now = {path.name for path in (tmp_path / "stages").glob("evidence-*.json")}
         assert done <= now
@@ -486,9 +478,16 @@ def test_twenty_kills_lose_and_falsify_nothing(tmp_path, monkeypatch):
         written = runs
     assert 0 < len(done) <= 30
     # With workers, to the end
-    child = started(tmp_path, "measure")
-    said = child.communicate(timeout=600)
-    assert child.returncode == 0, said
+    path = [str(Path(evidence.__file__).parents[2]), str(DRIVER.parent)]
+    told = dict(PYTHONPATH=os.pathsep.join(path), PYTHONDONTWRITEBYTECODE="1")
+    ended = subprocess.run(
+        [sys.executable, str(DRIVER), "measure"],
+        env=os.environ | places(tmp_path) | told,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
     scales = {("toy", "wide"): 2.0, ("toy", "usual"): 1.0, ("small", "narrow"): 0.1}
     for (name, setting), scale in scales.items():
         runs = evidence.stored(name)["settings"][setting]["runs"]
