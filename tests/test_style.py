@@ -67,6 +67,12 @@ def test_a_cell_has_at_most_12_lines_of_at_most_88_columns(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_figures_texts_are_no_wider_than_its_code(page):
+    for cell in house.CELL.findall(page.read_text(encoding="utf-8")):
+        assert not wide(cell.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_cell_defines_nothing(page):
     for source in sources(page):
         kinds = {type(node) for node in ast.walk(ast.parse(source))}

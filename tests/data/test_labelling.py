@@ -165,7 +165,7 @@ def test_the_command_keeps_each_decision_and_goes_on_from_there(  # noqa: F811
     assert drawn == [([0, 1], ["Who?", "What?"], 3, 0.8, 0)]
     assert stored_stages() == ["base", "sft", "sft"]
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "1 pairs are in mine.jsonl.",
+        "1 pair is in mine.jsonl.",
         "Try it: python -m posttrain train dpo --data mine.jsonl",
     ]
     assert labels("2 3 f") == 0
@@ -198,7 +198,7 @@ def test_what_cannot_be_written_or_read_is_refused_before_training(
     assert Path("mine.jsonl").read_text() == "oops\n" and desk == []
 
 
-def test_the_book_s_own_pairs_can_be_drawn_again_from_what_they_name():
+def test_the_books_own_pairs_name_a_ground_and_two_different_draws():
     for rows in (datasets.own_preferences(), datasets.heldout_own_preferences()):
         for row in rows:
             assert row["ground"] in labelling.GROUNDS.values()

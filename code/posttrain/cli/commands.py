@@ -169,7 +169,8 @@ def label(options: argparse.Namespace) -> int:
     for rows in decide(prompts, candidates, decided, read_line):
         write_rows(options.out, rows)
         decided = rows
-    print(f"\n{len(decided)} pairs are in {options.out}.")
+    n = len(decided)
+    print(f"\n{n} {'pair is' if n == 1 else 'pairs are'} in {options.out}.")
     if decided:
         use = ["train", "dpo", "--data", str(options.out)]
         print("Try it: python -m posttrain", shlex.join(use))
