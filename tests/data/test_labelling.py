@@ -196,6 +196,11 @@ def test_what_cannot_be_written_or_read_is_refused_before_training(
     assert program.main(["pairs", "label", "--out", "mine.jsonl"]) == 2
     assert "mine.jsonl" in capsys.readouterr().err
     assert Path("mine.jsonl").read_text() == "oops\n" and desk == []
+    write("asked.jsonl", [dict(id="a", prompt="Who?"), dict(id="b", prompt="x" * 159)])
+    flags = ["--prompts", "asked.jsonl", "--out", "new.jsonl"]
+    assert program.main(["pairs", "label", *flags]) == 2 and desk == []
+    said = capsys.readouterr().err
+    assert "'xxxx" in said and "leaves no room for 96 of an answer in 256" in said
 
 
 def test_the_books_own_pairs_name_a_ground_and_two_different_draws():

@@ -13,7 +13,7 @@ from posttrain.cli.arguments import TALKING, parse
 from posttrain.cli.terminal import Chat, converse
 from posttrain.data import corpus, datasets
 from posttrain.data.datasets import DatasetError, TrainingData
-from posttrain.data.labelling import HELP, decide, draw_candidates
+from posttrain.data.labelling import HELP, decide, draw_candidates, refuse_long
 from posttrain.data.pairs_file import (
     check_place,
     collect_pairs,
@@ -154,6 +154,7 @@ def label(options: argparse.Namespace) -> int:
         if options.prompts
         else datasets.training_prompts()
     )
+    refuse_long(prompts)
     data = datasets.training_data(options.data) if options.data else None
     # Train the models, or find them
     text = corpus.load()

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.chat import ask
+from posttrain.chat import ask, render_question
+from posttrain.data.datasets import ANSWER_TOKENS, DatasetError, clip
 from posttrain.evaluate import answered
-from posttrain.gpt import GPT
-from posttrain.tokenizer import END, SPECIAL_TOKENS
+from posttrain.gpt import GPT, GPTConfig
+from posttrain.tokenizer import END, SPECIAL_TOKENS, CharTokenizer
 
 # Why one answer is preferred, by the letter that a reader types
 GROUNDS = dict(m="manner", p="to the point", f="finished")
@@ -67,7 +68,7 @@ def draw_candidates(
             asked,
             generator=generator,
             temperature=temperature,
-            max_new_tokens=96,
+            max_new_tokens=ANSWER_TOKENS,
         )
         for i, answer in enumerate(answers):
             text, ended = answer.removesuffix(END), answered(answer)
@@ -75,6 +76,19 @@ def draw_candidates(
                 known = found[i // n]
                 known.setdefault(text, Candidate(text, ended, model_seed, i % n))
     return [list(texts.values()) for texts in found]
+
+
+def refuse_long(prompts: Sequence[str]) -> None:
+    """Raise DatasetError, naming the first, for prompts that leave an answer no
+    room.
+    """
+    for prompt in prompts:
+        n = len(render_question(prompt, CharTokenizer()))
+        if n > GPTConfig.context - ANSWER_TOKENS:
+            raise DatasetError(
+                f"the prompt {clip(prompt)!r} has {n} tokens and leaves no room for "
+                f"{ANSWER_TOKENS} of an answer in {GPTConfig.context}: shorten it"
+            )
 
 
 def read_decision(
