@@ -576,6 +576,27 @@ def test_a_spot_check_measures_anew_and_names_what_is_not_as_recorded(
     )
 
 
+@pytest.mark.parametrize("strange", [1, 2, 3])
+def test_one_strange_run_is_an_outlier_and_two_are_not(
+    toy, monkeypatch, capsys, strange
+):
+    for name in evidence.EXPERIMENTS:
+        measure(name)
+    found_anew, asked = evidence.found_anew, []
+
+    def found(name, setting, seed):
+        asked.append((name, setting, seed))
+        return dict(value=1e6) if len(asked) < strange else found_anew(*asked[-1])
+
+    monkeypatch.setattr(evidence, "found_anew", found)
+    said = evidence.spot_check(1, "abc")
+    (name, setting, seed), *others = asked
+    following = [(seed + step) % evidence.FEWEST for step in (1, 2)]
+    assert others == [(name, setting, s) for s in following[: 2 * (strange > 1)]]
+    assert len(said) == (2 if strange == 3 else 0)
+    assert ("An outlier:" in capsys.readouterr().out) == (strange == 2)
+
+
 def test_experiments_that_measure_time_are_not_checked_anew(toy):
     one = evidence.EXPERIMENTS["small"]
     evidence.EXPERIMENTS["small"] = Experiment(
