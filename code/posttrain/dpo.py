@@ -4,7 +4,7 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,7 @@ from posttrain.logprobs import get_response_log_probs, pack
 from posttrain.optim import Descent, linear_fall
 from posttrain.preference_losses import ipo_loss, kto_loss, orpo_loss, simpo_loss
 from posttrain.preference_pairs import Pair, pack_pairs
-from posttrain.pretrain import PretrainConfig, build_optimizers
 from posttrain.settings import above_zero, at_least, one_of
-from posttrain.sft import conversation_parts, rehearsed
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -28,26 +26,20 @@ class DPOConfig:
     """One run of DPO, or of a loss beside it."""
 
     steps: int = 40  # optimiser steps
-    batch_size: int = 6  # pairs per step
-    micro_batch_size: int = (
-        0  # pairs per forward pass; their gradients add up; 0 for all
-    )
-    muon_lr: float = (
-        5e-3  # both rates as in fine-tuning, falling in a straight line to 0
-    )
-    adamw_lr: float = 3e-3
+    batch_size: int = 18  # pairs per step
+    # Pairs per forward pass, whose gradients add up; 0 for all
+    micro_batch_size: int = 0
+    lr: float = 1e-4  # Adam's, falling in a straight line to 0
     loss: str = "dpo"  # or "ipo", "simpo", "kto", "orpo"
-    beta: float = (
-        0.02  # how much a nat of log-ratio counts: the fee for leaving the reference
-    )
-    label_smoothing: float = 0.0  # the share of labels that are taken to be wrong
+    # How much a nat of log-ratio counts: the fee for leaving the reference
+    beta: float = 0.3
+    # "dpo" alone: the share of labels that are taken to be wrong. A pair is settled at
+    # a gap of log((1 - share) / share) / beta nats, and without it at none
+    label_smoothing: float = 0.1
     gamma: float = 1.0  # "simpo" alone: the gap at which a pair counts as even
     odds_weight: float = 0.1  # "orpo" alone: of the odds ratio
-    nll_weight: float = (
-        0.0  # of the chosen answers' surprise per token, added to the loss
-    )
-    replay: int = 3  # conversations of the fine-tuning beside each batch; 0 for none
-    replay_weight: float = 0.3  # of their loss beside the pairs'
+    # Of the chosen answers' surprise per token, added to the loss
+    nll_weight: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -57,16 +49,12 @@ class DPOConfig:
         at_least(
             self, steps=1, batch_size=2 if self.loss == "kto" else 1, micro_batch_size=0
         )
-        at_least(self, muon_lr=0, adamw_lr=0, replay=0, replay_weight=0)
+        at_least(self, lr=0)
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}: from 0 to below 0.5, "
                 "where a "
                 "label would say nothing"
-            )
-        if self.label_smoothing and self.loss != "dpo":
-            raise ValueError(
-                f"label_smoothing goes with the loss 'dpo', not with {self.loss!r}"
             )
         if self.loss == "kto" and 0 < self.micro_batch_size < self.batch_size:
             raise ValueError(
@@ -253,46 +241,34 @@ def dpo_batches(
     pairs: list[Pair],
     config: DPOConfig,
     pad: int,
-    conversations: Sequence[tuple[list[int], list[int]]] = (),
     crew: Alone = ALONE,
 ) -> Iterator[list[Part]]:
-    """Each step's pairs, in parts, and conversations of the fine-tuning to replay."""
+    """Each step's pairs, in parts."""
     generator, known = torch.Generator().manual_seed(config.seed), {}
     batches = epochs(len(pairs), min(config.batch_size, len(pairs)), generator)
-    replayed = epochs(len(conversations), config.replay, generator)
     for _ in range(config.steps):
         batch, parts = next(batches), []
         for rows, share in turns(batch, config.micro_batch_size or len(batch), crew):
             asked = ask_once(reference, pairs, rows, known, pad)  # (2, B)
             some = [pairs[i] for i in rows]
             parts.append(pair_part(some, share, reference, asked, config, pad))
-        if config.replay and conversations:
-            some = [conversations[i] for i in next(replayed)]
-            talks = conversation_parts(some, config.replay, pad, crew)
-            parts += [rehearsed(part, config.replay_weight) for part in talks]
         yield parts
 
 
 def dpo_steps(
-    policy: GPT,
-    reference: GPT,
-    pairs: list[Pair],
-    config: DPOConfig,
-    conversations: Sequence[tuple[list[int], list[int]]] = (),
+    policy: GPT, reference: GPT, pairs: list[Pair], config: DPOConfig
 ) -> Iterator[dict[str, float]]:
     """Train the policy in place; after each step, yield what that batch showed before
     it.
 
-    conversations: (tokens, labels) of the fine-tuning, to replay. Yields `loss`, the
-    pairs' alone; means over the batch of the implicit rewards `chosen_reward`,
+    Yields `loss`; means over the batch of the implicit rewards `chosen_reward`,
     `rejected_reward` and their gap `margin`; `accuracy`, the share of pairs whose gap
-    is above 0; `chosen_logprob`, `rejected_logprob`, nats per response; and with
-    conversations their loss, `replay`. Raises ValueError where the loss is no longer a
-    number.
+    is above 0; and `chosen_logprob`, `rejected_logprob`, nats per response. Raises
+    ValueError where the loss is no longer a number.
     """
-    rates = PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
-    descent = Descent(build_optimizers(policy, rates), linear_fall(config.steps))
-    batches = dpo_batches(reference, pairs, config, CharTokenizer().pad, conversations)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    descent = Descent([optimizer], linear_fall(config.steps))
+    batches = dpo_batches(reference, pairs, config, CharTokenizer().pad)
     return follow(policy, batches, descent)
 
 

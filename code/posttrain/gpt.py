@@ -28,12 +28,10 @@ class GPTConfig:
     rope: bool = True  # rotary positions instead of a learned table of positions
     qk_norm: bool = True  # queries and keys of one length
     relu2: bool = True  # squared ReLU instead of GELU
-    bare: bool = (
-        True  # no biases, no norm gains, a head of its own instead of the embedding's
-    )
-    zero_init: bool = (
-        True  # blocks start as the identity, the head as the uniform distribution
-    )
+    # No biases, no norm gains, a head of its own instead of the embedding's
+    bare: bool = True
+    # Blocks start as the identity, the head as the uniform distribution
+    zero_init: bool = True
 
     def __post_init__(self):
         if self.width % self.n_head or (self.width // self.n_head) % 2:

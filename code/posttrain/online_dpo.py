@@ -24,16 +24,16 @@ from posttrain.tokenizer import CharTokenizer
 class OnlineDPOConfig:
     """One run of DPO on the policy's own answers."""
 
-    rounds: int = 24
-    prompts: int = 8  # per round
-    samples: int = 4  # answers per prompt, of which the best and the worst are paired
+    rounds: int = 6
+    prompts: int = 32  # per round
+    samples: int = 8  # answers per prompt, of which the best and the worst are paired
     max_new_tokens: int = 96  # an answer that has not ended by then is cut
-    temperature: float = (
-        0.8  # of the policy: of its samples and of all its log-probabilities
-    )
-    steps: int = 1  # optimiser steps per round, which share its pairs
-    lr: float = 2e-4  # Adam's, falling in a straight line to 0
-    beta: float = 0.1
+    # Of the policy: of its samples and of all its log-probabilities
+    temperature: float = 0.8
+    steps: int = 12  # optimiser steps per round, which share its pairs
+    lr: float = 1e-4  # Adam's, falling in a straight line to 0
+    beta: float = 0.05
+    label_smoothing: float = 0.2  # the share of the judge's labels taken to be wrong
     seed: int = 0
 
     def __post_init__(self):
@@ -93,11 +93,8 @@ def online_dpo_rounds(
     longer numbers.
     """
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
-    pad, temperature, loss = (
-        tokenizer.pad,
-        config.temperature,
-        DPOConfig(beta=config.beta),
-    )
+    pad, temperature = tokenizer.pad, config.temperature
+    loss = DPOConfig(beta=config.beta, label_smoothing=config.label_smoothing)
     encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     descent = Descent([optimizer], linear_fall(config.rounds))
@@ -114,7 +111,8 @@ def online_dpo_rounds(
             pair_logprobs(model, pairs, pad, temperature)
             for model in (policy, reference)
         )  # (2, N)
-        noted = dict(loss=dpo_loss(*now, *known, config.beta).item())
+        smoothing = config.label_smoothing
+        noted = dict(loss=dpo_loss(*now, *known, config.beta, smoothing).item())
         noted |= pair_report(now, known, config.beta)
         # Step through the pairs
         order = torch.randperm(len(pairs), generator=generator)

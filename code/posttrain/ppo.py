@@ -26,16 +26,14 @@ from posttrain.tokenizer import CharTokenizer
 class PPOConfig:
     """One run of PPO."""
 
-    iterations: int = 24  # rounds of rollouts and updates
+    iterations: int = 48  # rounds of rollouts and updates
     batch_size: int = 32  # B, responses per round
     max_new_tokens: int = 96  # a response that has not ended by then is cut
-    temperature: float = (
-        0.8  # of the policy: of its samples and of all its log-probabilities
-    )
+    # Of the policy: of its samples and of all its log-probabilities
+    temperature: float = 0.8
     no_end_score: float = -2.0  # the score of a response without <|end|>
-    normalised: bool = (
-        True  # scores as `normalise` left them; or as they came from training
-    )
+    # Scores as `normalise` left them; or as they came from training
+    normalised: bool = True
     # Advantages
     estimator: str = "gae"  # or, without a value model, "reinforce", "rloo", "grpo"
     group: int = 1  # responses per prompt; "rloo" and "grpo" compare within a group
@@ -43,9 +41,8 @@ class PPOConfig:
     gae_lambda: float = 0.95
     whiten_rewards: bool = False  # to variance 1, keeping the mean
     whiten_advantages: bool = True
-    value_start: str = (
-        "reward_model"  # or "zero", its head at zero; or "shared", the policy's
-    )
+    # Or "zero", its head at zero; or "shared", the policy's
+    value_start: str = "reward_model"
     # Updates
     epochs: int = 1  # passes over a round's responses
     minibatches: int = 4  # gradient steps per pass
@@ -56,12 +53,10 @@ class PPOConfig:
     value_lr: float = 3e-4
     # KL to the reference
     beta: float = 0.05  # the penalty's weight at the start
-    kl_target: float = (
-        8.0  # nats per response that beta is steered to; 0 keeps beta as it is
-    )
-    kl_horizon: int = (
-        100  # responses over which a KL off by 20% or more moves beta by 20%
-    )
+    # Nats per response that beta is steered to; 0 keeps beta as it is
+    kl_target: float = 10.0
+    # Responses over which a KL off by 20% or more moves beta by 20%
+    kl_horizon: int = 100
     kl_in: str = "reward"  # or "loss", there as k2 or k3: k1 has no effect in it
     kl_estimator: str = "k1"  # or "k2", "k3"
     seed: int = 0

@@ -27,19 +27,16 @@ class PretrainConfig:
     steps: int = 3600  # optimiser steps
     batch_size: int = 4  # B, sequences per step
     sequence_length: int = 256  # T, tokens per sequence
-    muon: bool = (
-        True  # Muon for the matrices inside the blocks; AdamW for everything otherwise
-    )
+    # Muon for the matrices inside the blocks; AdamW for everything otherwise
+    muon: bool = True
     muon_lr: float = 0.01
-    adamw_lr: float = (
-        6e-3  # for the head, thrice that for the embedding; without Muon, for all
-    )
+    # For the head, thrice that for the embedding; without Muon, for all
+    adamw_lr: float = 6e-3
     weight_decay: float = 0.0  # AdamW's, on matrices
     warmup: float = 0.0  # share of the steps over which the rates rise from 0
     cooldown: float = 0.8  # share of the steps, at the end, over which they fall to 0
-    evaluations: int = (
-        12  # how often the validation loss is measured, at equal distances
-    )
+    # How often the validation loss is measured, at equal distances
+    evaluations: int = 12
     whole_split: bool = True  # at the end once more, over all of the validation text
     seed: int = 0
 

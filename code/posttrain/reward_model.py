@@ -32,9 +32,8 @@ class RewardConfig:
     batch_size: int = 18  # pairs per step
     micro_batch_size: int = 18  # pairs per forward pass; their gradients add up
     lr: float = 1e-3  # AdamW's, falling in a straight line to 0
-    token_weight: float = (
-        4.0  # of the comparison token by token; 0 for the last tokens alone
-    )
+    # Of the comparison token by token; 0 for the last tokens alone
+    token_weight: float = 4.0
     centring: float = 0.01  # weight of (r_chosen + r_rejected)^2; 0 for none
     seed: int = 0
 

@@ -33,9 +33,8 @@ class SFTConfig:
     steps: int = 350  # optimiser steps
     batch_size: int = 4  # B, conversations per step
     micro_batch_size: int = 4  # conversations per forward pass; their gradients add up
-    muon_lr: float = (
-        0.01  # both rates as in pre-training, falling in a straight line to 0
-    )
+    # Both rates as in pre-training, falling in a straight line to 0
+    muon_lr: float = 0.01
     adamw_lr: float = 6e-3
     replay: int = 2  # excerpts of pre-training text beside each batch; 0 for none
     replay_length: int = 256  # tokens per excerpt

@@ -32,7 +32,7 @@ from posttrain.reward_model import (
     sample_answers,
     train_reward_model,
 )
-from posttrain.sft import SFTConfig, encode_conversations, sft
+from posttrain.sft import SFTConfig, sft
 from posttrain.tokenizer import CharTokenizer
 
 Progress = Callable[..., Iterable]
@@ -173,8 +173,7 @@ def dpo_stage(
             steps=steps, seconds=time.perf_counter() - began
         )
 
-    reads = [data.pairs, data.conversations]
-    return obtain("dpo", config, train, after=[start], reads=reads)
+    return obtain("dpo", config, train, after=[start], reads=data.pairs)
 
 
 # The models
@@ -298,17 +297,10 @@ def dpo_model(
 def train_dpo(
     policy: GPT, reference: GPT, config: DPOConfig, data: TrainingData | None = None
 ) -> Iterable[dict[str, float]]:
-    """`dpo_steps` on the data's pairs, its conversations beside them; the book's 18 and
-    40.
-    """
-    data, tokenizer, context = (
-        data or training_data(),
-        CharTokenizer(),
-        policy.config.context,
-    )
-    pairs = encode_pairs(data.pairs, tokenizer, context)
-    conversations = encode_conversations(data.conversations, tokenizer, context)
-    return dpo_steps(policy, reference, pairs, config, conversations)
+    """`dpo_steps` on the data's pairs, the book's 18 unless given."""
+    data = data or training_data()
+    pairs = encode_pairs(data.pairs, CharTokenizer(), policy.config.context)
+    return dpo_steps(policy, reference, pairs, config)
 
 
 def starting_point(corpus: Corpus, start: str, seed: int) -> GPT:

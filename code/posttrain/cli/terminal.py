@@ -158,9 +158,8 @@ def converse(chat: Chat, source: TextIO | None = None) -> None:
     except KeyboardInterrupt:
         print()
     except BrokenPipeError:
-        sys.stdout = (
-            None  # Python would try once more to write what is left, and complain
-        )
+        # Python would try once more to write what is left, and complain
+        sys.stdout = None
 
 
 def speak(chat: Chat, line: str) -> None:

@@ -100,40 +100,35 @@ def preferences(
     """The 18 preference pairs to learn from, or those of another file.
 
     Each is a dictionary with an `id`, a `prompt`, and two answers to it: `chosen`,
-    which is preferred, and `rejected`. Raises DatasetError for what the chat format,
-    the alphabet or a context of so many tokens cannot take, and for a pair whose
-    answers are the same.
+    which is preferred, and `rejected`. The book's are answers that SFT models of
+    several seeds gave at temperature 0.8, decided by reading: each has its `ground`
+    ("manner", "to the point", "finished") and where both answers come from. Raises
+    DatasetError for what the chat format, the alphabet or a context of so many tokens
+    cannot take, and for a pair whose answers are the same.
     """
     find_problem = partial(find_bad_pair, context=context)
     return read_jsonl(path or FOLDER / "preferences.jsonl", "preferences", find_problem)
 
 
 def heldout_preferences() -> list[dict]:
-    """72 pairs on other prompts and mostly with other telling words, never trained on.
+    """76 pairs like `preferences`, on other prompts, never trained on."""
+    return preferences(FOLDER / "preferences_heldout.jsonl")
+
+
+def elsewhere_preferences() -> list[dict]:
+    """18 pairs of answers that no model gave, to the prompts of `preferences`: written
+    for the purpose.
+    """
+    return preferences(FOLDER / "preferences_elsewhere.jsonl")
+
+
+def heldout_elsewhere_preferences() -> list[dict]:
+    """72 pairs like `elsewhere_preferences`, on the other prompts, never trained on.
 
     Their `kind` says what is wrong with the rejected answer: `rude`, `broken` off,
     `rambling`.
     """
-    return preferences(FOLDER / "preferences_heldout.jsonl")
-
-
-def narrow_preferences() -> list[dict]:
-    """18 pairs that differ in few words: a first attempt, kept to show its lack."""
-    return preferences(FOLDER / "preferences_narrow.jsonl")
-
-
-def own_preferences() -> list[dict]:
-    """18 pairs of the SFT model's own answers, to the prompts of `preferences`.
-
-    Drawn from several seeds at temperature 0.8, and decided by reading: each has its
-    `ground` ("manner", "to the point", "finished") and where both answers come from.
-    """
-    return preferences(FOLDER / "preferences_own.jsonl")
-
-
-def heldout_own_preferences() -> list[dict]:
-    """76 pairs like `own_preferences`, on other prompts, never trained on."""
-    return preferences(FOLDER / "preferences_own_heldout.jsonl")
+    return preferences(FOLDER / "preferences_elsewhere_heldout.jsonl")
 
 
 def minimal_preferences() -> list[dict]:

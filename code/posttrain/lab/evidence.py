@@ -30,12 +30,10 @@ from posttrain.stages import base_model
 
 FEWEST = 5  # seeds that a record has at least; a measurement of time has one
 DIGITS = 5  # that a recorded number keeps
-SPREAD = (
-    1.0  # how far beyond the seeds' range, in its widths, a run measured anew may be
-)
-LEAST_ROOM = (
-    0.05  # and so far in any case: of the largest number, or three of 64 answers
-)
+# How far beyond the seeds' range, in its widths, a run measured anew may be
+SPREAD = 1.0
+# And so far in any case: of the largest number, or three of 64 answers
+LEAST_ROOM = 0.05
 KEPT = "Runs that were finished are kept."
 CHANGED = "the code was changed while it was measured: run it again"
 

@@ -12,7 +12,6 @@ from posttrain.dpo import DPOConfig
 from posttrain.lab.costs import METHODS, cost_trial
 from posttrain.lab.enumerable_trials import WorldTrial, world_trial
 from posttrain.lab.lora_trials import LoRATrialConfig, lora_trial
-from posttrain.lab.origin_trials import KINDS, OriginTrial, origin_trial
 from posttrain.lab.pairs_trials import PairsTrial, pairs_trial
 from posttrain.lab.policy_trials import (
     PolicyTrial,
@@ -48,9 +47,8 @@ class Experiment:
     ]  # of a corpus, a setting and a seed; what it returns fits JSON
     claims: dict[str, object] = field(default_factory=dict)
     variations: dict[str, object] = field(default_factory=dict)
-    alone: bool = (
-        False  # one run at a time, nothing beside it: what it measures is time
-    )
+    # One run at a time, nothing beside it: what it measures is time
+    alone: bool = False
 
     @property
     def settings(self) -> dict[str, object]:
@@ -92,7 +90,7 @@ def reward() -> Experiment:
         "3 labels flipped": RewardTrial(flipped=3),
     }
     variations = {
-        "narrow": RewardTrial(pairs="narrow"),
+        "elsewhere": RewardTrial(pairs="elsewhere"),
         "4 pairs": RewardTrial(n=4),
         "9 pairs": RewardTrial(n=9),
     }
@@ -105,51 +103,54 @@ def ppo() -> Experiment:
     """
     usual = PPOConfig()
     short = replace(usual, iterations=6)
-    groups = dict(group=4)
+    slip = "returns after whitening"
     claims = {
-        "PPO": PolicyTrial(usual, every=4),
+        "PPO": PolicyTrial(usual, every=8),
         "no penalty": PolicyTrial(replace(usual, beta=0.0, kl_target=0.0), every=4),
     }
     near = replace(usual, kl_target=3.0, beta=0.1)
-    in_loss = replace(
-        short, estimator="grpo", kl_in="loss", kl_estimator="k3", **groups
+    grpo = replace(
+        short,
+        estimator="grpo",
+        group=8,
+        whiten_advantages=False,
+        kl_in="loss",
+        kl_estimator="k3",
+        kl_target=0.0,
+        lr=1e-4,
     )
     variations = {
         "target 3": PolicyTrial(near),
         "short": PolicyTrial(short),
-        "returns after whitening": PolicyTrial(
-            short, mistake="returns after whitening"
-        ),
+        slip: PolicyTrial(short, mistake=slip),
         "REINFORCE": PolicyTrial(replace(short, estimator="reinforce")),
-        "RLOO": PolicyTrial(replace(short, estimator="rloo", **groups)),
-        "GRPO": PolicyTrial(in_loss),
+        "RLOO": PolicyTrial(replace(short, estimator="rloo", group=4)),
+        "GRPO": PolicyTrial(grpo),
     }
     return Experiment(ppo_trial, claims, variations)
 
 
 def dpo() -> Experiment:
-    """Chapter 5: DPO on the eighteen pairs and on own answers, and the losses beside
-    it.
+    """Chapter 5: DPO on eighteen pairs of each origin and on fresh answers, and the
+    losses beside it.
     """
     usual = DPOConfig()
-    plain = replace(usual, replay=0)
-    quarter = dict(muon_lr=usual.muon_lr / 4, adamw_lr=usual.adamw_lr / 4)
-    claims = {
-        "DPO": PolicyTrial(usual, every=10),
-        "own answers": PolicyTrial(OnlineDPOConfig()),
-    }
+    plain = replace(usual, label_smoothing=0.0)
+    claims = {"DPO": PolicyTrial(usual, every=10)}
+    claims["on-policy DPO"] = PolicyTrial(OnlineDPOConfig())
+    for kind in ("elsewhere", "minimal", "stronger"):
+        claims[kind] = PolicyTrial(usual, every=10, pairs=kind)
     changes = {
-        "no replay": plain,
-        "smaller steps": replace(plain, **quarter),
-        "larger beta": replace(plain, beta=0.2),
-        "chosen answers' loss added": replace(plain, nll_weight=0.5),
-        "beta 0.005": replace(usual, beta=0.005),
-        "beta 0.2": replace(usual, beta=0.2),
-        "label smoothing 0.1": replace(usual, label_smoothing=0.1),
-        "IPO": replace(usual, loss="ipo"),
-        "SimPO": replace(usual, loss="simpo", beta=2.0),
-        "ORPO": replace(usual, loss="orpo", odds_weight=1.0),
-        "KTO": replace(usual, loss="kto"),
+        "no smoothing": plain,
+        "no smoothing, beta 3": replace(plain, beta=3.0),
+        "no smoothing, smaller steps": replace(plain, lr=usual.lr / 4),
+        "chosen answers' loss": replace(usual, nll_weight=1.0),
+        "beta 0.1": replace(usual, beta=0.1),
+        "beta 1": replace(usual, beta=1.0),
+        "IPO": replace(usual, loss="ipo", beta=0.05),
+        "SimPO": replace(usual, loss="simpo", beta=20.0, lr=3e-5),
+        "ORPO": replace(usual, loss="orpo", odds_weight=0.1),
+        "KTO": replace(usual, loss="kto", beta=1.0),
     }
     every = {name: PolicyTrial(config, every=10) for name, config in changes.items()}
     return Experiment(dpo_trial, claims, every)
@@ -202,7 +203,7 @@ def pairs() -> Experiment:
     variations = {
         "reward": PairsTrial(rounds=3),
         "gold": PairsTrial(judge="gold"),
-        "written": PairsTrial(written=True),
+        "eighteen": PairsTrial(eighteen=True),
         "their prompts": PairsTrial(prompts="pairs"),
         "best": PairsTrial(method="best"),
         "any": PairsTrial(method="any"),
@@ -211,11 +212,6 @@ def pairs() -> Experiment:
         slips = PairsTrial(judge="gold", flipped=0.4, label_smoothing=smoothing)
         variations[f"40% flipped, smoothing {smoothing}"] = slips
     return Experiment(pairs_trial, variations=variations)
-
-
-def origin() -> Experiment:
-    """Chapter 5: one recipe, and pairs of four origins."""
-    return Experiment(origin_trial, {kind: OriginTrial(kind) for kind in KINDS})
 
 
 def rivals() -> Experiment:
@@ -231,7 +227,6 @@ EXPERIMENTS: dict[str, Experiment] = dict(
     dpo=dpo(),
     best_of_n=Experiment(best_of_n_trial, {"best of n": None}),
     base=Experiment(base_trial, {"base": None}),
-    origin=origin(),
     rivals=rivals(),
     small_world=small_world(),
     lora=lora(),

@@ -20,12 +20,11 @@ from posttrain.data.synthetic_pairs import (
     token_pairs,
 )
 from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs
-from posttrain.evaluate import distinct_n, win_rate
 from posttrain.gpt import GPT
 from posttrain.keep.store import obtain
 from posttrain.lab.policy_trials import models_of, outlined
 from posttrain.lab.rejection_sampling import imitate, imitation, keep_any, keep_best
-from posttrain.lab.scorecard import lexicon, scorecard, start_scorecard
+from posttrain.lab.scorecard import against, lexicon, scorecard, start_scorecard
 from posttrain.preference_pairs import Pair, encode_pairs
 from posttrain.reward_model import RewardConfig
 from posttrain.sft import SFTConfig
@@ -44,18 +43,15 @@ SAMPLES = 4  # answers to each prompt
 class PairsTrial:
     """One way to learn from a policy's own answers, and what it is compared with."""
 
-    method: str = (
-        "dpo"  # or fine-tuning on the "best" answer to each prompt, or on "any" one
-    )
+    # Or fine-tuning on the "best" answer to each prompt, or on "any" one
+    method: str = "dpo"
     judge: str = "reward"  # or "gold", the rubric that also judges the result
-    prompts: str = "practice"  # the 96; or "pairs", the 18 of the written pairs
-    written: bool = False  # train on the 18 written pairs themselves
-    pairs: int = (
-        0  # any so many that the judge tells apart; 0: each prompt's best and worst
-    )
-    rounds: int = (
-        1  # of answering, judging and training, each from where the last one ended
-    )
+    prompts: str = "practice"  # the 96; or "pairs", those of the book's 18 pairs
+    eighteen: bool = False  # train on these 18 pairs themselves
+    # Any so many that the judge tells apart; 0: each prompt's best and worst
+    pairs: int = 0
+    # Of answering, judging and training, each from where the last one ended
+    rounds: int = 1
     steps: int = 20  # of DPO in each round, eight pairs each
     flipped: float = 0.0  # the share of labels that are turned round
     label_smoothing: float = 0.0  # the share that the loss takes to be wrong
@@ -63,16 +59,12 @@ class PairsTrial:
 
 
 def dpo_config(trial: PairsTrial) -> DPOConfig:
-    """DPO on a policy's own answers: rates below those for written pairs, and no
-    replay.
-    """
+    """DPO on a policy's fresh answers: smaller steps, and a smaller fee."""
     return DPOConfig(
         steps=trial.steps,
         batch_size=8,
-        muon_lr=2e-3,
-        adamw_lr=1e-3,
+        lr=5e-5,
         beta=0.1,
-        replay=0,
         label_smoothing=trial.label_smoothing,
         seed=trial.seed,
     )
@@ -88,7 +80,7 @@ def asked_prompts(trial: PairsTrial) -> list[str]:
 
 
 def clean_pairs(pool: Pool | None, trial: PairsTrial, context: int) -> list[Pair]:
-    """The pairs as the judge sees them, or the written ones where there is no pool."""
+    """The pairs as the judge sees them, or the book's 18 where there is no pool."""
     if pool is None:
         return encode_pairs(datasets.preferences(), CharTokenizer(), context)
     if trial.pairs:
@@ -178,13 +170,12 @@ def pairs_trial(corpus: Corpus, trial: PairsTrial, seed: int) -> dict:
     round.
 
     `rounds`: what each round noted, its pool's means with it; `cards`: scorecards on
-    the 64 held-out prompts, the first the SFT model's, each with `distinct` (different
-    pairs of words), and from the second on `win_rate` against the first by the gold
-    rubric.
+    the 64 held-out prompts, the first the SFT model's, and from the second on with what
+    `against` says of it and the first.
     """
     trial, (sft, judge) = replace(trial, seed=seed), models_of(corpus, seed)
     policy, words, asked = copy.deepcopy(sft), lexicon(corpus), asked_prompts(trial)
-    pool = None if trial.written else start_pool(corpus, asked, seed)
+    pool = None if trial.eighteen else start_pool(corpus, asked, seed)
     cards, rounds = [dict(start_scorecard(corpus, seed))], []
     for round_ in range(trial.rounds):
         # Answer and judge, then train
@@ -193,7 +184,5 @@ def pairs_trial(corpus: Corpus, trial: PairsTrial, seed: int) -> dict:
         noted = learn(policy, pool, trial)
         rounds.append(noted | (describe(pool) if pool is not None else {}))
         card = scorecard(policy, sft, judge, words, seed)
-        cards.append(card | dict(win_rate=win_rate(card["gold"], cards[0]["gold"])))
-    for card in cards:
-        card["distinct"] = distinct_n(card["answers"], 2)
+        cards.append(card | against(card, cards[0]))
     return dict(rounds=rounds, cards=outlined(cards))

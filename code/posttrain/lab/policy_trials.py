@@ -1,4 +1,4 @@
-"""Policies on trial: PPO, DPO, DPO on own answers, best of n, judged on held-out
+"""Policies on trial: PPO, DPO, on-policy DPO, best of n, judged on held-out
 prompts.
 
 Seed i is also the SFT model's and the reward model's: each run starts from another one
@@ -8,24 +8,31 @@ and is judged, or paid, by another one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from posttrain.best_of_n import best_of_n, best_of_n_kl, draw_answers
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.dpo import DPOConfig, pair_logprobs, pair_report
-from posttrain.evaluate import win_rate
+from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs, pair_report
 from posttrain.gpt import GPT
+from posttrain.lab.pair_origins import KINDS, pairs_of
 from posttrain.lab.patches import making
-from posttrain.lab.scorecard import judge_answers, lexicon, scorecard, start_scorecard
+from posttrain.lab.scorecard import (
+    against,
+    judge_answers,
+    lexicon,
+    scorecard,
+    start_scorecard,
+)
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
 from posttrain.pretrain import validation_loss
 from posttrain.reward_model import RewardConfig, RewardModel
+from posttrain.settings import one_of
 from posttrain.sft import SFTConfig
-from posttrain.stages import encode_split, reward_model, sft_model, train_dpo
+from posttrain.stages import encode_split, reward_model, sft_model
 from posttrain.tokenizer import CharTokenizer
 
 SIZES = (1, 2, 4, 8, 16)  # the n of best of n
@@ -39,8 +46,10 @@ class PolicyTrial:
     config: PPOConfig | DPOConfig | OnlineDPOConfig = field(default_factory=PPOConfig)
     every: int = 1000  # steps or rounds between two scorecards; the last is always made
     mistake: str = ""  # made on purpose, by its name in `patches.MISTAKES`
+    pairs: str = "own"  # DPO's: one of `pair_origins.KINDS`
 
     def __post_init__(self):
+        one_of(self, pairs=KINDS)
         if self.every < 1:
             raise ValueError(f"every is {self.every}: use at least 1 step")
 
@@ -56,18 +65,15 @@ def ppo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
     """One run of PPO, judged before, on its way and at its end.
 
     `rounds` has what each round noted; `cards` the scorecards, the first from before
-    the training, each with its `round` and its `win_rate` against the first by the gold
-    rubric. `shakespeare_loss` is the loss at the end on 32 windows of validation text,
+    the training, each with its `round` and what `against` says of it and the first.
+    `shakespeare_loss` is the loss at the end on 32 windows of validation text,
     in nats per character.
     """
     config, (sft, judge) = replace(trial.config, seed=seed), models_of(corpus, seed)
     models, prompts = assemble(sft, judge, config), datasets.training_prompts()
     words = lexicon(corpus)
     start = start_scorecard(corpus, seed, config.temperature)
-    rounds, cards = (
-        [],
-        [dict(start, round=0, win_rate=win_rate(start["gold"], start["gold"]))],
-    )
+    rounds, cards = [], [dict(start, round=0) | against(start, start)]
     with making(trial.mistake):
         for noted in ppo_steps(models, prompts, config):
             rounds.append(noted)
@@ -81,56 +87,65 @@ def ppo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
 
 
 def dpo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
-    """One run of DPO on the written pairs or, by its configuration, on the policy's own
-    answers.
+    """One run of DPO on pairs or, by its configuration, on the policy's fresh answers.
 
-    `steps` has what each step (or round) noted; `heldout` what the 72 held-out pairs
-    show, before the training and after every so many steps, each with its `step`;
-    `cards` and `shakespeare_loss` as in `ppo_trial`. Only the policy's own answers need
-    the reward model for training.
+    `steps` has what each step (or round) noted; `heldout` and `elsewhere` what the
+    held-out pairs, own answers and written ones, show before the training and after
+    every so many steps, each with its `step`; `cards` and `shakespeare_loss` as in
+    `ppo_trial`. Only on-policy DPO needs the reward model for training.
     """
     config, (sft, judge) = replace(trial.config, seed=seed), models_of(corpus, seed)
-    policy, tokenizer, cards = (
-        copy.deepcopy(sft),
-        CharTokenizer(),
-        [start_scorecard(corpus, seed)],
-    )
-    unseen = encode_pairs(datasets.heldout_preferences(), tokenizer, sft.config.context)
-    known = pair_logprobs(sft, unseen, tokenizer.pad)  # (2, N)
-    steps, seen = [], [pair_report(known, known, config.beta) | dict(step=0)]
-    run, total = run_of(policy, sft, judge, config)
+    policy, cards = copy.deepcopy(sft), [start_scorecard(corpus, seed)]
+    if isinstance(config, OnlineDPOConfig):
+        prompts, total = datasets.training_prompts(), config.rounds
+        run = online_dpo_rounds(policy, sft, judge, prompts, config)
+    else:
+        pairs, total = pairs_of(corpus, trial.pairs, sft, seed), config.steps
+        run = dpo_steps(policy, sft, pairs, config)
+    steps, watch = [], watched(policy, sft, config.beta)
+    seen = [dict(report, step=0) for report in watch()]
     for noted in run:
         steps.append(noted)
         if len(steps) % trial.every == 0 or len(steps) == total:
-            now = pair_logprobs(policy, unseen, tokenizer.pad)  # (2, N)
-            seen.append(pair_report(now, known, config.beta) | dict(step=len(steps)))
+            seen += [dict(report, step=len(steps)) for report in watch()]
     cards.append(judged(sft, judge, lexicon(corpus), policy, cards[0], seed))
-    loss = shakespeare_loss(corpus, policy)
-    return dict(steps=steps, heldout=seen, cards=cards, shakespeare_loss=loss)
+    return dict(
+        steps=steps,
+        heldout=seen[::2],
+        elsewhere=seen[1::2],
+        cards=cards,
+        shakespeare_loss=shakespeare_loss(corpus, policy),
+    )
 
 
-def run_of(
-    policy: GPT, sft: GPT, judge: RewardModel, config: DPOConfig | OnlineDPOConfig
-) -> tuple[Iterator[dict], int]:
-    """A run of DPO that has not begun, and how many steps (or rounds) it has."""
-    if isinstance(config, OnlineDPOConfig):
-        prompts = datasets.training_prompts()
-        return online_dpo_rounds(policy, sft, judge, prompts, config), config.rounds
-    return train_dpo(policy, sft, config), config.steps
+def watched(policy: GPT, sft: GPT, beta: float) -> Callable[[], list[dict]]:
+    """What to ask while a policy trains: `pair_report` of both kinds of held-out
+    pairs.
+    """
+    tokenizer, context = CharTokenizer(), sft.config.context
+    kinds = datasets.heldout_preferences(), datasets.heldout_elsewhere_preferences()
+    unseen = [encode_pairs(rows, tokenizer, context) for rows in kinds]
+    known = [pair_logprobs(sft, pairs, tokenizer.pad) for pairs in unseen]  # (2, N)
+
+    def watch() -> list[dict]:
+        now = [pair_logprobs(policy, pairs, tokenizer.pad) for pairs in unseen]
+        return [pair_report(*each, beta) for each in zip(now, known)]
+
+    return watch
 
 
 def best_of_n_trial(corpus: Corpus, trial: None, seed: int) -> dict:
     """`cards`: a scorecard of the SFT model's best of n answers for each n of SIZES.
 
-    Each card has its `n`, its `win_rate` against that SFT model's own card, and for
-    `kl` the analytic `best_of_n_kl`; no `entropy`.
+    Each card has its `n`, what `against` says of it and that SFT model's own card, and
+    for `kl` the analytic `best_of_n_kl`; no `entropy`.
     """
     (sft, judge), words = models_of(corpus, seed), lexicon(corpus)
     drawn = draw_answers(sft, judge, datasets.heldout_prompts(), max(SIZES), seed)
     start, cards = start_scorecard(corpus, seed), []
     for n in SIZES:
         card = judge_answers(*best_of_n(drawn, n), words)
-        card["win_rate"] = win_rate(card["gold"], start["gold"])
+        card |= against(card, start)
         cards.append(card | dict(n=n, kl=best_of_n_kl(n)))
     return dict(cards=outlined(cards))
 
@@ -151,11 +166,9 @@ def judged(
     seed: int,
     temperature: float = 0.8,
 ) -> dict:
-    """A policy's scorecard, with its `win_rate` against a first one by the gold
-    rubric.
-    """
+    """A policy's scorecard, with what `against` says of it and a first one."""
     card = scorecard(policy, sft, judge, words, seed, temperature)
-    return card | dict(win_rate=win_rate(card["gold"], start["gold"]))
+    return card | against(card, start)
 
 
 def outlined(cards: list[dict]) -> list[dict]:

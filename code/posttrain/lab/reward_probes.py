@@ -16,9 +16,8 @@ from posttrain.preference_pairs import encode_response
 from posttrain.reward_model import RewardModel
 from posttrain.tokenizer import CharTokenizer
 
-COURTESIES = (
-    "Kind sir, gentle lady, dear friend."  # a list of courtesies, and no answer
-)
+# A list of courtesies, and no answer
+COURTESIES = "Kind sir, gentle lady, dear friend."
 
 
 def telling_words(pairs: list[dict]) -> list[str]:
@@ -31,32 +30,41 @@ def telling_words(pairs: list[dict]) -> list[str]:
     return [word for word in words if word in COURTEOUS + BLUNT]
 
 
-def count_accuracy(pairs: list[dict], heldout: list[dict]) -> float:
-    """The share of held-out pairs that a mere count of words ranks right; a tie is
-    half.
-
-    A word counts for the chosen answers of the pairs that it was in, less the rejected
+def word_votes(pairs: list[dict]) -> Counter[str]:
+    """A word's votes: the pairs' chosen answers that it is in, less the rejected
     ones.
     """
     votes: Counter[str] = Counter()
     for pair in pairs:
         votes.update(set(words_of(pair["chosen"])))
         votes.subtract(set(words_of(pair["rejected"])))
-    counts = {
-        side: [sum(votes[w] for w in set(words_of(pair[side]))) for pair in heldout]
+    return votes
+
+
+def count_of(answer: str, votes: Counter[str]) -> int:
+    """What a count of words says of an answer: the votes of its different words."""
+    return sum(votes[word] for word in set(words_of(answer)))
+
+
+def count_accuracy(pairs: list[dict], heldout: list[dict]) -> float:
+    """The share of held-out pairs that a mere count of words ranks right; a tie is
+    half.
+    """
+    votes = word_votes(pairs)
+    chosen, rejected = (
+        [count_of(pair[side], votes) for pair in heldout]
         for side in ("chosen", "rejected")
-    }
-    return win_rate(counts["chosen"], counts["rejected"])
+    )
+    return win_rate(chosen, rejected)
 
 
-def accuracy_by_kind(run: dict, heldout: list[dict]) -> dict[str, float]:
-    """The share of held-out pairs ranked right, by what is wrong with the rejected
-    answer.
+def accuracy_by(field: str, run: dict, heldout: list[dict]) -> dict[str, float]:
+    """The share of held-out pairs ranked right, by what a field of theirs says.
 
     run: with the scores `chosen` and `rejected` of the held-out pairs.
     """
     right = [a > b for a, b in zip(run["chosen"], run["rejected"])]
-    kinds = [pair["kind"] for pair in heldout]
+    kinds = [pair[field] for pair in heldout]
     by_kind = {kind: [r for r, k in zip(right, kinds) if k == kind] for kind in kinds}
     return {kind: sum(ranked) / len(ranked) for kind, ranked in by_kind.items()}
 

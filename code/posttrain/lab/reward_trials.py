@@ -40,26 +40,36 @@ class RewardTrial:
 
     config: RewardConfig = field(default_factory=RewardConfig)
     start: str = "sft"  # the language model to start from: of the same seed, or "base"
-    pairs: str = "written"  # or "narrow", the book's first attempt
+    pairs: str = "own"  # or "elsewhere", the written ones
     n: int = 18  # how many of them, drawn anew for each seed
     flipped: int = 0  # of how many chosen and rejected are exchanged
 
 
 def reward_trial(corpus: Corpus, trial: RewardTrial, seed: int) -> dict:
-    """The history of one run, with the scores of the 72 held-out pairs.
+    """The history of one run, with the scores of the 76 held-out pairs.
 
-    Scores are in the units of training, not normalised.
+    Scores are in the units of training, not normalised. `elsewhere` has the scores of
+    the 72 held-out written pairs, `elsewhere_accuracy` the share ranked right.
     """
     pairs = pairs_for(trial, seed)
     body = starting_point(corpus, trial.start, seed)
     model, history = train_reward_model(body, pairs, replace(trial.config, seed=seed))
     scores = judge_pairs(model, datasets.heldout_preferences())
-    return history | scores | dict(heldout_accuracy=accuracy(scores))
+    others = judge_pairs(model, datasets.heldout_elsewhere_preferences())
+    return (
+        history
+        | scores
+        | dict(
+            heldout_accuracy=accuracy(scores),
+            elsewhere=others,
+            elsewhere_accuracy=accuracy(others),
+        )
+    )
 
 
 def pairs_for(trial: RewardTrial, seed: int) -> list[dict]:
     """The pairs that a trial trains on. Raises ValueError for a set unknown."""
-    sets = dict(written=datasets.preferences, narrow=datasets.narrow_preferences)
+    sets = dict(own=datasets.preferences, elsewhere=datasets.elsewhere_preferences)
     if trial.pairs not in sets:
         raise ValueError(f"pairs is {trial.pairs!r}: use one of {', '.join(sets)}")
     pairs = sets[trial.pairs]()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from posttrain.best_of_n import draw_answers
 from posttrain.chat import render_question
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import win_rate, words_of
 from posttrain.lab.policy_trials import judged, models_of, outlined
-from posttrain.lab.scorecard import judge_answers, lexicon, start_scorecard
+from posttrain.lab.reward_probes import count_of, word_votes
+from posttrain.lab.scorecard import against, judge_answers, lexicon, start_scorecard
 from posttrain.logprobs import pack
 from posttrain.preference_pairs import encode_response
 from posttrain.settings import at_least, one_of
@@ -43,16 +41,14 @@ class RivalTrial:
 
 
 def rival_trial(corpus: Corpus, trial: RivalTrial, seed: int) -> dict:
-    """`cards`: the SFT model's scorecard and the rival's, with its `win_rate` against
-    it.
+    """`cards`: the SFT model's scorecard and the rival's, with what `against` says.
 
     Only what is trained has a `kl` and an `entropy`.
     """
     start = start_scorecard(corpus, seed)
     rival = dict(constant=constant, count=best_by_count, courteous=courteous_only)
     card = rival[trial.way](corpus, trial, seed, start)
-    card["win_rate"] = win_rate(card["gold"], start["gold"])
-    return dict(cards=outlined([start, card]))
+    return dict(cards=outlined([start, card | against(card, start)]))
 
 
 def constant(corpus: Corpus, trial: RivalTrial, seed: int, start: dict) -> dict:
@@ -72,30 +68,12 @@ def best_by_count(corpus: Corpus, trial: RivalTrial, seed: int, start: dict) -> 
     answers, scores = draw_answers(
         sft, judge, datasets.heldout_prompts(), trial.n, seed
     )
-    counts = word_counts(answers, datasets.preferences())
-    places = counts.max(-1).indices  # (B,)
+    votes, text = word_votes(datasets.preferences()), CharTokenizer().decode
+    counts = [[count_of(text(answer), votes) for answer in row] for row in answers]
+    places = torch.tensor(counts).max(-1).indices  # (B,)
     best = [row[i] for row, i in zip(answers, places.tolist())]
     kept = scores.gather(-1, places[:, None]).squeeze(-1)  # (B,)
     return judge_answers(best, kept, lexicon(corpus))
-
-
-def word_counts(answers: list[list[list[int]]], pairs: list[dict]) -> Tensor:
-    """What a count of words says of answers, (B, n): each different word's votes.
-
-    A word has a vote for each chosen answer of the pairs that it was in, less the
-    rejected ones.
-    """
-    votes: Counter[str] = Counter()
-    for pair in pairs:
-        votes.update(set(words_of(pair["chosen"])))
-        votes.subtract(set(words_of(pair["rejected"])))
-    text = CharTokenizer().decode
-    return torch.tensor(
-        [
-            [float(sum(votes[word] for word in set(words_of(text(a))))) for a in row]
-            for row in answers
-        ]
-    )
 
 
 def courteous_only(corpus: Corpus, trial: RivalTrial, seed: int, start: dict) -> dict:

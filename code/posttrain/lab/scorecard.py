@@ -7,9 +7,16 @@ from torch import Tensor
 
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
-from posttrain.evaluate import distinct_n, finished, gold_score, words_of
+from posttrain.evaluate import (
+    distinct_n,
+    finished,
+    gold_parts,
+    win_rate,
+    words_of,
+)
 from posttrain.gpt import GPT
 from posttrain.keep.store import obtain
+from posttrain.lab.sft_trials import answers_of
 from posttrain.logprobs import entropy, masked_mean, pack, sequence_kl
 from posttrain.reward_model import RewardConfig, RewardModel, sample_answers
 from posttrain.sft import SFTConfig
@@ -31,7 +38,8 @@ def lexicon(corpus: Corpus) -> frozenset[str]:
         message for row in datasets.conversations() for message in row["messages"]
     ]
     texts = [corpus.train, *(message["content"] for message in messages)]
-    for pair in datasets.preferences():
+    # Of pairs only the written ones: what a model said may hold words that are none
+    for pair in datasets.elsewhere_preferences():
         texts += [pair["prompt"], pair["chosen"], pair["rejected"]]
     return frozenset(words_of("\n".join(texts)))
 
@@ -49,8 +57,7 @@ def scorecard(
 
     Lists, one entry per prompt: `answers`, `scores` (the reward model's), `gold` (the
     rubric's). Means: `score`, `gold_score`, `kl` (to the reference, nats per response),
-    `entropy` (nats per token), `finished` and `different` (shares of the answers),
-    `distinct` (of neighbouring words) and `non_words` (share of the words).
+    `entropy` (nats per token), and what `judge_answers` says.
     """
     asked, responses = sample_answers(
         policy, datasets.heldout_prompts(), seed, temperature
@@ -91,10 +98,18 @@ def start_scorecard(
 def judge_answers(
     responses: list[list[int]], scores: Tensor, real_words: frozenset[str]
 ) -> dict:
-    """The entries of a scorecard that need no model, from token ids and scores (B,)."""
+    """The entries of a scorecard that need no model, from token ids and scores (B,).
+
+    Beside the lists and their means: shares of the answers that are `finished`,
+    `different` and, word for word, one of the conversations' (`recited`); `words` per
+    answer; `distinct` of neighbouring words; `non_words`, a share of the words; and
+    `parts`, the means of the rubric's.
+    """
     tokenizer, n = CharTokenizer(), len(responses)
     answers = [tokenizer.decode(response) for response in responses]
-    gold = [gold_score(answer, real_words) for answer in answers]
+    parts = [gold_parts(answer, real_words) for answer in answers]
+    gold = [sum(part.values()) for part in parts]
+    known = answers_of(datasets.conversations())
     return dict(
         answers=answers,
         scores=scores.tolist(),
@@ -105,21 +120,20 @@ def judge_answers(
         different=len(set(answers)) / n,
         distinct=distinct_n(answers, 2),
         non_words=non_words(answers, real_words),
-    )
-
-
-def habits(card: dict, first: dict, known: set[str]) -> dict[str, float]:
-    """What a rubric does not ask for: `recited`, the share of answers that are one of
-    the known texts, word for word; `words` per answer; `tied`, the share of prompts on
-    which it and another card's answer have the same gold score.
-    """
-    answers = [answer.removesuffix(END) for answer in card["answers"]]
-    n = len(answers)
-    return dict(
-        recited=sum(answer in known for answer in answers) / n,
+        recited=sum(answer.removesuffix(END) in known for answer in answers) / n,
         words=sum(len(words_of(answer)) for answer in answers) / n,
-        tied=sum(a == b for a, b in zip(card["gold"], first["gold"])) / n,
+        parts={name: sum(part[name] for part in parts) / n for name in parts[0]},
     )
+
+
+def against(card: dict, first: dict) -> dict[str, float]:
+    """A scorecard against another one of the same prompts, by the gold rubric.
+
+    `win_rate`: the share of prompts won, a tie being one half; `tied`: of ties.
+    """
+    gold, other = card["gold"], first["gold"]
+    tied = sum(a == b for a, b in zip(gold, other)) / len(gold)
+    return dict(win_rate=win_rate(gold, other), tied=tied)
 
 
 def non_words(answers: list[str], real_words: frozenset[str]) -> float:

@@ -81,9 +81,8 @@ class SFTTrial:
     """One way to fine-tune the base model."""
 
     config: SFTConfig = field(default_factory=SFTConfig)
-    courteous: int | None = (
-        None  # so many of the book's courteous conversations; None for all
-    )
+    # So many of the book's courteous conversations; None for all
+    courteous: int | None = None
     blunt: int | None = None  # and so many of the blunt ones
     found: int = 0  # so many that were found in the corpus, in place of the book's
 

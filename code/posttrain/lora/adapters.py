@@ -22,9 +22,8 @@ class LoRAConfig:
     rank: int = 8  # r, the inner width of an adapter
     alpha: float = 16.0  # the addition is scaled by alpha / rank
     targets: tuple[str, ...] = ("qkv", "out", "up", "down")  # the ends of layers' names
-    new_rows: int = (
-        0  # tokens, the last ones, whose rows in the tables below are trained
-    )
+    # Tokens, the last ones, whose rows in the tables below are trained
+    new_rows: int = 0
     tables: tuple[str, str] = ("embedding", "head")  # the two that have a row per token
 
     def __post_init__(self):

@@ -24,9 +24,8 @@ from posttrain.lora.nf4 import NF4Linear, named_layers
 from posttrain.real.model import ModelError
 
 PREFIX = "base_model.model."  # of every name in peft's files
-ROWS = (
-    ".token_adapter.trainable_tokens_delta"  # the name of a table's trained rows there
-)
+# The name of a table's trained rows there
+ROWS = ".token_adapter.trainable_tokens_delta"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 

@@ -11,9 +11,8 @@ from posttrain.real.model import ModelError
 NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)
 )  # per weight: the code, and both levels of scales
-LOGIT_COPIES = (
-    3  # float32: the logits, their shifted copy, its log-softmax (or its gradient)
-)
+# Float32: the logits, their shifted copy, its log-softmax (or its gradient)
+LOGIT_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,8 @@ class Architecture:
     mlp_width: int  # F
     positions: int = 0  # rows of a learned table of positions; 0 for rotary ones
     head_size: int = 0  # hs; 0 for width / n_head
-    gated: bool = (
-        True  # an MLP of three matrices, and RMSNorm; else GPT-2's two, and LayerNorm
-    )
+    # An MLP of three matrices, and RMSNorm; else GPT-2's two, and LayerNorm
+    gated: bool = True
     tied: bool = True  # the head is the embedding
     qkv_bias: bool = False
 

@@ -37,9 +37,8 @@ class RealConfig:
     max_gradient_norm: float = 1.0  # longer gradients are scaled down to it; not PPO's
     beta: float = 0.1  # "dpo" and "ppo": what a nat away from the reference counts
     centring: float = 0.01  # "reward" alone: weight of (r_chosen + r_rejected)^2
-    max_new_tokens: int = (
-        128  # "ppo" alone: an answer that has not ended by then is cut
-    )
+    # "ppo" alone: an answer that has not ended by then is cut
+    max_new_tokens: int = 128
     seed: int = 0
 
     def __post_init__(self):
@@ -119,13 +118,13 @@ def real_dpo_steps(
     descent: Descent,
     first: int = 0,
 ) -> Iterator[dict[str, float]]:
-    """`dpo.dpo_steps` without replay, from step `first` on; with `gradient_norm`.
+    """`dpo.dpo_steps`, from step `first` on; with `gradient_norm`.
 
     reference: the policy as it was; with adapters `lora.adapters.Reference`, the policy
     while they are off.
     """
     shared = shared_settings(config, len(pairs))
-    settings = DPOConfig(**shared, beta=config.beta, replay=0)
+    settings = DPOConfig(**shared, beta=config.beta, label_smoothing=0.0)
     batches = dpo_batches(reference, pairs, settings, pad)
     return follow(policy, batches, descent, first=first)
 

@@ -11,8 +11,9 @@ import argparse
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,24 +131,18 @@ class Together:
 def follow_together(
     model: GPT,
     batches: Iterator[list[Part]],
-    config: SFTConfig | DPOConfig,
+    build: Callable[[GPT], list[torch.optim.Optimizer]],
+    steps: int,
     crew: Together,
-    muon: bool,
 ) -> Iterator[dict[str, float]]:
-    """Train the model in place, all processes in step, by the optimisers of one
-    process.
+    """Train the model in place, all processes in step.
 
-    Yields each step's numbers, those of the whole batch. Raises ValueError, everywhere,
-    for a loss that is not a number, and for what the engine cannot do.
+    build: the optimisers of the model as the engine has it. Yields each step's numbers,
+    those of the whole batch. Raises ValueError, everywhere, for a loss that is not a
+    number, and for what the engine cannot do.
     """
-    if crew.engine == "fsdp" and muon:
-        raise ValueError(
-            "Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)"
-        )
     shared = share_model(model, crew.engine)
-    rates = PretrainConfig(muon=muon, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
-    descent = Descent(build_optimizers(model, rates), linear_fall(config.steps))
-    return follow(shared, batches, descent, crew)
+    return follow(shared, batches, Descent(build(model), linear_fall(steps)), crew)
 
 
 def distributed_sft(
@@ -163,11 +158,16 @@ def distributed_sft(
     weights.
 
     Arguments as there; the model is on the device to work on. Raises as
-    `follow_together`.
+    `follow_together`, and for Muon with FSDP.
     """
-    crew = Together(engine)
+    if engine == "fsdp" and muon:
+        raise ValueError(
+            "Muon needs whole matrices and FSDP has slices: use AdamW (muon=False)"
+        )
+    rates = PretrainConfig(muon=muon, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
+    build, crew = partial(build_optimizers, config=rates), Together(engine)
     batches = sft_batches(examples, text, config, pad, crew)
-    return follow_together(model, batches, config, crew, muon)
+    return follow_together(model, batches, build, config.steps, crew)
 
 
 def distributed_dpo(
@@ -175,9 +175,7 @@ def distributed_dpo(
     reference: GPT,
     pairs: list[Pair],
     config: DPOConfig,
-    conversations: Sequence[tuple[list[int], list[int]]] = (),
     engine: str = "ddp",
-    muon: bool = True,
 ) -> Iterator[dict[str, float]]:
     """`dpo_steps` over all processes of the group: the same batches, losses and
     weights.
@@ -190,9 +188,12 @@ def distributed_dpo(
             "KTO's baseline needs the whole batch in one process: use another loss"
         )
     crew = Together(engine)
-    pad = CharTokenizer().pad
-    batches = dpo_batches(reference, pairs, config, pad, conversations, crew)
-    return follow_together(policy, batches, config, crew, muon)
+    batches = dpo_batches(reference, pairs, config, CharTokenizer().pad, crew)
+
+    def build(model: GPT) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam(model.parameters(), lr=config.lr)]
+
+    return follow_together(policy, batches, build, config.steps, crew)
 
 
 def stream(seed: int, index: int) -> torch.Generator:
@@ -282,13 +283,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("stage", choices=("sft", "dpo"))
     parser.add_argument("--engine", choices=ENGINES, default="ddp")
     parser.add_argument(
-        "--adamw", action="store_true", help="AdamW for all weights, no Muon"
+        "--adamw", action="store_true", help="sft: AdamW for all weights, no Muon"
     )
     parser.add_argument("--steps", type=int, help="fewer or more than the book's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a file for the weights, .safetensors")
     options = parser.parse_args(arguments)
-    if options.engine == "fsdp" and not options.adamw:
+    if options.stage == "dpo" and options.adamw:
+        parser.error("--adamw is for sft: DPO trains with Adam in any case")
+    if options.stage == "sft" and options.engine == "fsdp" and not options.adamw:
         parser.error("Muon needs whole matrices and FSDP has slices: add --adamw")
     if options.out and not options.out.parent.is_dir():
         parser.error(f"there is no folder {options.out.parent}")
@@ -301,24 +304,21 @@ def start(options: argparse.Namespace, device: torch.device) -> tuple[GPT, Itera
     chosen = dict(seed=options.seed) | (
         dict(steps=options.steps) if options.steps else {}
     )
-    how = dict(engine=options.engine, muon=not options.adamw)
-    conversations = datasets.conversations()
     if options.stage == "sft":
         model = grow_vocabulary(base_model(text)[0], tokenizer.vocab_size).to(device)
-        examples = encode_conversations(conversations, tokenizer, model.config.context)
+        rows = datasets.conversations()
+        examples = encode_conversations(rows, tokenizer, model.config.context)
         tokens, config = encode_split(text)[0], SFTConfig(**chosen)
+        how = dict(engine=options.engine, muon=not options.adamw)
         return model, distributed_sft(
             model, examples, tokens, config, tokenizer.pad, **how
         )
     reference = sft_model(text, SFTConfig(seed=options.seed))[0].to(device)
     policy = GPT(replace(reference.config)).to(device)
     policy.load_state_dict(reference.state_dict())
-    examples = encode_conversations(conversations, tokenizer, policy.config.context)
     pairs = encode_pairs(datasets.preferences(), tokenizer, policy.config.context)
-    run = distributed_dpo(
-        policy, reference, pairs, DPOConfig(**chosen), examples, **how
-    )
-    return policy, run
+    config = DPOConfig(**chosen)
+    return policy, distributed_dpo(policy, reference, pairs, config, options.engine)
 
 
 def main(arguments: list[str] | None = None) -> int:

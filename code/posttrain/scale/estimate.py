@@ -28,9 +28,8 @@ class Run:
     recompute: bool = True  # activations are computed again in the backward pass
     rank: int = 16  # of the adapters, which sit on all matrices of the blocks
     gpus: int = 8
-    zero: int = (
-        3  # cut up are: 0 nothing (DDP), 1 optimiser, 2 gradients too, 3 weights too
-    )
+    # Cut up are: 0 nothing (DDP), 1 optimiser, 2 gradients too, 3 weights too
+    zero: int = 3
     sequences: int = 1  # on a GPU at a time
     length: int = 4096  # tokens of a sequence
     peak: float = 989e12  # FLOP/s of an H100 (SXM) in bfloat16, without sparsity

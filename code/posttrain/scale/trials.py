@@ -82,11 +82,9 @@ def dpo_apart(corpus: Corpus, steps: int) -> dict[str, float]:
     """How far the first steps of the book's DPO by DDP are from `dpo_steps`, in
     float64.
     """
-    tokenizer, reference = CharTokenizer(), sft_model(corpus)[0].double()
-    context = reference.config.context
-    examples = encode_conversations(datasets.conversations(), tokenizer, context)
-    pairs = encode_pairs(datasets.preferences(), tokenizer, context)
-    given = reference, pairs, DPOConfig(steps=steps), examples
+    reference, rows = sft_model(corpus)[0].double(), datasets.preferences()
+    pairs = encode_pairs(rows, CharTokenizer(), reference.config.context)
+    given = reference, pairs, DPOConfig(steps=steps)
     alone, policy = copy.deepcopy(reference), copy.deepcopy(reference)
     losses = [noted["loss"] for noted in dpo_steps(alone, *given)]
     return apart(policy, distributed_dpo(policy, *given), losses, alone.state_dict())

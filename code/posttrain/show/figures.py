@@ -12,7 +12,7 @@ STAGE_COLOURS = {
     "SFT": GREEN,
     "reward model": YELLOW,
     "PPO": BLUE,
-    "DPO, own answers": PINK,
+    "on-policy DPO": PINK,
     "DPO": ORANGE,
     "best of": SKY,
 }

@@ -24,7 +24,7 @@ def round_by_round(runs: Runs) -> Figure:
 
     runs: as `pairs_trial` returns them, with a card before the first round.
     """
-    name = "DPO, own answers"
+    name = "on-policy DPO"
     panels = {label: {name: runs.series("cards", key)} for key, label in PANELS.items()}
     figure = curves(panels, x="round", draw="mean")
     for axis in figure.axes:
