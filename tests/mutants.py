@@ -857,10 +857,8 @@ MUTANTS = (
         "DPO 5",
         "the policy is its own reference",
         "dpo.py",
-        "batches = dpo_batches(reference, pairs, config, CharTokenizer().pad, "
-        "conversations)",
-        "batches = dpo_batches(policy, pairs, config, CharTokenizer().pad, "
-        "conversations)",
+        "batches = dpo_batches(reference, pairs, config, CharTokenizer().pad)",
+        "batches = dpo_batches(policy, pairs, config, CharTokenizer().pad)",
         "test_dpo.py::test_only_the_policy_changes_and_the_reference_is_asked_once",
     ),
     Mutant(

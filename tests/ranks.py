@@ -66,14 +66,14 @@ def sft_runs(examples, text, configs, settings):
     return found
 
 
-def dpo_runs(pairs, talks, configs, settings):
+def dpo_runs(pairs, configs, settings):
     """As `sft_runs`, for DPO; the policy starts away from the reference."""
     found = {}
     for name, (config, options) in settings.items():
         policy, reference = moved(1), moved(0)
         before = weights(reference)
         run = distributed.distributed_dpo(
-            policy, reference, pairs, configs[config], talks, **options
+            policy, reference, pairs, configs[config], **options
         )
         losses = list(run)
         found[name] = losses, distributed.whole_weights(policy)

@@ -20,13 +20,11 @@ from tiny import (
     pair,
     same,
     seeded,
-    user,
     weights,
 )
 
 from posttrain import dpo as module
 from posttrain.batches import epochs
-from posttrain.chat import IGNORE
 from posttrain.dpo import (
     DPOConfig,
     dpo_batches,
@@ -41,8 +39,6 @@ from posttrain.dpo import (
 )
 from posttrain.logprobs import pack
 from posttrain.preference_pairs import encode_pairs
-from posttrain.pretrain import PretrainConfig, build_optimizers
-from posttrain.sft import encode_conversations
 
 WRITTEN = [
     pair("a", "Who?", "I am.", "You"),
@@ -52,28 +48,8 @@ WRITTEN = [
     pair("e", "", "Sir, I know it not.", "Know? Nay"),
 ]
 PAIRS = encode_pairs(WRITTEN, TOKENIZER, 64)
-TALKS = [
-    dict(id=str(i), messages=[user(question), dict(role="assistant", content=answer)])
-    for i, (question, answer) in enumerate(
-        [
-            ("Who?", "I, sir."),
-            ("", "Ay"),
-            ("Where is he, sir?", "At sea."),
-            ("Now", "No, no."),
-        ]
-    )
-]
-CONVERSATIONS = encode_conversations(TALKS, TOKENIZER, 64)
 LOSSES = ("dpo", "ipo", "simpo", "kto", "orpo")
-TINY = DPOConfig(
-    steps=3,
-    batch_size=2,
-    muon_lr=0.02,
-    adamw_lr=0.004,
-    beta=0.1,
-    replay=3,
-    replay_weight=0.7,
-)
+TINY = DPOConfig(steps=3, batch_size=2, lr=0.004, beta=0.1, label_smoothing=0.0)
 
 
 def walked(model, prompt, answer, temperature=1.0):
@@ -101,18 +77,6 @@ def walked_pairs(model, pairs, temperature=1.0):
             for side in (1, 2)
         ]
     )
-
-
-def rehearsed(model, conversations):
-    """The mean surprise at the graded tokens of conversations, each read by itself and
-    token by token.
-    """
-    surprises = []
-    for tokens, labels in conversations:
-        for t in range(1, len(tokens)):
-            if labels[t] != IGNORE:
-                surprises.append(-walked(model, tokens[:t], [labels[t]]))
-    return torch.stack(surprises).mean()
 
 
 def two_models(dtype=torch.float64, config=CONFIG):
@@ -459,7 +423,7 @@ SETTINGS = [
 @pytest.mark.parametrize("baseline", [2.0, -3.0])
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_each_loss_sees_sums_or_means_as_its_paper_says(changes, baseline):
-    config = DPOConfig(**changes)
+    config = replace(TINY, **changes)
     logprobs, reference = (torch.stack(sums()[i : i + 2]) for i in (0, 2))
     lengths = torch.tensor([[5, 9, 4, 20, 7, 1], [8, 3, 12, 6, 10, 2]])
     found = preference_loss(
@@ -494,14 +458,10 @@ def test_losses_without_a_reference_do_not_see_it(loss):
         (dict(beta=-0.1), "beta is -0.1"),
         (dict(label_smoothing=0.5), "label_smoothing is 0.5"),
         (dict(label_smoothing=-0.1), "label_smoothing is -0.1"),
-        (
-            dict(loss="ipo", label_smoothing=0.1),
-            "label_smoothing goes with the loss 'dpo', not with 'ipo'",
-        ),
         (dict(steps=0), "steps is 0: use at least 1"),
         (dict(batch_size=0), "batch_size is 0: use at least 1"),
         (dict(loss="kto", batch_size=1), "batch_size is 1: use at least 2"),
-        (dict(replay=-1), "replay is -1: use at least 0"),
+        (dict(lr=-1e-4), "lr is -0.0001: use at least 0"),
         (dict(micro_batch_size=-1), "micro_batch_size is -1: use at least 0"),
         (
             dict(loss="kto", micro_batch_size=1),
@@ -515,10 +475,9 @@ def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     for loss in LOSSES:
         assert DPOConfig(
             loss=loss,
-            label_smoothing=0.49 if loss == "dpo" else 0.0,
+            label_smoothing=0.49,
             steps=1,
             batch_size=2 if loss == "kto" else 1,
-            replay=0,
         )
 
 
@@ -531,7 +490,7 @@ def test_at_the_start_the_loss_is_ln_2_and_all_rewards_are_0(beta, label_smoothi
     policy, reference = moved(), moved()
     assert same(weights(policy), reference)
     config = replace(TINY, beta=beta, label_smoothing=label_smoothing)
-    first, second, _ = dpo_steps(policy, reference, PAIRS, config, CONVERSATIONS)
+    first, second, _ = dpo_steps(policy, reference, PAIRS, config)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-12)
     for name in ("chosen_reward", "rejected_reward", "margin"):
         assert abs(first[name]) < 1e-12
@@ -576,7 +535,7 @@ def test_the_gradient_of_the_weights_is_the_closed_form():
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_the_loss_of_pairs_is_each_answers_own_and_only_kto_asks_again(changes):
-    config, (policy, reference) = DPOConfig(**changes), two_models()
+    config, (policy, reference) = replace(TINY, **changes), two_models()
     known = pair_logprobs(reference, PAIRS, PAD)
     loss, logprobs = pair_loss(
         policy, reference if config.loss == "kto" else None, PAIRS, known, config, PAD
@@ -591,23 +550,15 @@ def test_the_loss_of_pairs_is_each_answers_own_and_only_kto_asks_again(changes):
     assert loss.requires_grad and loss.shape == ()
 
 
-def trained_by_hand(config, conversations=()):
+def trained_by_hand(config):
     """Three steps of a policy, every text read by itself and the reference asked anew:
     the policy, and what was seen.
     """
     (policy, reference), seen, generator = two_models(), [], seeded(config.seed)
-    optimizers = build_optimizers(
-        policy, PretrainConfig(muon_lr=config.muon_lr, adamw_lr=config.adamw_lr)
-    )
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in groups]
-    batches, replayed = (
-        epochs(5, 2, generator),
-        epochs(len(conversations), config.replay, generator),
-    )
+    optimizer = torch.optim.Adam(policy.parameters())
+    batches = epochs(5, 2, generator)
     for step in range(3):
-        for group, peak in zip(groups, peaks):
-            group["lr"] = peak * (3 - step) / 3
+        optimizer.param_groups[0]["lr"] = config.lr * (3 - step) / 3
         batch = [PAIRS[i] for i in next(batches)]
         logprobs = walked_pairs(policy, batch)
         lengths = torch.tensor([[len(each[side]) for each in batch] for side in (1, 2)])
@@ -621,14 +572,9 @@ def trained_by_hand(config, conversations=()):
         baseline = (mismatched[0] + mismatched[1] - mismatched[2] - mismatched[3]) / 2
         loss = preference_loss(logprobs, online, lengths, config, baseline)
         seen.append(dict(loss=loss.item()) | pair_report(logprobs, online, config.beta))
-        if conversations:
-            replay = rehearsed(policy, [conversations[i] for i in next(replayed)])
-            seen[-1]["replay"] = replay.item()
-            loss = loss + config.replay_weight * replay
         policy.zero_grad()
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
     return policy, seen
 
 
@@ -644,57 +590,21 @@ def test_each_step_is_the_optimisers_with_the_reference_asked_anew(changes):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
 
 
-REPLAYS = [
-    dict(),
-    dict(replay=1, replay_weight=2.0, seed=5),
-    dict(loss="kto", replay=9),
-]
-
-
-@pytest.mark.parametrize("changes", REPLAYS, ids=str)
-def test_conversations_pull_at_the_weights_and_not_at_what_is_noted(changes):
-    config, (policy, reference) = replace(TINY, **changes), two_models()
-    found = list(dpo_steps(policy, reference, PAIRS, config, CONVERSATIONS))
-    by_hand, expected = trained_by_hand(config, CONVERSATIONS)
-    for noted, wanted in zip(found, expected):
-        assert noted == pytest.approx(wanted, abs=1e-7)
-    for (name, one), other in zip(policy.named_parameters(), by_hand.parameters()):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
-    alone, _ = two_models()
-    list(dpo_steps(alone, reference, PAIRS, config))
-    assert (alone.head.weight - policy.head.weight).abs().max() > 1e-3
-
-
-def test_without_replay_conversations_change_nothing():
-    (policy, reference), (alone, _) = (
-        two_models(torch.float32),
-        two_models(torch.float32),
-    )
-    noted = list(
-        dpo_steps(policy, reference, PAIRS, replace(TINY, replay=0), CONVERSATIONS)
-    )
-    assert noted == list(dpo_steps(alone, reference, PAIRS, TINY)) and same(
-        weights(alone), policy
-    )
-
-
-def test_every_conversation_is_rehearsed_once_before_any_is_again(monkeypatch):
-    seen, parts = [], module.conversation_parts
-    monkeypatch.setattr(
-        module,
-        "conversation_parts",
-        lambda examples, *rest: seen.append(examples) or parts(examples, *rest),
-    )
-    policy, reference = two_models(torch.float32)
-    list(
-        dpo_steps(
-            policy, reference, PAIRS, replace(TINY, steps=6, replay=2), CONVERSATIONS
+def test_smoothing_settles_a_pair_at_the_lead_that_the_settings_name():
+    """log((1 - e) / e) / beta nats: there the loss is least, without a gradient."""
+    config = replace(TINY, beta=0.3, label_smoothing=0.1)
+    lead = math.log(0.9 / 0.1) / 0.3
+    found = []
+    for off in (-0.5, 0.0, 0.5):
+        chosen = torch.tensor([lead + off], dtype=torch.float64, requires_grad=True)
+        zero = torch.zeros(1, dtype=torch.float64)
+        loss = preference_loss(
+            torch.stack([chosen, zero]), torch.zeros(2, 1), torch.ones(2, 1), config
         )
-    )
-    assert [len(batch) for batch in seen] == [2] * 6
-    assert all(
-        sorted(seen[i] + seen[i + 1]) == sorted(CONVERSATIONS) for i in (0, 2, 4)
-    )
+        loss.backward()
+        found.append((loss.item(), chosen.grad.item()))
+    assert found[1][0] < min(found[0][0], found[2][0])
+    assert found[0][1] < 0 < found[2][1] and abs(found[1][1]) < 1e-12
 
 
 def followed(pairs=PAIRS, **changes):
@@ -702,10 +612,10 @@ def followed(pairs=PAIRS, **changes):
     the policy.
     """
     optimizers, rates, batches = [], [], []
-    build, part = module.build_optimizers, module.pair_part
+    build, part = torch.optim.Adam, module.pair_part
 
-    def note_optimizers(*args):
-        optimizers.append(build(*args))
+    def note_optimizers(*args, **options):
+        optimizers.append(build(*args, **options))
         return optimizers[-1]
 
     def note_batch(some, *rest):
@@ -715,49 +625,35 @@ def followed(pairs=PAIRS, **changes):
     policy, reference = two_models(torch.float32)
     noted = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "build_optimizers", note_optimizers)
+        patch.setattr(torch.optim, "Adam", note_optimizers)
         patch.setattr(module, "pair_part", note_batch)
         for each in dpo_steps(policy, reference, pairs, replace(TINY, **changes)):
             noted.append(each)
-            rates.append(
-                [
-                    group["lr"]
-                    for optimizer in optimizers[0]
-                    for group in optimizer.param_groups
-                ]
-            )
+            rates += [group["lr"] for group in optimizers[0].param_groups]
     assert len(optimizers) == 1
     return types.SimpleNamespace(
         noted=noted,
         rates=rates,
         batches=batches,
-        optimizers=optimizers[0],
+        optimizer=optimizers[0],
         policy=policy,
     )
 
 
-def test_the_rates_fall_in_a_straight_line_to_zero():
-    run = followed(steps=4, muon_lr=0.08, adamw_lr=0.004)
-    peaks = torch.tensor([0.08, 0.004, 0.012])  # Muon's, the head's, the embedding's
-    torch.testing.assert_close(
-        torch.tensor(run.rates),
-        torch.outer(torch.tensor([1.0, 0.75, 0.5, 0.25]), peaks),
-    )
+def test_the_rate_falls_in_a_straight_line_to_zero():
+    run = followed(steps=4, lr=0.008)
+    assert run.rates == pytest.approx([0.008, 0.006, 0.004, 0.002])
     assert len(run.noted) == 4
 
 
-def test_the_optimisers_are_fine_tunings_over_every_weight_of_the_policy_once():
+def test_the_optimiser_is_adam_over_every_weight_of_the_policy_once():
     run = followed()
-    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-    taken = [id(p) for group in groups for p in group["params"]]
+    (group,) = run.optimizer.param_groups
+    taken = [id(p) for p in group["params"]]
     assert len(taken) == len({*taken}) and {*taken} == {
         id(p) for p in run.policy.parameters()
     }
-    expected = build_optimizers(run.policy, PretrainConfig())
-    assert [type(optimizer) for optimizer in run.optimizers] == [
-        type(optimizer) for optimizer in expected
-    ]
-    assert all(group.get("weight_decay", 0.0) == 0.0 for group in groups)
+    assert type(run.optimizer) is torch.optim.Adam and group["weight_decay"] == 0.0
 
 
 def test_every_pair_is_seen_once_before_any_is_seen_again_in_an_order_of_the_seeds():
@@ -778,11 +674,8 @@ def test_a_batch_holds_no_more_pairs_than_there_are():
     ] * 3
 
 
-@pytest.mark.parametrize(
-    "conversations", [(), CONVERSATIONS], ids=["pairs alone", "replay"]
-)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_only_the_policy_changes_and_the_reference_is_asked_once(loss, conversations):
+def test_only_the_policy_changes_and_the_reference_is_asked_once(loss):
     policy, reference = two_models(torch.float32)
     before, start, passes = weights(reference), weights(policy), []
     hooks = [
@@ -791,7 +684,7 @@ def test_only_the_policy_changes_and_the_reference_is_asked_once(loss, conversat
         )
         for m in (policy, reference)
     ]
-    list(dpo_steps(policy, reference, PAIRS, replace(TINY, loss=loss), conversations))
+    list(dpo_steps(policy, reference, PAIRS, replace(TINY, loss=loss)))
     assert same(before, reference) and all(
         p.grad is None for p in reference.parameters()
     )
@@ -804,8 +697,7 @@ def test_only_the_policy_changes_and_the_reference_is_asked_once(loss, conversat
     # the third batch; the policy both sides of a batch in one pass; KTO's baseline asks
     # both
     kto = [(policy, 2), (reference, 2)] if loss == "kto" else []
-    replay = [(policy, 3)] if conversations else []
-    steps = [[(reference, rows), (policy, 4), *kto, *replay] for rows in (4, 4, 2)]
+    steps = [[(reference, rows), (policy, 4), *kto] for rows in (4, 4, 2)]
     assert passes == sum(steps, [])
     for hook in hooks:
         hook.remove()
@@ -840,7 +732,7 @@ def test_parts_of_a_batch_add_up_to_the_batch_in_what_is_learnt_and_noted(loss, 
         )
         runs.append(
             (
-                list(dpo_steps(policy, reference, PAIRS, config, CONVERSATIONS)),
+                list(dpo_steps(policy, reference, PAIRS, config)),
                 weights(policy),
             )
         )
@@ -861,7 +753,7 @@ def test_a_pass_reads_no_more_pairs_than_a_part_and_the_reference_as_many_at_onc
             policy,
             reference,
             PAIRS,
-            replace(TINY, steps=2, batch_size=5, micro_batch_size=2, replay=0),
+            replace(TINY, steps=2, batch_size=5, micro_batch_size=2),
         )
     )
     assert passes == [
@@ -900,7 +792,6 @@ def test_the_same_seed_gives_the_same_run_whatever_the_global_randomness(loss):
                 reference,
                 PAIRS,
                 replace(TINY, loss=loss, seed=seed),
-                CONVERSATIONS,
             )
         )
         assert torch.equal(torch.get_rng_state(), state)

@@ -5,9 +5,9 @@ import pytest
 from posttrain.data.corpus import Corpus
 from posttrain.data.datasets import (
     conversations,
+    elsewhere_preferences,
     heldout_conversations,
-    heldout_preferences,
-    preferences,
+    heldout_elsewhere_preferences,
 )
 from posttrain.evaluate import (
     BLUNT,
@@ -281,7 +281,7 @@ def test_the_lexicon_is_the_words_of_the_training_text_and_the_books_data():
     ]
     data += [
         pair[side]
-        for pair in preferences()
+        for pair in elsewhere_preferences()
         for side in ("prompt", "chosen", "rejected")
     ]
     assert found == {"zounds", "gramercy"} | {
@@ -290,7 +290,11 @@ def test_the_lexicon_is_the_words_of_the_training_text_and_the_books_data():
     # Neither what is held out nor the validation text makes a word real
     assert not {"forsooth", "gadzook", "prithee"} & found
     assert (
-        set(words_of(" ".join(pair["chosen"] for pair in heldout_preferences())))
+        set(
+            words_of(
+                " ".join(pair["chosen"] for pair in heldout_elsewhere_preferences())
+            )
+        )
         - found
     )
 

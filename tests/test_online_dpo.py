@@ -37,7 +37,16 @@ from posttrain.sampling import generate
 
 QUESTIONS = ["Who?", "Why so?", "Where is the duke?", "Say", "Ay", "No"]
 PROMPTS = [render_prompt([user(text)], TOKENIZER) for text in QUESTIONS]
-TINY = OnlineDPOConfig(rounds=3, prompts=4, samples=3, max_new_tokens=8, lr=0.01)
+TINY = OnlineDPOConfig(
+    rounds=3,
+    prompts=4,
+    samples=3,
+    max_new_tokens=8,
+    steps=1,
+    lr=0.01,
+    beta=0.1,
+    label_smoothing=0.0,
+)
 
 
 def walked(model, prompt, answer, temperature):
@@ -252,7 +261,7 @@ def trained_by_hand(config):
             for model in (policy, reference)
         )
         h = config.beta * ((now[0] - known[0]) - (now[1] - known[1]))
-        loss = sum(math.log(1 + math.exp(-x)) for x in h.tolist()) / len(pairs)
+        loss = surprise(h, config.label_smoothing).item()
         seen.append(
             dict(score=score, pairs=len(pairs), loss=loss)
             | pair_report(now, known, config.beta)
@@ -265,13 +274,19 @@ def trained_by_hand(config):
             )
             h = config.beta * ((chosen - known[0, rows]) - (rejected - known[1, rows]))
             optimizer.zero_grad()
-            (-h.sigmoid().log().mean()).backward()
+            surprise(h, config.label_smoothing).backward()
             optimizer.step()
     return seen, policy
 
 
+def surprise(h, wrong):
+    """The mean surprise at labels of which a share may be wrong."""
+    return -((1 - wrong) * h.sigmoid().log() + wrong * (-h).sigmoid().log()).mean()
+
+
 ROUNDS = [
     dict(),
+    dict(label_smoothing=0.2),
     dict(temperature=1.4, beta=0.5),
     dict(steps=1, seed=2),
     dict(steps=3, prompts=6),

@@ -27,7 +27,7 @@ from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
 from posttrain.pretrain import PretrainConfig, pretrain
 from posttrain.reward_model import RewardConfig, sample_answers, train_reward_model
-from posttrain.sft import SFTConfig, encode_conversations, sft
+from posttrain.sft import SFTConfig, sft
 from posttrain.tokenizer import ALPHABET, CharTokenizer
 
 SHAPE = replace(LONG, vocab_size=65)
@@ -35,7 +35,7 @@ BASE = PretrainConfig(SHAPE, steps=4, sequence_length=16, evaluations=2)
 SFT = dict(steps=6, batch_size=2, micro_batch_size=1, replay_length=16, evaluations=2)
 REWARD = dict(steps=3, batch_size=2, lr=0.01)
 PPO = PPOConfig(iterations=2, batch_size=4, max_new_tokens=6, lr=0.01)
-DPO = DPOConfig(steps=3, batch_size=2, muon_lr=0.02, adamw_lr=0.004, replay=1)
+DPO = DPOConfig(steps=3, batch_size=2, lr=0.004)
 TEXT = "".join(
     ALPHABET[i] for i in torch.randint(65, (8000,), generator=torch.Generator())
 )
@@ -213,7 +213,9 @@ def test_the_stored_policy_is_that_of_the_default_run(shelf):
     assert same(weights(found.policy), policy)
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(loss="kto"), dict(replay=0)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [dict(), dict(loss="kto"), dict(label_smoothing=0.0)], ids=str
+)
 def test_a_run_of_dpo_is_trained_once_and_found_again_bit_for_bit(shelf, changes):
     config = replace(DPO, **changes)
     first, history = stages.dpo_model(TOY, config, **shelf.options)
@@ -243,15 +245,14 @@ def test_a_stored_run_of_dpo_starts_at_its_reference(shelf):
     assert again == history and shelf.trained == []
 
 
-def test_a_run_is_on_the_datas_pairs_cut_to_the_context_and_its_conversations():
+def test_a_run_is_on_the_datas_pairs_cut_to_the_context():
     short = replace(LONG, context=29)
     policy, reference = (moved(dtype=torch.float32, config=short) for _ in range(2))
     by_hand = copy.deepcopy(policy)
     noted = list(stages.train_dpo(policy, reference, DPO, DATA))
     pairs = encode_pairs(DATA.pairs, TOKENIZER, 29)
-    conversations = encode_conversations(DATA.conversations, TOKENIZER, 29)
     assert pairs != encode_pairs(DATA.pairs, TOKENIZER, 64)
-    assert noted == list(dpo_steps(by_hand, reference, pairs, DPO, conversations))
+    assert noted == list(dpo_steps(by_hand, reference, pairs, DPO))
     assert same(weights(by_hand), policy) and len(noted) == 3
 
 
@@ -420,7 +421,8 @@ FILES = {
     "prompts.jsonl": ROWS["prompts"],
     "conversations_heldout.jsonl": (),
     "preferences_heldout.jsonl": (),
-    "preferences_narrow.jsonl": (),
+    "preferences_elsewhere.jsonl": (),
+    "preferences_elsewhere_heldout.jsonl": (),
     "prompts_heldout.jsonl": (),
 }
 

@@ -1043,26 +1043,19 @@ def test_one_row_is_fewer_than_any_batch_and_enough(desk, capsys):
 @pytest.mark.parametrize(
     ("stage", "module"), [("reward", "reward_model"), ("dpo", "stages")]
 )
-def test_your_own_pairs_are_compared_and_your_own_conversations_rehearsed(
-    desk, monkeypatch, stage, module
-):
-    module, compared, rehearsed = importlib.import_module(f"posttrain.{module}"), [], []
-    for name, seen in (("encode_pairs", compared), ("encode_conversations", rehearsed)):
-        encode = getattr(module, name, None)
+def test_your_own_pairs_are_compared(desk, monkeypatch, stage, module):
+    module, compared = importlib.import_module(f"posttrain.{module}"), []
+    encode = module.encode_pairs
 
-        def spy(rows, *rest, seen=seen, encode=encode):
-            seen.extend(rows)
-            return encode(rows, *rest)
+    def spy(rows, *rest):
+        compared.extend(rows)
+        return encode(rows, *rest)
 
-        monkeypatch.setattr(module, name, spy, raising=False)
-    own = [
-        "--data",
-        write("pairs.jsonl", PAIRS),
-        "--conversations",
-        write("mine.jsonl", TALKS),
-    ]
+    monkeypatch.setattr(module, "encode_pairs", spy)
+    pairs, talks = write("pairs.jsonl", PAIRS), write("mine.jsonl", TALKS)
+    own = ["--data", pairs, "--conversations", talks]
     assert program.main(["train", stage, *own]) == 0
-    assert compared == PAIRS and rehearsed == (TALKS if stage == "dpo" else [])
+    assert compared == PAIRS
 
 
 def test_without_data_the_books_own_is_learned_and_a_base_model_reads_the_corpus(

@@ -78,7 +78,7 @@ def test_the_books_own_files_load():
     )
     assert (
         len(preferences()) == 18
-        and len(heldout_preferences()) == 72
+        and len(heldout_preferences()) == 76
         and len(training_prompts()) == 96
     )
     own = [

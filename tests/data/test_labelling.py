@@ -204,7 +204,7 @@ def test_what_cannot_be_written_or_read_is_refused_before_training(
 
 
 def test_the_books_own_pairs_name_a_ground_and_two_different_draws():
-    for rows in (datasets.own_preferences(), datasets.heldout_own_preferences()):
+    for rows in (datasets.preferences(), datasets.heldout_preferences()):
         for row in rows:
             assert row["ground"] in labelling.GROUNDS.values()
             draws = [row["chosen_draw"], row["rejected_draw"]]

@@ -7,11 +7,11 @@ import pytest
 
 from posttrain.data.datasets import (
     FOLDER,
-    heldout_own_preferences,
+    elsewhere_preferences,
+    heldout_elsewhere_preferences,
     heldout_preferences,
     heldout_prompts,
     minimal_preferences,
-    own_preferences,
     preferences,
     training_prompts,
 )
@@ -22,7 +22,8 @@ COUNTS = {
     "conversations": 40,
     "conversations_heldout": 20,
     "preferences": 18,
-    "preferences_heldout": 72,
+    "preferences_elsewhere": 18,
+    "preferences_elsewhere_heldout": 72,
     "prompts": 96,
     "prompts_heldout": 64,
 }
@@ -73,10 +74,11 @@ def test_conversations_alternate_and_their_manners_are_balanced(name):
     assert manners.count("courteous") == manners.count("blunt") == COUNTS[name] / 2
 
 
-def test_no_prompt_and_no_answer_occurs_twice_in_any_of_the_sets():
+def test_no_prompt_and_no_answer_that_was_written_occurs_twice_in_any_of_the_sets():
     seen = [
         (role, plain(text))
         for name in COUNTS
+        if name != "preferences"  # a model's answers to the prompts of those elsewhere
         for row in rows(name)
         for role, text in texts(row)
     ]
@@ -84,7 +86,7 @@ def test_no_prompt_and_no_answer_occurs_twice_in_any_of_the_sets():
 
 
 def test_chosen_and_rejected_differ_and_length_gives_nothing_away():
-    for name in ("preferences", "preferences_heldout"):
+    for name in ("preferences_elsewhere", "preferences_elsewhere_heldout"):
         gaps = [len(row["chosen"]) - len(row["rejected"]) for row in rows(name)]
         assert all(plain(row["chosen"]) != plain(row["rejected"]) for row in rows(name))
         assert abs(sum(gaps) / len(gaps)) < 1
@@ -95,40 +97,35 @@ def test_heldout_prompts_are_the_64():
 
 
 def test_the_packages_preferences_and_training_prompts_are_these_files():
-    assert preferences() == rows("preferences") and heldout_preferences() == rows(
-        "preferences_heldout"
-    )
+    assert preferences() == rows("preferences")
+    assert heldout_preferences() == rows("preferences_heldout")
+    assert elsewhere_preferences() == rows("preferences_elsewhere")
+    others = rows("preferences_elsewhere_heldout")
+    assert heldout_elsewhere_preferences() == others
     assert training_prompts() == [row["prompt"] for row in rows("prompts")]
 
 
-def test_heldout_pairs_alone_say_what_is_wrong_with_the_rejected_answer():
-    kinds = [row["kind"] for row in heldout_preferences()]
+def test_heldout_pairs_from_elsewhere_say_what_is_wrong_with_the_rejected_answer():
+    kinds = [row["kind"] for row in heldout_elsewhere_preferences()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict(
         rude=48, broken=12, rambling=12
     )
-    assert not any("kind" in row for row in preferences())
+    assert not any("kind" in row for row in elsewhere_preferences())
 
 
-def test_the_narrow_pairs_ask_what_the_others_ask():
-    narrow = preferences(FOLDER / "preferences_narrow.jsonl")
-    assert [row["prompt"] for row in narrow] == [
-        row["prompt"] for row in preferences()
-    ] and narrow != preferences()
-
-
-def test_own_and_minimal_pairs_ask_what_the_written_pairs_ask():
+def test_pairs_of_all_origins_ask_the_same():
     asked = [row["prompt"] for row in preferences()]
-    assert [row["prompt"] for row in own_preferences()] == asked
+    assert [row["prompt"] for row in elsewhere_preferences()] == asked
     assert [row["prompt"] for row in minimal_preferences()] == asked
 
 
-def test_heldout_own_pairs_ask_nothing_that_is_trained_or_chosen_on():
-    pairs = heldout_own_preferences()
+def test_heldout_pairs_ask_nothing_that_is_trained_or_chosen_on():
+    pairs = heldout_preferences()
     asked = {plain(row["prompt"]) for row in pairs}
     assert len(pairs) == len(asked) == 76
-    # The written held-out pairs are no less held out: they may ask the same
+    # The held-out pairs from elsewhere are no less held out: they may ask the same
     for name in COUNTS:
-        if name != "preferences_heldout":
+        if name != "preferences_elsewhere_heldout":
             others = {plain(text) for row in rows(name) for _, text in texts(row)}
             assert not asked & others
 

@@ -40,14 +40,10 @@ RECORDS = dict(
     ),
     reward={
         "18 pairs": [
-            dict(heldout_accuracy=0.7, train_accuracy=1.0),
-            dict(heldout_accuracy=0.95, train_accuracy=0.9),
+            dict(heldout_accuracy=0.7, elsewhere_accuracy=0.5, train_accuracy=1.0),
+            dict(heldout_accuracy=0.95, elsewhere_accuracy=1.0, train_accuracy=0.9),
         ],
-        "from the base model": [
-            dict(heldout_accuracy=0.6),
-            dict(heldout_accuracy=0.95),
-        ],
-        "last token alone": [dict(heldout_accuracy=0.5), dict(heldout_accuracy=0.5)],
+        "last token alone": [dict(elsewhere_accuracy=0.25), dict(elsewhere_accuracy=1)],
         "3 labels flipped": [dict(heldout_accuracy=0.8), dict(heldout_accuracy=0.9)],
     },
     ppo={
@@ -65,7 +61,9 @@ RECORDS = dict(
             policy(SFT, card(0.0, 2.0), heldout=DPO),
             policy(SFT, card(0.0, 0.0, finished=0.9), heldout=DPO[::-1]),
         ],
-        "own answers": [policy(SFT, card(1.0, 1.0)), policy(SFT, card(1.0, 2.0))],
+        "on-policy DPO": [policy(SFT, card(1.0, 1.0)), policy(SFT, card(1.0, 2.0))],
+        "elsewhere": [policy(SFT, dict(win_rate=0.5)), policy(SFT, dict(win_rate=0.5))],
+        "no smoothing": [policy(SFT, dict(kl=5.0)), policy(SFT, dict(kl=1.0))],
     },
     best_of_n={
         "best of n": [
@@ -74,10 +72,6 @@ RECORDS = dict(
         ]
     },
     base=dict(base=[policy(card(-1.0, -1.0)), policy(card(0.0, 1.0))]),
-    origin={
-        "own": [policy(SFT, dict(win_rate=0.75)), policy(SFT, dict(win_rate=0.5))],
-        "written": [policy(SFT, dict(win_rate=0.5)), policy(SFT, dict(win_rate=0.75))],
-    },
     rivals={
         "constant": [policy(SFT, dict(win_rate=0.875))],
         "courteous": [policy(SFT, dict(win_rate=0.625))],
@@ -97,8 +91,8 @@ EXPECTED = {
     "after 50 steps the mask has brought more into format (share)": [0.25, -0.25],
     "its own 18 pairs ranked right": [1.0, 0.9],
     "held-out pairs ranked right": [0.7, 0.95],
-    "start from the SFT model beats the base model's (share)": [0.1, 0.0],
-    "comparing at every token beats the last alone (share)": [0.2, 0.45],
+    "pairs from elsewhere are ranked worse (share)": [0.2, -0.05],
+    "comparing at every token helps on those (share)": [0.25, 0.0],
     "three wrong labels of eighteen cost something (share)": [-0.1, 0.05],
     "PPO: gold score rises": [2.0, 0.0],
     "PPO: won against SFT": [1.0, 0.5],
@@ -108,13 +102,13 @@ EXPECTED = {
     "without the KL penalty the gold score ends below PPO's with it": [1.5, -2.5],
     "DPO: won against SFT": [0.75, 0.25],
     "DPO: answers finished": [1.0, 0.9],
-    "DPO on its own answers: won against SFT": [0.75, 1.0],
-    "DPO on its own answers: answers finished": [1.0, 1.0],
+    "DPO: KL to the SFT model (nats)": [2.0, 2.0],
     "DPO: held-out pairs ranked right": [0.8, 0.5],
-    "DPO: held-out chosen answers get less likely (nats)": [-2.0, 2.0],
-    "DPO on its own answers beats DPO on pairs": [0.5, 1.0],
-    "DPO on 18 pairs of own answers: won against SFT": [0.75, 0.5],
-    "DPO on 18 pairs of own answers wins more than on written ones": [0.25, -0.25],
+    "own answers' pairs win more than others": [0.25, -0.25],
+    "a lead without an end leads farther (nats)": [3.0, -1.0],
+    "on-policy DPO: won against SFT": [0.75, 1.0],
+    "on-policy DPO: answers finished": [1.0, 1.0],
+    "on-policy DPO beats DPO on pairs": [0.5, 1.0],
     "64 words: PPO's total variation to the optimum": [0.01],
     "64 words: DPO's total variation to the optimum": [0.03],
     "SFT wins against the base model": [1.0, 0.5],
@@ -122,7 +116,7 @@ EXPECTED = {
     "best of 16 wins against SFT": [1.0, 0.25],
     "PPO wins against best of 16": [0.75, 0.75],
     "PPO wins against DPO on pairs": [1.0, 0.75],
-    "PPO wins against DPO on its own answers": [1.0, 0.25],
+    "PPO wins against on-policy DPO": [1.0, 0.25],
     "a dull rival, one sentence for all: won against SFT": [0.875],
     "a dull rival, courteous conversations alone: won against SFT": [0.625],
 }

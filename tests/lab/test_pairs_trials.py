@@ -19,7 +19,6 @@ from posttrain.data.synthetic_pairs import (
     token_pairs,
 )
 from posttrain.dpo import dpo_steps
-from posttrain.evaluate import distinct_n
 from posttrain.keep import code
 from posttrain.keep.store import Stage
 from posttrain.lab import pairs_trials as module
@@ -52,7 +51,7 @@ def tried(monkeypatch, tmp_path):
     """
     empty_shelf(monkeypatch, tmp_path)
     monkeypatch.setattr(module.datasets, "training_prompts", lambda: PRACTICE)
-    monkeypatch.setattr(module.datasets, "preferences", lambda: WRITTEN)
+    monkeypatch.setattr(module.datasets, "preferences", lambda *path: WRITTEN)
     tried = types.SimpleNamespace(
         sft=moved(dtype=torch.float32, config=LONG),
         judge=judge(5, torch.float32, LONG),
@@ -118,13 +117,10 @@ def test_each_round_draws_from_the_last_rounds_policy_its_reference(tried):
 def test_cards_are_the_sft_models_and_one_a_round_won_against_it(tried):
     history = pairs_trial(CORPUS, replace(TRIAL, rounds=2), 3)
     first, *others = history["cards"]
-    assert "win_rate" not in first and first["distinct"] == distinct_n(
-        ["x y z", "x y"], 2
-    )
+    assert "win_rate" not in first and [card["tied"] for card in others] == [0.25] * 2
     assert [card["win_rate"] for card in others] == [2.5 / 4] * 2 and tried.started == [
         (CORPUS, 3)
     ]
-    assert all(card["distinct"] == distinct_n(["a b", "a b c"], 2) for card in others)
     assert [seed for _, seed in tried.judged] == [3, 3]
 
 
@@ -145,7 +141,7 @@ def test_the_policy_learns_the_flipped_labels_and_is_asked_for_the_true_ones(tri
     assert dpo_config(replace(trial, label_smoothing=0.2)).label_smoothing == 0.2
 
 
-def test_pairs_are_the_extremes_or_any_or_the_written_ones(tried):
+def test_pairs_are_the_extremes_or_any_or_the_books_eighteen(tried):
     pool = pool_of(tried)
     for name in ("reward", "gold"):
         trial = replace(TRIAL, judge=name)
@@ -222,7 +218,7 @@ def test_trials_of_one_seed_share_their_first_answers(tried, monkeypatch):
     assert drawn == [PRACTICE, PRACTICE, [row["prompt"] for row in WRITTEN]]
 
 
-def test_written_pairs_need_no_answers(tried, monkeypatch):
+def test_the_books_eighteen_pairs_need_no_answers(tried, monkeypatch):
     monkeypatch.setattr(module, "draw_pool", lambda *_: pytest.fail("drawn"))
-    (noted,) = pairs_trial(CORPUS, replace(TRIAL, written=True), 3)["rounds"]
+    (noted,) = pairs_trial(CORPUS, replace(TRIAL, eighteen=True), 3)["rounds"]
     assert noted["pairs"] == 2 and "usable" not in noted

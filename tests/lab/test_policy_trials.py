@@ -28,7 +28,7 @@ from tiny import (
 from posttrain import ppo as ppo_module
 from posttrain.best_of_n import best_of_n, best_of_n_kl, draw_answers
 from posttrain.data.corpus import ALPHABET
-from posttrain.dpo import DPOConfig, pair_logprobs, pair_report
+from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs, pair_report
 from posttrain.evaluate import win_rate
 from posttrain.keep.store import UNKEPT, Stage
 from posttrain.lab import policy_trials as module
@@ -42,14 +42,20 @@ from posttrain.lab.policy_trials import (
     dpo_trial,
     ppo_trial,
 )
-from posttrain.lab.scorecard import judge_answers, lexicon, scorecard, start_scorecard
+from posttrain.lab.scorecard import (
+    against,
+    judge_answers,
+    lexicon,
+    scorecard,
+    start_scorecard,
+)
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.preference_pairs import encode_pairs
 from posttrain.pretrain import validation_loss
 from posttrain.reward_model import RewardConfig
 from posttrain.sft import SFTConfig
-from posttrain.stages import encode_split, train_dpo
+from posttrain.stages import encode_split
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 PRACTICE = ["What now?", "Is it so?", "Where?"]
@@ -65,15 +71,17 @@ UNSEEN = [
     pair("w", "Now", "Sir, I know it not. " * 9, "What"),  # longer than the context
     pair("x", "Go", "I go.", "Hm."),
 ]
+OTHERS = [
+    pair("o", "Who goes?", "A friend, sir.", "No friend"),
+    pair("p", "What is it?", "It is a rose.", "A"),
+]
 TALKS = [
     dict(id=str(i), messages=[user(question), dict(role="assistant", content=answer)])
     for i, (question, answer) in enumerate(
         [("Who?", "I, sir."), ("", "Ay"), ("Now", "No, no.")]
     )
 ]
-DPO = DPOConfig(
-    steps=5, batch_size=2, muon_lr=0.02, adamw_lr=0.004, beta=0.1, replay=2, seed=3
-)
+DPO = DPOConfig(steps=5, batch_size=2, lr=0.004, beta=0.1, seed=3)
 ONLINE = OnlineDPOConfig(
     rounds=5, prompts=2, samples=3, max_new_tokens=6, lr=0.01, beta=0.3, seed=3
 )
@@ -90,7 +98,9 @@ def small_data(monkeypatch, tmp_path):
         heldout_prompts=PROMPTS,
         training_prompts=PRACTICE,
         preferences=WRITTEN,
+        elsewhere_preferences=OTHERS,
         heldout_preferences=UNSEEN,
+        heldout_elsewhere_preferences=OTHERS,
         conversations=TALKS,
     )
     for name, some in rows.items():
@@ -203,7 +213,7 @@ def test_the_first_card_is_the_shared_one_of_the_seed_and_the_temperature(
     paid.start |= dict(answers=["Ay."], kl=0.0, entropy=0.75)
     shared = copy.deepcopy(paid.start)
     history = ppo(CORPUS, replace(TINY, iterations=2, temperature=0.6), 1)
-    assert history["cards"][0] == shared | dict(round=0, win_rate=0.5)
+    assert history["cards"][0] == shared | dict(round=0, win_rate=0.5, tied=1.0)
     assert (
         paid.started == [(CORPUS, 3, 0.6)] and len(cards) == 2
     )  # no second look at the SFT model
@@ -276,7 +286,8 @@ def test_a_whole_trial_runs_on_tiny_models_of_ppo(monkeypatch, paid):
     before = scorecard(
         paid.sft, paid.sft, paid.judge, lexicon(PLAY), TINY.seed, TINY.temperature
     )
-    assert first == before | dict(round=0, win_rate=0.5) and first["kl"] == 0
+    assert first == before | dict(round=0, win_rate=0.5, tied=1.0)
+    assert first["kl"] == 0
     assert len(later) == 2 and all(card["kl"] > 0 for card in later)
     # What there is of each prompt is kept of the first card and of the last
     assert (
@@ -356,7 +367,7 @@ def lasting(config, n):
     )
 
 
-def trained_by_hand(tried, config):
+def trained_by_hand(tried, config, rows=None):
     """What each step noted, and the policies before the first step and after each."""
     policy, reference, reward_model = (
         copy.deepcopy(tried.sft),
@@ -366,7 +377,8 @@ def trained_by_hand(tried, config):
     if isinstance(config, OnlineDPOConfig):
         run = online_dpo_rounds(policy, reference, reward_model, PRACTICE, config)
     else:
-        run = train_dpo(policy, reference, config)
+        pairs = encode_pairs(rows or WRITTEN, TOKENIZER, LONG.context)
+        run = dpo_steps(policy, reference, pairs, config)
     steps, policies = [], [copy.deepcopy(policy)]
     for noted in run:
         steps.append(noted)
@@ -399,12 +411,13 @@ def walked(model, prompt, answer):
 def test_held_out_pairs_are_read_before_every_so_many_steps_and_at_the_end_once(
     monkeypatch, tried, config, n, every, expected
 ):
-    for name in ("train_dpo", "online_dpo_rounds"):
+    for name in ("dpo_steps", "online_dpo_rounds"):
         monkeypatch.setattr(
             module, name, lambda *arguments: (dict(loss=i) for i in range(n))
         )
     history = dpo(CORPUS, lasting(config, n), every)
-    assert [seen["step"] for seen in history["heldout"]] == expected
+    for pairs in ("heldout", "elsewhere"):
+        assert [seen["step"] for seen in history[pairs]] == expected
     assert history["steps"] == [dict(loss=i) for i in range(n)]
     assert len(history["cards"]) == 2 and len(tried.cards) == 1
 
@@ -416,7 +429,13 @@ def test_a_trial_trains_as_its_configuration_says_and_notes_every_step(tried, co
     history = dpo(CORPUS, config, 2)
     steps, _ = trained_by_hand(tried, config)
     assert history["steps"] == steps and len(steps) == 5
-    assert set(history) == {"steps", "heldout", "cards", "shakespeare_loss"}
+    assert set(history) == {
+        "steps",
+        "heldout",
+        "elsewhere",
+        "cards",
+        "shakespeare_loss",
+    }
     assert ("pairs" in steps[0]) == isinstance(config, OnlineDPOConfig)
 
 
@@ -424,7 +443,7 @@ def test_a_trial_trains_as_its_configuration_says_and_notes_every_step(tried, co
 def test_held_out_pairs_are_reported_of_the_policy_as_it_then_is_against_the_sft_model(
     tried, config
 ):
-    history = dpo(CORPUS, config, 2)
+    history, sft = dpo(CORPUS, config, 2), tried.sft
     _, policies = trained_by_hand(tried, config)
     unseen = encode_pairs(UNSEEN, TOKENIZER, LONG.context)
     assert (
@@ -461,6 +480,10 @@ def test_held_out_pairs_are_reported_of_the_policy_as_it_then_is_against_the_sft
         )
         assert seen == pytest.approx(wanted, rel=1e-5, abs=1e-3)
     assert abs(history["heldout"][-1]["margin"]) > 0.01
+    others = encode_pairs(OTHERS, TOKENIZER, LONG.context)
+    for seen, step in zip(history["elsewhere"], (0, 2, 4, 5), strict=True):
+        read = [pair_logprobs(model, others, PAD) for model in (policies[step], sft)]
+        assert seen == pair_report(*read, config.beta) | dict(step=step)
 
 
 @KINDS
@@ -489,7 +512,7 @@ def test_the_cards_are_the_shared_one_and_one_of_the_trained_policy(tried, confi
     # both cards are at 0.8
     assert history["cards"] == [
         shared,
-        dict(gold=[1.0, 1.0, 1.0, 4.0], win_rate=2.5 / 4),
+        dict(gold=[1.0, 1.0, 1.0, 4.0], win_rate=2.5 / 4, tied=1 / 4),
     ]
     assert tried.start == shared and tried.started == [(CORPUS, 3)]
     ((policy, reference, judged_by, *rest),) = tried.cards
@@ -558,10 +581,7 @@ def test_a_whole_trial_runs_on_tiny_models_of_dpo(monkeypatch, tried, config):
         and before["kl"] == 0
     )
     expected = scorecard(policy, tried.sft, tried.judge, words, 3)
-    assert (
-        after == expected | dict(win_rate=win_rate(expected["gold"], before["gold"]))
-        and after["kl"] > 0
-    )
+    assert after == expected | against(expected, before) and after["kl"] > 0
     validation = encode_split(PLAY)[1]
     assert history["shakespeare_loss"] == validation_loss(
         policy, validation, windows=32
@@ -569,7 +589,20 @@ def test_a_whole_trial_runs_on_tiny_models_of_dpo(monkeypatch, tried, config):
     assert history["shakespeare_loss"] != validation_loss(policy, validation)
 
 
+@pytest.mark.parametrize("kind", ["own", "elsewhere"])
+def test_dpo_learns_from_the_kind_of_pairs_that_a_trial_names(tried, kind):
+    trial = PolicyTrial(replace(DPO, seed=99), 2, pairs=kind)
+    history = dpo_trial(CORPUS, trial, 3)
+    rows = dict(own=WRITTEN, elsewhere=OTHERS)[kind]
+    assert history["steps"] == trained_by_hand(tried, DPO, rows)[0]
+
+
 # Settings
+
+
+def test_pairs_of_no_known_origin_are_refused_by_name():
+    with pytest.raises(ValueError, match="^pairs is 'any': use one of"):
+        PolicyTrial(DPO, pairs="any")
 
 
 @pytest.mark.parametrize("every", [0, -2])
@@ -646,10 +679,8 @@ def test_a_trial_judges_the_best_of_each_n_of_one_draw(monkeypatch):
     drawn = draw_answers(moved(config=LONG), judge(config=LONG), PROMPTS, 16, 3)
     for i, (card, n) in enumerate(zip(cards, SIZES)):
         by_hand = judge_answers(*best_of_n(drawn, n), lexicon(CORPUS))
-        won = win_rate(by_hand["gold"], [0.1 * 3] * 6)
-        whole = json.loads(
-            json.dumps(by_hand | dict(n=n, kl=best_of_n_kl(n), win_rate=won))
-        )
+        won = against(by_hand, dict(gold=[0.1 * 3] * 6))
+        whole = json.loads(json.dumps(by_hand | won | dict(n=n, kl=best_of_n_kl(n))))
         if i not in (0, len(SIZES) - 1):
             whole = {
                 key: value

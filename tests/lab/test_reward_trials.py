@@ -109,7 +109,10 @@ def starts(monkeypatch):
     find, asked = stored(moved(dtype=torch.float32))
     monkeypatch.setattr(module, "starting_point", lambda *given: find(*given)[0])
     rows = dict(
-        heldout_preferences=HELDOUT, preferences=PAIRS, narrow_preferences=PAIRS[::-1]
+        heldout_preferences=HELDOUT,
+        heldout_elsewhere_preferences=HELDOUT[:1],
+        preferences=PAIRS,
+        elsewhere_preferences=PAIRS[::-1],
     )
     for name, some in rows.items():
         monkeypatch.setattr(module.datasets, name, lambda some=some: some)
@@ -127,19 +130,24 @@ def test_a_trials_history_is_the_trainings_with_the_heldout_scores(starts, start
     assert starts == [(CORPUS, start, seed)]
     scores = judge_pairs(model, HELDOUT)
     assert history.pop("seconds") > 0 and expected.pop("seconds") > 0
-    assert history == expected | scores | dict(heldout_accuracy=accuracy(scores))
+    others = judge_pairs(model, HELDOUT[:1])
+    assert history == expected | scores | dict(
+        heldout_accuracy=accuracy(scores),
+        elsewhere=others,
+        elsewhere_accuracy=accuracy(others),
+    )
 
 
 def test_a_trial_trains_on_the_pairs_that_it_names(starts):
     assert pairs_for(TRIAL, 1) == PAIRS
-    assert pairs_for(replace(TRIAL, pairs="narrow"), 1) == PAIRS[::-1]
+    assert pairs_for(replace(TRIAL, pairs="elsewhere"), 1) == PAIRS[::-1]
     some = some_pairs(PAIRS, 3, 1)
     assert (
         pairs_for(replace(TRIAL, n=3), 1) == some != pairs_for(replace(TRIAL, n=3), 2)
     )
     spoilt = pairs_for(replace(TRIAL, n=3, flipped=2), 1)
     assert spoilt == with_flipped_labels(some, 2, 1) != some
-    with pytest.raises(ValueError, match="pairs is 'wide': use one of written, narrow"):
+    with pytest.raises(ValueError, match="pairs is 'wide': use one of own, elsewhere"):
         pairs_for(replace(TRIAL, pairs="wide"), 0)
     # And these are what it learns from
     config, trial = replace(TINY, seed=1), replace(TRIAL, n=3, flipped=2)

@@ -4,7 +4,6 @@ is judged.
 
 import copy
 import math
-import random
 import types
 from dataclasses import replace
 
@@ -41,7 +40,6 @@ from posttrain.lab.rival_trials import (
     constant,
     courteous_only,
     rival_trial,
-    word_counts,
 )
 from posttrain.lab.scorecard import judge_answers, lexicon, scorecard, start_scorecard
 from posttrain.reward_model import RewardConfig, score_answer
@@ -85,6 +83,7 @@ START = dict(gold=[0.0, 1.0, 2.0, 3.0, -1.0])
 def small_data(monkeypatch, tmp_path):
     empty_shelf(monkeypatch, tmp_path)
     rows = dict(heldout_prompts=PROMPTS, preferences=WRITTEN, conversations=TALKS)
+    rows["elsewhere_preferences"] = WRITTEN
     for name, some in rows.items():
         monkeypatch.setattr(datasets, name, lambda some=some: some)
 
@@ -150,71 +149,6 @@ def test_the_constant_rival_is_scored_after_each_prompt_by_the_judge_of_the_seed
 
 
 # A count of words
-
-
-COUNTED = [
-    pair("a", "Who?", "Kind sir, kind, kind sir. The end.", "The dog."),
-    pair("b", "Say", "Good SIR, the end?", "Dog! Dog, end the dog's day."),
-    pair("c", "Why", "Kind", "Good"),
-]
-# Worked out by hand: kind 2, sir 2, the -0, end 1, dog -2, good 0, dog's -1, day -1
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("Kind.", 2),
-        ("Kind kind, KIND", 2),  # once for each different word
-        ("Kind sir", 4),
-        ("The sir", 2),  # as often chosen as rejected
-        ("Good", 0),
-        ("Dog", -2),
-        ("Dog's day", -2),  # each a word of its own, and neither is "dog"
-        ("Kind dog, the end", 1),
-        ("Kindly", 0),  # in no pair
-        ("end", 1),
-        ("", 0),
-    ],
-)
-def test_a_count_of_words_is_the_one_made_by_hand(answer, expected):
-    ids = TOKENIZER.encode(answer)
-    # The sign of the end is no word
-    counts = word_counts([[ids, [*ids, END]]], COUNTED)
-    assert counts.tolist() == [[expected, expected]]
-
-
-def test_counts_stand_where_their_answers_stand_as_numbers_to_compare():
-    rows = [["Kind", "Dog", "Good"], ["Sir, the end", "Day", "Kind sir"]]
-    ids = [[TOKENIZER.encode(text) for text in row] for row in rows]
-    counts = word_counts(ids, COUNTED)
-    assert counts.tolist() == [[2, -2, 0], [3, -1, 4]]
-    assert counts.dtype == torch.float32 and counts.shape == (2, 3)
-
-
-def test_counts_are_those_of_brute_force():
-    chance = random.Random(0)
-    words = ["kind", "sir", "dog", "the", "end", "day", "good", "o"]
-
-    def said(n):
-        return " ".join(chance.choices(words, k=n))
-
-    pairs = [pair(str(i), "Who?", said(4), said(4)) for i in range(7)]
-    texts = [[said(5) for _ in range(4)] for _ in range(6)]
-    expected = [
-        [
-            sum(
-                (word in row["chosen"].split()) - (word in row["rejected"].split())
-                for row in pairs
-                for word in words
-                if word in text.split()
-            )
-            for text in texts_of_a_prompt
-        ]
-        for texts_of_a_prompt in texts
-    ]
-    ids = [[TOKENIZER.encode(text) for text in row] for row in texts]
-    assert word_counts(ids, pairs).tolist() == expected
-    assert len({count for row in expected for count in row}) > 5
 
 
 def test_the_best_by_count_keeps_the_reward_models_score_of_the_pick(
@@ -342,7 +276,7 @@ def test_only_courteous_conversations_go_on_training_the_sft_model_of_the_seed(
         assert reference is sft and judged_by is tried.judge[seed]
         assert rest == [lexicon(CORPUS), seed, 0.8]
         # Wins, draws and losses against 0, 1, 2, 3 and -1
-        assert card["win_rate"] == 3.0 / 5
+        assert (card["win_rate"], card["tied"]) == (3.0 / 5, 2 / 5)
         assert same(before[0], sft) and same(before[1], tried.judge[seed])
         assert all(parameter.grad is None for parameter in sft.parameters())
 
@@ -392,7 +326,8 @@ def test_a_trial_has_the_card_of_the_start_and_of_its_own_way(monkeypatch, tried
         1 if one > other else 1 / 2 if one == other else 0
         for one, other in zip(after["gold"], before["gold"], strict=True)
     ]
-    assert after == expected | dict(win_rate=sum(wins) / 5)
+    tied = sum(win == 1 / 2 for win in wins) / 5
+    assert after == expected | dict(win_rate=sum(wins) / 5, tied=tied)
     assert after["answers"] != before["answers"]
     # Only what is trained has moved away from the start
     assert ({"kl", "entropy"} <= after.keys()) == (way == "courteous")

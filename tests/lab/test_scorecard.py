@@ -21,12 +21,12 @@ from tiny import (
 )
 
 from posttrain.chat import render_prompt
-from posttrain.evaluate import gold_score, words_of
+from posttrain.evaluate import gold_parts, gold_score, words_of
 from posttrain.keep import code
 from posttrain.keep.store import Stage
 from posttrain.lab import scorecard as module
 from posttrain.lab.scorecard import (
-    habits,
+    against,
     judge_answers,
     lexicon,
     scorecard,
@@ -35,7 +35,6 @@ from posttrain.lab.scorecard import (
 from posttrain.logprobs import pack
 from posttrain.reward_model import RewardConfig, sample_answers
 from posttrain.sft import SFTConfig
-from posttrain.tokenizer import END
 
 PROMPTS = ["Who?", "Where is the duke?", "Say", "Why so?", "Ay", "No"]
 WORDS = frozenset("ay my lord sir".split())
@@ -94,6 +93,11 @@ def test_a_card_has_one_entry_per_prompt_and_means_of_them(monkeypatch):
     # "no" is no word; my follows ay, lord follows my, ay follows ay, sir follows ay, of
     # seven
     assert card["non_words"] == 1 / 12 and card["distinct"] == 4 / 7
+    assert card["words"] == 12 / 6 and card["recited"] == 0
+    parts = [gold_parts(text, WORDS) for text in SAID]
+    for name, mean in card["parts"].items():
+        assert mean == pytest.approx(sum(part[name] for part in parts) / 6)
+    assert sum(card["parts"].values()) == pytest.approx(card["gold_score"])
     assert json.loads(json.dumps(card)) == card
 
 
@@ -203,6 +207,7 @@ def test_answers_are_judged_without_a_model():
         [TOKENIZER.ids[token] for token in tokens_of(text)] for text in answers
     ]
     gold = [gold_score(text, WORDS) for text in answers]
+    parts = [gold_parts(text, WORDS) for text in answers]
     assert judge_answers(responses, torch.tensor([1.0, -2.0, 0.5, 2.5]), WORDS) == dict(
         answers=answers,
         scores=[1.0, -2.0, 0.5, 2.5],
@@ -214,7 +219,22 @@ def test_answers_are_judged_without_a_model():
         # Neighbours: ay my, my lord, ay sir; "no" twice among the seven words is none
         distinct=1.0,
         non_words=2 / 7,
+        recited=0.0,
+        words=7 / 4,
+        parts={
+            name: pytest.approx(sum(part[name] for part in parts) / 4)
+            for name in ("courtesy", "ending", "length", "repetition", "spelling")
+        },
     )
+
+
+def test_recited_is_who_says_an_answer_of_the_conversations_word_for_word(monkeypatch):
+    said = dict(role="assistant", content="Ay, my lord.")
+    talk = dict(id="0", messages=[user("Who?"), said])
+    monkeypatch.setattr(module.datasets, "conversations", lambda: [talk])
+    texts = ["Ay, my lord.<|end|>", "Ay, my lord.", "Ay, my lord<|end|>", "No<|end|>"]
+    responses = [[TOKENIZER.ids[token] for token in tokens_of(text)] for text in texts]
+    assert judge_answers(responses, torch.zeros(4), WORDS)["recited"] == 2 / 4
 
 
 # Where every run starts from
@@ -319,9 +339,8 @@ def test_another_temperature_model_prompt_or_start_is_another_card(shelf, monkey
     assert judged() and not judged()
 
 
-def test_habits_are_what_a_rubric_does_not_ask_for():
-    card = dict(answers=["A b c." + END, "No" + END, "A b c"], gold=[1.0, 0.5, -1.0])
-    first = dict(gold=[1.0, 0.0, -1.0])
-    assert habits(card, first, {"A b c.", "Other"}) == dict(
-        recited=1 / 3, words=7 / 3, tied=2 / 3
-    )
+def test_a_card_against_another_counts_wins_and_ties_prompt_by_prompt():
+    card = dict(gold=[1.0, 0.5, -1.0, 0.0])
+    first = dict(gold=[1.0, 0.0, -1.0, 0.5])
+    assert against(card, first) == dict(win_rate=2 / 4, tied=2 / 4)
+    assert against(card, card) == dict(win_rate=0.5, tied=1.0)

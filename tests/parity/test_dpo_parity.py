@@ -262,7 +262,12 @@ def test_dpo_from_logits_is_trls_and_so_is_what_is_reported(seed, empty, scale, 
         noted["ours"] = pair_report(now, then, 0.1)
         if empty:  # its mean over 0 tokens has no value, and is not asked for
             return dpo_loss(*now, *then, 0.1)
-        return preference_loss(now, then, mask.sum(-1).view(2, -1), DPOConfig(beta=0.1))
+        return preference_loss(
+            now,
+            then,
+            mask.sum(-1).view(2, -1),
+            DPOConfig(beta=0.1, label_smoothing=0.0),
+        )
 
     def theirs(logits):
         loss, noted["theirs"] = trl_dpo(
@@ -383,7 +388,7 @@ def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl(seed, dtype):
         reference,
         pairs,
         pair_logprobs(reference, pairs, PAD),
-        DPOConfig(beta=0.05),
+        DPOConfig(beta=0.05, label_smoothing=0.0),
         PAD,
     )
     loss.backward()

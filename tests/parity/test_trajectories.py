@@ -160,7 +160,9 @@ def test_twenty_steps_of_reward_modelling_are_those_of_trls_rewardtrainer(
 ):
     model = scorer_of(1, dtype, SHAPE).unnormalised()
     peer = as_scoring_gpt2(model)
-    pairs = reward_model.encode_pairs(datasets.preferences(), TOKENIZER, SHAPE.context)
+    pairs = reward_model.encode_pairs(
+        datasets.elsewhere_preferences(), TOKENIZER, SHAPE.context
+    )
     # The comparison token by token is not in TRL
     config = reward_model.RewardConfig(
         steps=STEPS, batch_size=6, lr=RATE, token_weight=0.0, centring=0.05
@@ -200,10 +202,13 @@ class FromTokens(DPOTrainer):
 def test_twenty_steps_of_dpo_are_those_of_trls_dpotrainer(dtype, tmp_path):
     model = policy_of(2, dtype, SHAPE)
     policy, peer, reference = copy.deepcopy(model), as_gpt2(model), as_gpt2(model)
-    pairs = reward_model.encode_pairs(datasets.preferences(), TOKENIZER, SHAPE.context)
-    config = dpo.DPOConfig(steps=STEPS, batch_size=6, replay=0, beta=0.1)
-    with mock.patch.object(dpo, "build_optimizers", our_adamw):
-        steps = list(dpo.dpo_steps(policy, model, pairs, config))
+    pairs = reward_model.encode_pairs(
+        datasets.elsewhere_preferences(), TOKENIZER, SHAPE.context
+    )
+    config = dpo.DPOConfig(
+        steps=STEPS, batch_size=6, beta=0.1, lr=RATE, label_smoothing=0.0
+    )
+    steps = list(dpo.dpo_steps(policy, model, pairs, config))
     rows = [
         dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pairs[i]))
         for i in in_order(len(pairs), 6)

@@ -16,10 +16,10 @@ import ranks
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from test_dpo import CONVERSATIONS, PAIRS
-from tiny import CONFIG, END, PAD, moved, seeded
+from test_dpo import PAIRS
+from tiny import CONFIG, END, PAD, TOKENIZER, moved, seeded, user
 
-from posttrain import dpo, sft
+from posttrain import sft
 from posttrain.batches import add_gradients
 from posttrain.chat import IGNORE, collate
 from posttrain.dpo import DPOConfig, dpo_steps
@@ -32,12 +32,23 @@ from posttrain.sft import (
     SFTConfig,
     conversation_parts,
     count_graded,
+    encode_conversations,
     sft_loss,
     sft_steps,
 )
 
 SHARDED = distributed.fully_shard is not None
 ENGINES = [engine for engine in distributed.ENGINES if engine != "fsdp" or SHARDED]
+TALKS = [
+    dict(id=asked, messages=[user(asked), dict(role="assistant", content=answer)])
+    for asked, answer in [
+        ("Who?", "I, sir."),
+        ("", "Ay"),
+        ("Where is he, sir?", "At sea."),
+        ("Now", "No, no."),
+    ]
+]
+CONVERSATIONS = encode_conversations(TALKS, TOKENIZER, 64)
 # One with a long answer, so that the processes have unlike numbers of graded tokens
 EXAMPLES = [*CONVERSATIONS, (list(range(50)), [IGNORE] * 5 + list(range(5, 50)))]
 TEXT = torch.arange(400) % 65
@@ -80,12 +91,8 @@ SFT = {
     ),
 }
 DPO = {
-    "dpo": DPOConfig(
-        steps=4, batch_size=3, beta=0.1, replay=2, muon_lr=0.01, adamw_lr=0.002
-    ),
-    "orpo": DPOConfig(
-        steps=3, batch_size=1, loss="orpo", replay=0, muon_lr=0.01, adamw_lr=0.002
-    ),
+    "dpo": DPOConfig(steps=4, batch_size=3, beta=0.1, lr=0.002),
+    "orpo": DPOConfig(steps=3, batch_size=1, loss="orpo", lr=0.002),
 }
 PROMPTS = [[66, *range(n)] for n in (3, 9, 1, 5, 7)]
 SAMPLING = dict(seed=3, temperature=0.9, chunk=2)
@@ -105,6 +112,14 @@ def settings(configs):
     return found
 
 
+# DPO has one optimiser, Adam, which all engines can run
+ON_PAIRS = {
+    (config, engine): (config, dict(engine=engine))
+    for config in DPO
+    for engine in ENGINES
+}
+
+
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory):
     """What two and three processes make of everything; one group of each."""
@@ -116,7 +131,7 @@ def groups(tmp_path_factory):
             sent=("count_bytes", (120,)),
             dealt=("dealt", (7,)),
             sft=("sft_runs", (EXAMPLES, TEXT, SFT, settings(SFT))),
-            dpo=("dpo_runs", (PAIRS, CONVERSATIONS, DPO, settings(DPO))),
+            dpo=("dpo_runs", (PAIRS, DPO, ON_PAIRS)),
             wrong=("wrong_gradients", (EXAMPLES, 5, "ddp")),
             samples=("samples", (PROMPTS, 12, END, SAMPLING)),
             broken=("broken_loss", ("ring",)),
@@ -210,7 +225,7 @@ def test_the_mean_of_means_is_another_gradient(group):
 
 
 def choose_optimizers(monkeypatch, module, muon):
-    """Have `sft_steps` or `dpo_steps` build the optimisers that are asked for."""
+    """Have `sft_steps` build the optimisers that are asked for."""
     plain = module.build_optimizers
 
     def build(model, rates):
@@ -241,19 +256,16 @@ def test_sft_ends_with_the_weights_of_one_process(
         torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("config, engine, muon", settings(DPO), ids=str)
-def test_dpo_ends_with_the_weights_of_one_process(
-    group, monkeypatch, config, engine, muon
-):
+@pytest.mark.parametrize("config, engine", ON_PAIRS, ids=str)
+def test_dpo_ends_with_the_weights_of_one_process(group, config, engine):
     results, _ = group
-    choose_optimizers(monkeypatch, dpo, muon)
     policy, reference = moved(1), moved(0)
-    alone = list(dpo_steps(policy, reference, PAIRS, DPO[config], CONVERSATIONS))
+    alone = list(dpo_steps(policy, reference, PAIRS, DPO[config]))
     for result in results:
-        noted, _ = result["dpo"][config, engine, muon]
+        noted, _ = result["dpo"][config, engine]
         for step, wanted in zip(noted, alone, strict=True):
             assert step == pytest.approx(wanted, abs=1e-10)
-    ended = results[0]["dpo"][config, engine, muon][1]
+    ended = results[0]["dpo"][config, engine][1]
     for name, value in policy.state_dict().items():
         torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-8)
 
@@ -406,6 +418,7 @@ def test_outside_a_group_the_sentence_says_how_to_start_one(monkeypatch):
     [
         (["sft", "--engine", "fsdp"], "add --adamw"),
         (["sft", "--out", "nowhere/x.safetensors"], "there is no folder nowhere"),
+        (["dpo", "--adamw"], "DPO trains with Adam in any case"),
         (["ppo"], "invalid choice"),
     ],
 )

@@ -88,7 +88,7 @@ def test_dots_per_seed_with_a_line_through_their_means():
 def test_a_label_has_the_colour_of_its_stage_and_what_differs_from_it_is_grey():
     names = ["PPO", "PPO, no penalty", "trained on", "DPO", "mine", "held out"]
     panels = {"y": {name: [1, 2] for name in names}}
-    (axis,) = curves(panels, x="step", colours={"mine": "DPO, own answers"}).axes
+    (axis,) = curves(panels, x="step", colours={"mine": "on-policy DPO"}).axes
     colours = [line.get_color() for line in axis.lines]
     assert colours == [BLUE, GREY, GREEN, ORANGE, PINK, "#b8860b"]
     assert axis.lines[0].get_linestyle() != axis.lines[1].get_linestyle()

@@ -12,7 +12,7 @@ def test_each_stage_has_a_colour_of_its_own_by_whatever_name_a_row_calls_it():
         "reward model",
         "PPO",
         "DPO",
-        "DPO, own answers",
+        "on-policy DPO",
         "best of n",
     ]
     assert len({stage_colour(name) for name in names}) == 7 and None not in map(

@@ -17,6 +17,6 @@ def test_rounds_have_a_line_per_seed_and_one_for_their_mean_in_each_panel():
     for axis, key in zip(figure.axes, PANELS):
         assert tuple(line.get_ydata()[-1] for line in axis.lines) == ends[key]
         assert {line.get_color() for line in axis.lines} == {
-            STAGE_COLOURS["DPO, own answers"]
+            STAGE_COLOURS["on-policy DPO"]
         }
         assert list(axis.get_xticks()) == [0, 1] and axis.get_xlabel() == "round"

@@ -65,9 +65,12 @@ def test_a_path_that_ends_before_a_number_is_refused():
 
 def test_a_policys_columns_are_those_of_its_scorecard():
     card = dict(score=1, gold_score=2, win_rate=0.5, kl=8, finished=1, different=0.25)
+    card |= dict(tied=0.5, recited=0.75, words=9)
     table = scoreboard({"PPO": card})
     assert table.header == ("", *POLICY_COLUMNS)
-    assert table.rows == [["PPO", "+1.00", "+2.00", "50%", "8.0", "100%", "25%"]]
+    assert table.rows == [
+        ["PPO", "+1.00", "+2.00", "50%", "50%", "8.0", "100%", "25%", "75%", "9.0"]
+    ]
 
 
 def test_lists_stand_side_by_side():

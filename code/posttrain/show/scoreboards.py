@@ -12,9 +12,12 @@ POLICY_COLUMNS = {
     "reward score": ("score", "+.2f"),
     "rubric score": ("gold_score", "+.2f"),
     "won against SFT": ("win_rate", ".0%"),
+    "ties with SFT": ("tied", "mean .0%"),
     "KL (nats/answer)": ("kl", ".1f"),
-    "finished": ("finished", ".0%"),
-    "different answers": ("different", ".0%"),
+    "finished": ("finished", "mean .0%"),
+    "different answers": ("different", "mean .0%"),
+    "recited": ("recited", "mean .0%"),
+    "words": ("words", "mean .1f"),
 }
 
 
