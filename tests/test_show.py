@@ -253,11 +253,10 @@ TYPED = {
         "an aim, or a level of confidence": "95%",
     },
     "reward": {
-        "a setting": "0.001",
+        "a setting": "0.001 0.8",
         "literature": "73%",
-        "an aim, or a level of confidence": "90% 95%",
-        "worked out by hand": "9_points 80% 100%",
-        "an earlier form of the trial, which says so": "6_points",
+        "an aim, or a level of confidence": "85% 90% 95%",
+        "worked out by hand": "7_points 100%",
     },
     "ppo": {
         "a setting": "0.95 2.0",
@@ -266,12 +265,12 @@ TYPED = {
         "a section": "3.5",
     },
     "dpo": {
-        "a setting": "0.1 0.02 0.2 0.5 2.0",
-        "worked out by hand": "3_nats 2_nats 50_nats 25_nats",
-        "an aim, or a level of confidence": "0.02 95%",
+        "a setting": "0.1 0.3 0.5 2.0",
+        "worked out by hand": "3_nats 2_nats 7_nats 22_nats 50_nats",
+        "an aim, or a level of confidence": "0.02 75% 80%",
         "a symptom, not a result": "100% 0.000",
     },
-    "comparison": {"a setting": "0.8 0.02 0.2 0.005", "literature": "1.2 2.5 8_points"},
+    "comparison": {"a setting": "0.8 0.1 0.3", "literature": "1.2 2.5 8_points"},
     "lora": {"worked out by hand": "0.4 0.5 0.25 0.246 4.127"},
     "real": {
         "an aim, or a level of confidence": "0.0001",
