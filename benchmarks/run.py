@@ -486,7 +486,9 @@ def dpo_run(pairs: int) -> None:
             return dataset
 
     tokenizer = CharTokenizer()
-    config = dpo.DPOConfig(batch_size=6, lr=3e-4, beta=0.02, label_smoothing=0.0)
+    config = dpo.DPOConfig(
+        batch_size=6, lr=3e-4, beta=0.02, label_smoothing=0.0, nll_weight=0.0
+    )
     model = GPT(
         GPTConfig.gpt2(vocab_size=tokenizer.vocab_size),
         torch.Generator().manual_seed(0),

@@ -49,7 +49,8 @@ WRITTEN = [
 ]
 PAIRS = encode_pairs(WRITTEN, TOKENIZER, 64)
 LOSSES = ("dpo", "ipo", "simpo", "kto", "orpo")
-TINY = DPOConfig(steps=3, batch_size=2, lr=0.004, beta=0.1, label_smoothing=0.0)
+PLAIN = dict(beta=0.1, label_smoothing=0.0, nll_weight=0.0)
+TINY = DPOConfig(steps=3, batch_size=2, lr=0.004, **PLAIN)
 
 
 def walked(model, prompt, answer, temperature=1.0):
@@ -571,7 +572,9 @@ def trained_by_hand(config):
             ]
         baseline = (mismatched[0] + mismatched[1] - mismatched[2] - mismatched[3]) / 2
         loss = preference_loss(logprobs, online, lengths, config, baseline)
-        seen.append(dict(loss=loss.item()) | pair_report(logprobs, online, config.beta))
+        nll = -(logprobs[0] / lengths[0]).mean().item()
+        noted = dict(loss=loss.item(), nll=nll)
+        seen.append(noted | pair_report(logprobs, online, config.beta))
         policy.zero_grad()
         loss.backward()
         optimizer.step()
@@ -710,7 +713,7 @@ def test_what_is_yielded_was_so_before_the_step_and_is_plain_numbers():
     steps = dpo_steps(policy, reference, PAIRS, replace(TINY, batch_size=5))
     first = next(steps)
     assert all(type(value) is float for value in first.values())
-    assert list(first) == ["loss", *before] and before == pytest.approx(
+    assert list(first) == ["loss", "nll", *before] and before == pytest.approx(
         {n: first[n] for n in before}, abs=1e-10
     )
     after = pair_report(pair_logprobs(policy, PAIRS, PAD), known, 0.1)

@@ -46,6 +46,7 @@ TINY = OnlineDPOConfig(
     lr=0.01,
     beta=0.1,
     label_smoothing=0.0,
+    nll_weight=0.0,
 )
 
 
@@ -274,7 +275,10 @@ def trained_by_hand(config):
             )
             h = config.beta * ((chosen - known[0, rows]) - (rejected - known[1, rows]))
             optimizer.zero_grad()
-            surprise(h, config.label_smoothing).backward()
+            lengths = torch.tensor([len(pairs[i][1]) for i in rows])
+            imitation = -(chosen / lengths).mean()
+            loss = surprise(h, config.label_smoothing) + config.nll_weight * imitation
+            loss.backward()
             optimizer.step()
     return seen, policy
 
@@ -290,6 +294,7 @@ ROUNDS = [
     dict(temperature=1.4, beta=0.5),
     dict(steps=1, seed=2),
     dict(steps=3, prompts=6),
+    dict(nll_weight=0.7),
 ]
 
 

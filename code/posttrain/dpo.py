@@ -29,17 +29,17 @@ class DPOConfig:
     batch_size: int = 18  # pairs per step
     # Pairs per forward pass, whose gradients add up; 0 for all
     micro_batch_size: int = 0
-    lr: float = 1e-4  # Adam's, falling in a straight line to 0
+    lr: float = 2e-4  # Adam's, falling in a straight line to 0
     loss: str = "dpo"  # or "ipo", "simpo", "kto", "orpo"
     # How much a nat of log-ratio counts: the fee for leaving the reference
-    beta: float = 0.3
+    beta: float = 0.05
     # "dpo" alone: the share of labels that are taken to be wrong. A pair is settled at
     # a gap of log((1 - share) / share) / beta nats, and without it at none
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.2
     gamma: float = 1.0  # "simpo" alone: the gap at which a pair counts as even
     odds_weight: float = 0.1  # "orpo" alone: of the odds ratio
     # Of the chosen answers' surprise per token, added to the loss
-    nll_weight: float = 0.0
+    nll_weight: float = 3.0
     seed: int = 0
 
     def __post_init__(self):
@@ -49,7 +49,7 @@ class DPOConfig:
         at_least(
             self, steps=1, batch_size=2 if self.loss == "kto" else 1, micro_batch_size=0
         )
-        at_least(self, lr=0)
+        at_least(self, lr=0, nll_weight=0, odds_weight=0)
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}: from 0 to below 0.5, "
@@ -211,9 +211,10 @@ def pair_part(
         loss, logprobs = pair_loss(
             policy, reference, pairs, reference_logprobs, config, pad, temperature
         )
-        noted = dict(loss=loss.item()) | pair_report(
-            logprobs, reference_logprobs, config.beta
-        )
+        lengths = logprobs.new_tensor([len(chosen) for _, chosen, _ in pairs])  # (B,)
+        surprise = -(logprobs[0] / lengths).mean()
+        noted = dict(loss=loss.item(), nll=surprise.item())
+        noted |= pair_report(logprobs, reference_logprobs, config.beta)
         return share * loss, {name: share * value for name, value in noted.items()}
 
     return part
@@ -261,10 +262,11 @@ def dpo_steps(
     """Train the policy in place; after each step, yield what that batch showed before
     it.
 
-    Yields `loss`; means over the batch of the implicit rewards `chosen_reward`,
-    `rejected_reward` and their gap `margin`; `accuracy`, the share of pairs whose gap
-    is above 0; and `chosen_logprob`, `rejected_logprob`, nats per response. Raises
-    ValueError where the loss is no longer a number.
+    Yields `loss`, the whole of it; `nll`, the chosen answers' surprise in nats per
+    token, before it is weighted; means over the batch of the implicit rewards
+    `chosen_reward`, `rejected_reward` and their gap `margin`; `accuracy`, the share of
+    pairs whose gap is above 0; and `chosen_logprob`, `rejected_logprob`, nats per
+    response. Raises ValueError where the loss is no longer a number.
     """
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     descent = Descent([optimizer], linear_fall(config.steps))

@@ -24,7 +24,7 @@ from posttrain.tokenizer import CharTokenizer
 class OnlineDPOConfig:
     """One run of DPO on the policy's own answers."""
 
-    rounds: int = 6
+    rounds: int = 12
     prompts: int = 32  # per round
     samples: int = 8  # answers per prompt, of which the best and the worst are paired
     max_new_tokens: int = 96  # an answer that has not ended by then is cut
@@ -34,10 +34,13 @@ class OnlineDPOConfig:
     lr: float = 1e-4  # Adam's, falling in a straight line to 0
     beta: float = 0.05
     label_smoothing: float = 0.2  # the share of the judge's labels taken to be wrong
+    # Of the best answers' surprise per token, added to the loss
+    nll_weight: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         at_least(self, rounds=1, prompts=1, samples=2, max_new_tokens=1, steps=1, lr=0)
+        at_least(self, nll_weight=0)
         above_zero(self, "temperature", "beta")
 
 
@@ -89,12 +92,16 @@ def online_dpo_rounds(
 
     prompts: texts to answer. Yields `score`, the reward model's mean over the round's
     answers; `pairs`, their number; and of the pairs, before they were trained on,
-    `loss` and what `pair_report` says. Raises ValueError where scores or loss are no
-    longer numbers.
+    `loss`, `dpo_loss` alone, and what `pair_report` says. Raises ValueError where
+    scores or loss are no longer numbers.
     """
     tokenizer, generator = CharTokenizer(), torch.Generator().manual_seed(config.seed)
     pad, temperature = tokenizer.pad, config.temperature
-    loss = DPOConfig(beta=config.beta, label_smoothing=config.label_smoothing)
+    loss = DPOConfig(
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        nll_weight=config.nll_weight,
+    )
     encoded = [render_question(text, tokenizer) for text in prompts]
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     descent = Descent([optimizer], linear_fall(config.rounds))

@@ -266,7 +266,7 @@ def test_dpo_from_logits_is_trls_and_so_is_what_is_reported(seed, empty, scale, 
             now,
             then,
             mask.sum(-1).view(2, -1),
-            DPOConfig(beta=0.1, label_smoothing=0.0),
+            DPOConfig(beta=0.1, label_smoothing=0.0, nll_weight=0.0),
         )
 
     def theirs(logits):
@@ -388,7 +388,7 @@ def test_the_dpo_loss_of_pairs_and_its_gradients_are_those_of_trl(seed, dtype):
         reference,
         pairs,
         pair_logprobs(reference, pairs, PAD),
-        DPOConfig(beta=0.05, label_smoothing=0.0),
+        DPOConfig(beta=0.05, label_smoothing=0.0, nll_weight=0.0),
         PAD,
     )
     loss.backward()
@@ -410,7 +410,7 @@ def test_ktos_loss_baseline_and_gradients_are_trls_on_transformers_gpt2(swapped,
     policy, reference = (
         policy_of(seed, dtype) for seed in ((1, 0) if swapped else (0, 1))
     )
-    pairs, config = pairs_of_texts(5), DPOConfig(loss="kto", beta=0.05)
+    pairs, config = pairs_of_texts(5), DPOConfig(loss="kto", beta=0.05, nll_weight=0.0)
     peers = [as_gpt2(copy.deepcopy(model).double()) for model in (policy, reference)]
     # Ours takes the chosen answer of the pair after, TRL the answer of the row before:
     # so its rows go backwards. TRL mismatches the rejected answers too, where a batch

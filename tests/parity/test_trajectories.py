@@ -206,7 +206,12 @@ def test_twenty_steps_of_dpo_are_those_of_trls_dpotrainer(dtype, tmp_path):
         datasets.elsewhere_preferences(), TOKENIZER, SHAPE.context
     )
     config = dpo.DPOConfig(
-        steps=STEPS, batch_size=6, beta=0.1, lr=RATE, label_smoothing=0.0
+        steps=STEPS,
+        batch_size=6,
+        beta=0.1,
+        lr=RATE,
+        label_smoothing=0.0,
+        nll_weight=0.0,
     )
     steps = list(dpo.dpo_steps(policy, model, pairs, config))
     rows = [

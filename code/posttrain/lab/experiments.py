@@ -106,7 +106,9 @@ def ppo() -> Experiment:
     slip = "returns after whitening"
     claims = {
         "PPO": PolicyTrial(usual, every=8),
-        "no penalty": PolicyTrial(replace(usual, beta=0.0, kl_target=0.0), every=4),
+        "no penalty": PolicyTrial(
+            replace(usual, beta=0.0, kl_target=0.0), every=4, early=3
+        ),
     }
     near = replace(usual, kl_target=3.0, beta=0.1)
     grpo = replace(
@@ -135,22 +137,26 @@ def dpo() -> Experiment:
     losses beside it.
     """
     usual = DPOConfig()
-    plain = replace(usual, label_smoothing=0.0)
+    plain = replace(usual, label_smoothing=0.0, nll_weight=0.0)
+    tuned = replace(plain, steps=80, lr=5e-5, beta=1.0)
+    alone = replace(usual, loss="orpo", odds_weight=0.0, nll_weight=0.0)
+    kto = replace(usual, loss="kto", beta=0.3, steps=80, lr=1e-4)
     claims = {"DPO": PolicyTrial(usual, every=10)}
     claims["on-policy DPO"] = PolicyTrial(OnlineDPOConfig())
     for kind in ("elsewhere", "minimal", "stronger"):
         claims[kind] = PolicyTrial(usual, every=10, pairs=kind)
     changes = {
-        "no smoothing": plain,
-        "no smoothing, beta 3": replace(plain, beta=3.0),
-        "no smoothing, smaller steps": replace(plain, lr=usual.lr / 4),
-        "chosen answers' loss": replace(usual, nll_weight=1.0),
-        "beta 0.1": replace(usual, beta=0.1),
-        "beta 1": replace(usual, beta=1.0),
-        "IPO": replace(usual, loss="ipo", beta=0.05),
-        "SimPO": replace(usual, loss="simpo", beta=20.0, lr=3e-5),
-        "ORPO": replace(usual, loss="orpo", odds_weight=0.1),
-        "KTO": replace(usual, loss="kto", beta=1.0),
+        "no smoothing": replace(usual, label_smoothing=0.0),
+        "no chosen answers' loss": replace(usual, nll_weight=0.0),
+        "neither": plain,
+        "neither, tuned": tuned,
+        "chosen answers alone": alone,
+        "beta 0.02": replace(usual, beta=0.02),
+        "beta 0.3": replace(usual, beta=0.3),
+        "IPO": replace(usual, loss="ipo"),
+        "SimPO": replace(usual, loss="simpo", beta=2.0, steps=80, lr=1e-4),
+        "ORPO": replace(alone, odds_weight=0.3),
+        "KTO": kto,
     }
     every = {name: PolicyTrial(config, every=10) for name, config in changes.items()}
     return Experiment(dpo_trial, claims, every)

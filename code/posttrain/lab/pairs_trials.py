@@ -66,6 +66,7 @@ def dpo_config(trial: PairsTrial) -> DPOConfig:
         lr=5e-5,
         beta=0.1,
         label_smoothing=trial.label_smoothing,
+        nll_weight=0.0,
         seed=trial.seed,
     )
 

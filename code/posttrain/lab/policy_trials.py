@@ -45,6 +45,7 @@ class PolicyTrial:
 
     config: PPOConfig | DPOConfig | OnlineDPOConfig = field(default_factory=PPOConfig)
     every: int = 1000  # steps or rounds between two scorecards; the last is always made
+    early: int = 0  # so many first rounds of PPO are judged, each
     mistake: str = ""  # made on purpose, by its name in `patches.MISTAKES`
     pairs: str = "own"  # DPO's: one of `pair_origins.KINDS`
 
@@ -77,11 +78,13 @@ def ppo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
     with making(trial.mistake):
         for noted in ppo_steps(models, prompts, config):
             rounds.append(noted)
-            if len(rounds) % trial.every == 0 or len(rounds) == config.iterations:
+            n = len(rounds)
+            early = n <= trial.early
+            if early or n % trial.every == 0 or n == config.iterations:
                 card = judged(
                     sft, judge, words, models.policy, start, seed, config.temperature
                 )
-                cards.append(dict(card, round=len(rounds)))
+                cards.append(dict(card, round=n))
     loss = shakespeare_loss(corpus, models.policy)
     return dict(rounds=rounds, cards=outlined(cards), shakespeare_loss=loss)
 

@@ -124,7 +124,8 @@ def real_dpo_steps(
     while they are off.
     """
     shared = shared_settings(config, len(pairs))
-    settings = DPOConfig(**shared, beta=config.beta, label_smoothing=0.0)
+    plain = dict(label_smoothing=0.0, nll_weight=0.0)
+    settings = DPOConfig(**shared, beta=config.beta, **plain)
     batches = dpo_batches(reference, pairs, settings, pad)
     return follow(policy, batches, descent, first=first)
 

@@ -57,7 +57,7 @@ NAMES = (
         "",
         "ours is the coefficient, too",
     ),
-    Name("DPOConfig.beta", "DPOConfig.beta", "--beta", "0.1 is usual; ours is 0.5"),
+    Name("DPOConfig.beta", "DPOConfig.beta", "--beta", "0.1 is usual; ours is 0.05"),
     Name(
         "DPOConfig.label_smoothing",
         "DPOConfig.label_smoothing",
