@@ -140,7 +140,6 @@ def dpo() -> Experiment:
     plain = replace(usual, label_smoothing=0.0, nll_weight=0.0)
     tuned = replace(plain, steps=80, lr=5e-5, beta=1.0)
     alone = replace(usual, loss="orpo", odds_weight=0.0, nll_weight=0.0)
-    kto = replace(usual, loss="kto", beta=0.3, steps=80, lr=1e-4)
     claims = {"DPO": PolicyTrial(usual, every=10)}
     claims["on-policy DPO"] = PolicyTrial(OnlineDPOConfig())
     for kind in ("elsewhere", "minimal", "stronger"):
@@ -153,10 +152,10 @@ def dpo() -> Experiment:
         "chosen answers alone": alone,
         "beta 0.02": replace(usual, beta=0.02),
         "beta 0.3": replace(usual, beta=0.3),
-        "IPO": replace(usual, loss="ipo"),
-        "SimPO": replace(usual, loss="simpo", beta=2.0, steps=80, lr=1e-4),
+        "IPO": replace(usual, loss="ipo", nll_weight=1.0, lr=1e-4),
+        "SimPO": replace(usual, loss="simpo", beta=10.0, lr=1e-4),
         "ORPO": replace(alone, odds_weight=0.3),
-        "KTO": kto,
+        "KTO": replace(usual, loss="kto", beta=0.3),
     }
     every = {name: PolicyTrial(config, every=10) for name, config in changes.items()}
     return Experiment(dpo_trial, claims, every)
