@@ -1431,8 +1431,10 @@ def run_tests(tests: list[str], mutant: Mutant | None = None) -> str:
             )
         except subprocess.TimeoutExpired:
             return f"not done after {TIMEOUT} s"
-    # Exit code 1 stands for errors in fixtures, too
-    if found.returncode == 1 and "\nFAILED tests/" in found.stdout:
+    # A test has failed, or what it is about could not be made; a file that cannot be
+    # read as tests ends with another code
+    signs = ("\nFAILED tests/", "\nERROR tests/")
+    if found.returncode == 1 and any(sign in found.stdout for sign in signs):
         return "failed"
     return (
         "passed"

@@ -265,12 +265,13 @@ TYPED = {
         "a section": "3.5",
     },
     "dpo": {
-        "a setting": "0.1 0.3 0.5 2.0",
-        "worked out by hand": "3_nats 2_nats 7_nats 22_nats 50_nats",
+        "a setting": "0.1 0.05 0.5 2.0",
+        "literature": "0.2",
+        "worked out by hand": "3_nats 2_nats 50_nats",
         "an aim, or a level of confidence": "0.02 75% 80%",
         "a symptom, not a result": "100% 0.000",
     },
-    "comparison": {"a setting": "0.8 0.1 0.3", "literature": "1.2 2.5 8_points"},
+    "comparison": {"a setting": "0.8 0.02 0.05", "literature": "1.2 2.5 8_points"},
     "lora": {"worked out by hand": "0.4 0.5 0.25 0.246 4.127"},
     "real": {
         "an aim, or a level of confidence": "0.0001",

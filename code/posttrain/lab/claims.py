@@ -150,17 +150,20 @@ def dpo_claims(policies: Policies) -> Iterator[Claim]:
     ranked = [run["heldout"][-1]["accuracy"] for run in record["DPO"]]
     others = {
         name: [run["cards"][-1] for run in record[name]]
-        for name in ("elsewhere", "no smoothing")
+        for name in ("elsewhere", "neither")
     }
     foreign = [card["win_rate"] for card in others["elsewhere"]]
     ahead = less(wins("DPO", "SFT"), foreign)
-    farther = less([card["kl"] for card in others["no smoothing"]], of("DPO", "kl"))
-    yield Claim(5, f"DPO: {won}", ">=", 0.55, wins("DPO", "SFT"), aim=0.7)
-    yield Claim(5, f"DPO: {done}", ">=", 0.88, of("DPO", "finished"), aim=0.95)
+    free = others["neither"]
+    farther = less([card["kl"] for card in free], of("DPO", "kl"))
+    alone = [run["heldout"][-1]["accuracy"] for run in record["chosen answers alone"]]
+    yield Claim(5, f"DPO: {won}", ">=", 0.65, wins("DPO", "SFT"), aim=0.7)
+    yield Claim(5, f"DPO: {done}", ">=", 0.9, of("DPO", "finished"), aim=0.95)
     yield Claim(5, "DPO: KL to the SFT model (nats)", "<=", 12.0, of("DPO", "kl"))
-    yield Claim(5, "DPO: held-out pairs ranked right", ">=", 0.5, ranked, aim=0.8)
+    yield Claim(5, "DPO: held-out pairs ranked right", ">=", 0.7, ranked, aim=0.8)
+    yield Claim(5, "DPO ranks more than imitation", ">", 0.0, less(ranked, alone))
     yield Claim(5, "own answers' pairs win more than others", ">", 0.0, ahead)
-    yield Claim(5, "a lead without an end leads farther (nats)", ">", 0.0, farther)
+    yield Claim(5, "DPO without brakes goes farther (nats)", ">", 0.0, farther)
     yield Claim(5, f"{online}: {won}", ">=", 0.65, wins(online, "SFT"), aim=0.75)
     yield Claim(5, f"{online}: {done}", ">=", 0.9, of(online, "finished"), aim=0.95)
     yield Claim(5, f"{online} beats DPO on pairs", ">", 0.5, wins(online, "DPO"))
