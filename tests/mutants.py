@@ -101,9 +101,8 @@ DETAILS = {
     "the prompt not.",
     "DPO 2": "Implicit rewards are beta times the log-ratio, without a gradient.",
     "DPO 3": "The loss starts at ln 2, and its gradient is the closed form.",
-    "DPO 4": "Smoothing and the losses beside it are their papers' formulas, on sums "
-    "or "
-    "means as there.",
+    "DPO 4": "Smoothing, the chosen answers' loss and the losses beside DPO's are "
+    "their papers' formulas, on sums or means as there.",
     "DPO 5": "Both answers go through one pass, and what the reference said once is "
     "what "
     "it would say now.",
@@ -197,8 +196,8 @@ SOURCES = {
     "DPO 1": "rafailov2023dpo",
     "DPO 2": "rafailov2023dpo",
     "DPO 3": "rafailov2023dpo",
-    "DPO 4": "mitchell2023cdpo,azar2023ipo,meng2024simpo,ethayarajh2024kto,"
-    "hong2024orpo",
+    "DPO 4": "mitchell2023cdpo,pang2024iterative,azar2023ipo,meng2024simpo,"
+    "ethayarajh2024kto,hong2024orpo",
     "LoRA 1": "hu2022lora",
     "LoRA 2": "hu2022lora",
     "LoRA 3": "hu2022lora",
@@ -824,6 +823,31 @@ MUTANTS = (
         "wrong * F.logsigmoid(h)",
         "test_dpo.py::"
         "test_smoothing_mixes_the_surprise_at_the_label_with_that_at_its_opposite",
+    ),
+    Mutant(
+        "DPO 4",
+        "the rejected answers are held up",
+        "dpo.py",
+        "config.nll_weight * means[0]",
+        "config.nll_weight * means[1]",
+        "test_dpo.py::test_each_loss_sees_sums_or_means_as_its_paper_says",
+    ),
+    Mutant(
+        "DPO 4",
+        "the chosen answers' sums are added",
+        "dpo.py",
+        "config.nll_weight * means[0]",
+        "config.nll_weight * logprobs[0]",
+        "test_dpo.py::test_each_loss_sees_sums_or_means_as_its_paper_says",
+    ),
+    Mutant(
+        "DPO 4",
+        "on fresh answers nothing is held up",
+        "online_dpo.py",
+        "config.nll_weight",
+        "0.0",
+        "test_online_dpo.py::"
+        "test_a_round_is_adam_on_dpos_loss_with_the_reference_asked_anew",
     ),
     Mutant(
         "DPO 4",
