@@ -1,7 +1,7 @@
 """Try the settings of docs/tuning.jsonl again: how the recipes of chapters 4 and 5 were
 chosen.
 
-Tuned are runs of two seeds that are in no record, which practise on 72 of the training
+Tuned are runs with seeds that are in no record, which practise on 72 of the training
 prompts. They are judged on the other 24, four answers to each. `python
 benchmarks/tuning.py METHOD` prints, for each setting, what is noted there and what this
 machine finds.

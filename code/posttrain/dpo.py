@@ -121,7 +121,7 @@ def mismatched_kl(
     nats.
 
     Each prompt gets the chosen answer of the pair after it, cut to what the context
-    holds. Source: Ethayarajh et al. 2024, section 4.1.
+    holds. Source: Ethayarajh et al. 2024, section 4.1, who take rejected ones as well.
     """
     answers = [chosen for _, chosen, _ in pairs]
     tokens, mask = pack(

@@ -30,7 +30,7 @@ class OnlineDPOConfig:
     max_new_tokens: int = 96  # an answer that has not ended by then is cut
     # Of the policy: of its samples and of all its log-probabilities
     temperature: float = 0.8
-    steps: int = 12  # optimiser steps per round, which share its pairs
+    steps: int = 12  # optimiser steps per round at most, which share its pairs
     lr: float = 1e-4  # Adam's, falling in a straight line to 0
     beta: float = 0.05
     label_smoothing: float = 0.2  # the share of the judge's labels taken to be wrong

@@ -664,3 +664,17 @@ def test_the_books_trials_have_keys_and_run_the_code_that_is_on_disk(name):
     ) == len(keys)
     assert evidence.code.changed(EXPERIMENTS[name].trial) == []
     assert not set(EXPERIMENTS[name].claims) & set(EXPERIMENTS[name].variations)
+
+
+def test_the_committed_records_that_are_compared_start_from_the_same_models():
+    """An SFT model of seed i is one in all of them: they come from one machine.
+
+    Where it fails, remove these records and measure them anew, all on one machine.
+    """
+    starts = {}
+    for name in ("ppo", "dpo", "rivals"):
+        for runs in evidence.read(name).runs.values():
+            for seed, run in enumerate(runs):
+                start = run["cards"][0]["gold_score"]
+                starts.setdefault(seed, {}).setdefault(round(start, 3), name)
+    assert starts and all(len(found) == 1 for found in starts.values()), starts

@@ -54,6 +54,7 @@ def test_an_interval_of_shares_ends_at_0_and_100_percent_and_one_of_gaps_does_no
 
 def test_one_seed_prints_alone_and_has_no_interval():
     assert f"{Seeds([0.5]):.0%}" == "50%" and Seeds([0.5]).range(".1f") == "0.5"
+    assert Seeds([0.501, 0.499]).range(".2f") == "0.50"
     with pytest.raises(ValueError, match="two values or more"):
         print(Seeds([0.5]).interval)
 

@@ -105,9 +105,12 @@ class Seeds:
     # Text
 
     def range(self, form: str = ".2f") -> str:
-        """The least and the greatest value as text: "0.003 to 0.010"."""
+        """The least and the greatest value as text: "0.003 to 0.010".
+
+        Where both are written alike, that once.
+        """
         least, greatest = f"{min(self):{form}}", f"{max(self):{form}}"
-        return least if len(self) == 1 else f"{least} to {greatest}"
+        return least if least == greatest else f"{least} to {greatest}"
 
     def __format__(self, form: str) -> str:
         word, _, rest = form.rpartition(" ")
