@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -22,6 +20,7 @@ from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.evaluate import win_rate
 from posttrain.gpt import GPT
 from posttrain.lab.scorecard import judge_answers, lexicon
+from posttrain.lab.tuning import tried
 from posttrain.logprobs import pack, sequence_kl
 from posttrain.online_dpo import OnlineDPOConfig, online_dpo_rounds
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
@@ -31,7 +30,6 @@ from posttrain.sft import SFTConfig
 from posttrain.stages import reward_model, sft_model
 from posttrain.tokenizer import CharTokenizer
 
-TRIED = Path(__file__).parents[1] / "docs" / "tuning.jsonl"
 HELD, DRAWS = 24, 4  # prompts that are judged on, and answers to each
 KEYS = ("won", "gold_score", "kl", "finished")
 
@@ -83,7 +81,7 @@ def tried_again(row: dict) -> Iterator[dict]:
 
 def main() -> None:
     """Try the settings of the methods that are named, or of all."""
-    rows = [json.loads(line) for line in TRIED.read_text("utf-8").splitlines()]
+    rows = tried()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*", metavar="METHOD")
     wanted = parser.parse_args().methods or {row["method"] for row in rows}

@@ -459,6 +459,8 @@ def test_losses_without_a_reference_do_not_see_it(loss):
         (dict(beta=-0.1), "beta is -0.1"),
         (dict(label_smoothing=0.5), "label_smoothing is 0.5"),
         (dict(label_smoothing=-0.1), "label_smoothing is -0.1"),
+        (dict(nll_weight=-0.1), "nll_weight is -0.1: use at least 0"),
+        (dict(odds_weight=-0.1), "odds_weight is -0.1: use at least 0"),
         (dict(steps=0), "steps is 0: use at least 1"),
         (dict(batch_size=0), "batch_size is 0: use at least 1"),
         (dict(loss="kto", batch_size=1), "batch_size is 1: use at least 2"),

@@ -226,6 +226,7 @@ def test_an_answer_that_could_outgrow_the_context_is_refused():
         (dict(temperature=-1.0), "temperature is -1.0: use a number above 0"),
         (dict(beta=0.0), "beta is 0.0: use a number above 0"),
         (dict(beta=-0.5), "beta is -0.5: use a number above 0"),
+        (dict(nll_weight=-0.1), "nll_weight is -0.1: use at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):

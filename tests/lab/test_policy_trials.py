@@ -196,6 +196,16 @@ def test_cards_are_taken_before_every_so_many_rounds_and_at_the_end_once(
     assert history["rounds"] == [dict(score=i) for i in range(iterations)]
 
 
+def test_each_of_the_first_rounds_is_judged_where_the_trial_says_so(monkeypatch, paid):
+    noted_cards(monkeypatch, [[1.0]])
+    monkeypatch.setattr(
+        module, "ppo_steps", lambda *arguments: (dict(score=i) for i in range(5))
+    )
+    trial = module.PolicyTrial(replace(TINY, iterations=5), every=4, early=2)
+    cards = module.ppo_trial(CORPUS, trial, 3)["cards"]
+    assert [card["round"] for card in cards] == [0, 1, 2, 4, 5]
+
+
 def test_win_rates_are_against_the_first_card_which_draws_with_itself(
     monkeypatch, paid
 ):
