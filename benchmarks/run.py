@@ -215,9 +215,7 @@ def ppo_step(pairs: int) -> None:
         for _ in range(config.batch_size)
     ]
     prompts = [render_question(text, tokenizer) for text in texts]
-    rounds = ppo_steps(
-        assemble(GPT(shape), RewardModel(GPT(shape)), config), texts, config
-    )
+    rounds = ppo_steps(assemble(GPT(shape), RewardModel(GPT(shape))), texts, config)
     ours, theirs, our_lengths, their_lengths = [], [], [], []
 
     class InTurn(TrainerCallback):

@@ -19,6 +19,7 @@ from posttrain.data import corpus, datasets
 from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.evaluate import win_rate
 from posttrain.gpt import GPT
+from posttrain.lab.ppo_variants import variant
 from posttrain.lab.scorecard import judge_answers, lexicon
 from posttrain.lab.tuning import tried
 from posttrain.logprobs import pack, sequence_kl
@@ -41,8 +42,9 @@ def trained(
     prompts, policy = datasets.training_prompts()[:-HELD], copy.deepcopy(sft)
     if method in ("PPO", "GRPO"):
         config = PPOConfig(**settings, seed=seed)
-        models = assemble(sft, judge, config)
-        list(ppo_steps(models, prompts, config))
+        chosen = variant("" if method == "PPO" else method)
+        models = chosen.models(assemble(sft, judge))
+        list(ppo_steps(models, prompts, config, chosen.estimate, chosen.losses))
         return models.policy
     if method == "on-policy DPO":
         config = OnlineDPOConfig(**settings, seed=seed)

@@ -26,20 +26,26 @@ from torch import nn
 
 from posttrain import ppo as module
 from posttrain.chat import render_prompt
-from posttrain.lab.patches import making
+from posttrain.lab.ppo_variants import (
+    VARIANTS,
+    NoValues,
+    group_relative,
+    leave_one_out,
+    losses_with_kl,
+    variant,
+)
 from posttrain.logprobs import kl_estimate, sequence_kl
 from posttrain.optim import Descent
 from posttrain.ppo import (
     Models,
     PPOConfig,
     Rollout,
+    ValueModel,
     assemble,
     build_optimizer,
     collect_rollout,
     estimate_advantages,
     gae,
-    group_relative,
-    leave_one_out,
     minibatch_losses,
     next_beta,
     pick,
@@ -68,13 +74,13 @@ PROMPTS = [
 TINY = PPOConfig(iterations=2, batch_size=4, max_new_tokens=6)
 
 
-def models(dtype=torch.float64, **changes):
-    return assemble(moved(dtype=dtype), judge(5, dtype), replace(TINY, **changes))
+def models(dtype=torch.float64):
+    return assemble(moved(dtype=dtype), judge(5, dtype))
 
 
-def apart(dtype=torch.float64, **changes):
+def apart(dtype=torch.float64):
     """Four models whose policy has moved away from its reference."""
-    some = models(dtype, **changes)
+    some = models(dtype)
     with torch.no_grad():
         for parameter in some.policy.parameters():
             parameter += 0.1 * torch.randn(
@@ -106,7 +112,7 @@ ACTIONS = torch.tensor(
 
 def test_the_policy_starts_as_a_copy_and_the_reference_is_the_sft_model_itself():
     sft, reward_model = moved(), judge(5)
-    some = assemble(sft, reward_model, TINY)
+    some = assemble(sft, reward_model)
     assert some.reference is sft and some.reward_model is reward_model
     assert same(weights(sft), some.policy)
     owners = [
@@ -123,51 +129,16 @@ def test_values_start_as_what_the_reward_model_would_say_if_the_text_ended_there
         values = some.value_model(tokens)
         assert values.shape == (3, 20) and values.dtype == dtype and values.std() > 0.1
         close(values, some.reward_model.token_scores(tokens), atol)
-    assert PPOConfig().value_start == "reward_model"
 
 
-def test_values_that_start_at_zero_have_a_transformer_of_their_own():
-    some = models(value_start="zero")
-    assert (
-        some.value_model(torch.randint(69, (3, 20), generator=seeded())).abs().max()
-        == 0
-    )
-    assert same(weights(some.reward_model.body), some.value_model.body)
-    assert some.value_model.body is not some.reward_model.body
-
-
-def test_shared_values_stand_on_the_policys_own_transformer_and_start_at_zero():
-    some = models(value_start="shared")
-    assert some.value_model.body is some.policy
+def test_a_value_model_of_its_own_starts_at_zero_on_the_body_it_is_given():
+    body = moved()
+    model = ValueModel(body)
     tokens = torch.randint(69, (3, 20), generator=seeded())
-    assert some.value_model(tokens).abs().max() == 0
+    assert model(tokens).abs().max() == 0 and model.body is body
     with torch.no_grad():
-        some.value_model.head.weight.fill_(1.0)
-    close(some.value_model(tokens), some.policy.hidden(tokens).sum(-1), 1e-10)
-
-
-@pytest.mark.parametrize("estimator", ["reinforce", "rloo", "grpo"])
-def test_what_compares_answers_has_no_value_model(estimator):
-    some = models(estimator=estimator, group=2)
-    assert some.value_model is None
-    assert rollout_of(some).values.abs().max() == 0
-
-
-@pytest.mark.parametrize("value_start", ["reward_model", "zero", "shared"])
-def test_without_normalising_scores_keep_the_zero_and_unit_of_training(value_start):
-    given = judge(5)
-    before = weights(given)
-    some = assemble(
-        moved(), given, replace(TINY, normalised=False, value_start=value_start)
-    )
-    assert some.reward_model is not given and same(before, given)
-    assert (some.reward_model.shift, some.reward_model.scale) == (0, 1)
-    tokens = torch.randint(69, (3, 20), generator=seeded())
-    close(
-        some.reward_model.token_scores(tokens), given.token_scores(tokens) * 1.5 + 0.25
-    )
-    if value_start == "reward_model":
-        close(some.value_model(tokens), some.reward_model.token_scores(tokens))
+        model.head.weight.fill_(1.0)
+    close(model(tokens), body.hidden(tokens).sum(-1), 1e-10)
 
 
 def test_nothing_is_dropped_out_in_any_of_the_four():
@@ -408,16 +379,11 @@ def test_whitened_values_have_mean_0_and_variance_1_over_n_within_the_mask():
     )
     assert found[ACTIONS].var(unbiased=False).item() == pytest.approx(1, abs=1e-7)
     assert (found[~ACTIONS] == 0).all()
-    # Without the shift the mean is kept, and only the spread changes
-    close(
-        whiten(broken, ACTIONS, shift_mean=False), (found + kept.mean()) * ACTIONS, 1e-9
-    )
 
 
 def test_whitening_one_value_divides_by_no_zero():
     value, mask = torch.tensor([[4.0, 1.0]]), torch.tensor([[True, False]])
     assert whiten(value, mask).tolist() == [[0, 0]]
-    assert whiten(value, mask, shift_mean=False).tolist() == [[4, 0]]
     assert (
         whiten(torch.full((2, 3), 7.0), torch.ones(2, 3, dtype=torch.bool)).abs().max()
         == 0
@@ -460,74 +426,93 @@ def made_up(seed=0):
     )
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_estimated_advantages_are_gae_and_returns_come_before_whitening(kind, kl_in):
-    rollout = made_up()
-    config = PPOConfig(kl_estimator=kind, kl_in=kl_in, gamma=0.9, gae_lambda=0.8)
+def rewards_by_hand(rollout, kind, beta):
+    """Minus beta times the KL of each token, and the score at the last."""
     r = rollout.reference_logprobs - rollout.logprobs
     kl = dict(k1=-r, k2=r**2 / 2, k3=r.exp() - 1 - r)[kind]
-    rewards = -(0.3 if kl_in == "reward" else 0.0) * kl * rollout.actions
+    rewards = -beta * kl * rollout.actions
     for row in range(4):
         rewards[row, rollout.actions[row].nonzero()[-1]] += rollout.scores[row]
+    return rewards
+
+
+def whitened_by_hand(values, actions):
+    kept = values[actions]
+    return (values - kept.mean()) / kept.std(unbiased=False) * actions
+
+
+SETTINGS = PPOConfig(gamma=0.9, gae_lambda=0.8)
+
+
+def test_estimated_advantages_are_gae_and_returns_come_before_whitening():
+    rollout = made_up()
+    rewards = rewards_by_hand(rollout, "k1", 0.3)
     expected = brute_force_gae(rewards, rollout.values, rollout.actions, 0.9, 0.8)
-    plain, returns = estimate_advantages(
-        rollout, replace(config, whiten_advantages=False), 0.3
-    )
-    close(plain, expected)
-    close(returns, expected + rollout.values)
-    kept = expected[rollout.actions]
-    white = (expected - kept.mean()) / kept.std(unbiased=False) * rollout.actions
-    advantages, returns = estimate_advantages(rollout, config, 0.3)
+    white = whitened_by_hand(expected, rollout.actions)
+    advantages, returns = estimate_advantages(rollout, SETTINGS, 0.3)
     close(advantages, white, 1e-7)
     close(returns, expected + rollout.values)
-    # The swapped order, where it is patched in, and afterwards the right one
-    with making("returns after whitening"):
-        wrong, returns = module.estimate_advantages(rollout, config, 0.3)
+    # The swapped order, where it is asked for
+    wrong, returns = variant("returns after whitening").estimate(rollout, SETTINGS, 0.3)
     close(wrong, white, 1e-7)
     close(returns, white + rollout.values, 1e-7)
-    assert module.estimate_advantages is estimate_advantages
 
 
-def test_whitened_rewards_keep_their_mean():
-    rollout = made_up()
-    config = PPOConfig(whiten_rewards=True, whiten_advantages=False)
-    kl = rollout.logprobs - rollout.reference_logprobs
-    rewards = token_rewards(rollout.scores, kl, rollout.actions, 0.3)
-    kept = rewards[rollout.actions]
-    rewards = (
-        (rewards - kept.mean()) / kept.std(unbiased=False) + kept.mean()
-    ) * rollout.actions
-    expected = brute_force_gae(rewards, rollout.values, rollout.actions, 1.0, 0.95)
-    close(estimate_advantages(rollout, config, 0.3)[0], expected, 1e-6)
-
-
-@pytest.mark.parametrize("estimator", ["reinforce", "rloo", "grpo"])
-def test_estimators_without_values_give_each_token_its_whole_responses_advantage(
-    estimator,
+@pytest.mark.parametrize(
+    ("name", "kind", "beta"),
+    [
+        ("not whitened", "k1", 0.3),
+        ("k2 in the reward", "k2", 0.3),
+        ("k3 in the reward", "k3", 0.3),
+        ("k1 in the loss", "k1", 0.0),
+        ("k2 in the loss", "k1", 0.0),
+        ("k3 in the loss", "k1", 0.0),
+    ],
+)
+def test_without_whitening_advantages_are_gae_of_the_rewards_of_each_kind(
+    name, kind, beta
 ):
     rollout = made_up()
-    config = PPOConfig(estimator=estimator, group=2, whiten_advantages=False)
+    rewards = rewards_by_hand(rollout, kind, beta)
+    expected = brute_force_gae(rewards, rollout.values, rollout.actions, 0.9, 0.8)
+    advantages, returns = variant(name).estimate(rollout, SETTINGS, 0.3)
+    close(advantages, expected)
+    close(returns, expected + rollout.values)
+
+
+@pytest.mark.parametrize("name", ["REINFORCE", "RLOO", "GRPO"])
+def test_estimators_without_values_give_each_token_its_whole_responses_advantage(name):
+    rollout = made_up()
+    config = PPOConfig(group=2)
+    beta = 0.0 if name == "GRPO" else 0.3
     kl = ((rollout.logprobs - rollout.reference_logprobs) * rollout.actions).sum(-1)
-    a, b, c, d = (rollout.scores - 0.3 * kl).tolist()
+    a, b, c, d = (rollout.scores - beta * kl).tolist()
     mean = (a + b + c + d) / 4
     expected = dict(
-        reinforce=[a - mean, b - mean, c - mean, d - mean],
-        rloo=[a - b, b - a, c - d, d - c],
-        grpo=[
+        REINFORCE=[a - mean, b - mean, c - mean, d - mean],
+        RLOO=[a - b, b - a, c - d, d - c],
+        GRPO=[
             s * 0.5**0.5 / (1 + 1e-4 / (abs(x - y) * 0.5**0.5)) * (1 if x > y else -1)
             for s, x, y in ((1, a, b), (1, b, a), (1, c, d), (1, d, c))
         ],
-    )[estimator]
-    advantages, returns = estimate_advantages(rollout, config, 0.3)
-    close(
-        advantages,
-        torch.tensor(expected, dtype=torch.float64)[:, None] * rollout.actions,
-    )
-    close(
-        returns,
-        torch.tensor([a, b, c, d], dtype=torch.float64)[:, None] * rollout.actions,
-    )
+    )[name]
+    spread = torch.tensor(expected, dtype=torch.float64)[:, None] * rollout.actions
+    if name != "GRPO":
+        spread = whitened_by_hand(spread, rollout.actions)
+    advantages, returns = variant(name).estimate(rollout, config, 0.3)
+    close(advantages, spread, 1e-7)
+    assert returns.shape == rollout.actions.shape and (returns == 0).all()
+
+
+@pytest.mark.parametrize("compare", [leave_one_out, group_relative])
+def test_a_group_of_one_has_nothing_to_compare(compare):
+    with pytest.raises(ValueError, match="group is 1: .* use at least 2"):
+        compare(torch.ones(3), 1)
+
+
+def test_a_variant_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="variant is 'GRPO2': use one of returns"):
+        variant("GRPO2")
 
 
 # Losses
@@ -626,20 +611,9 @@ def test_losses_are_means_over_actions_whatever_stands_elsewhere():
     close(value_loss(new, old, returns, ACTIONS), value_loss(a, b, d, ACTIONS))
 
 
-@pytest.mark.parametrize("value_start", ["reward_model", "shared"])
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(
-    value_start, kl_in
-):
-    config = replace(
-        TINY,
-        value_start=value_start,
-        kl_in=kl_in,
-        kl_estimator="k3",
-        value_coef=0.25,
-        temperature=0.6,
-    )
-    some = models(value_start=value_start)
+@pytest.mark.parametrize("kind", ["", "k1", "k2", "k3"])
+def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(kind):
+    config, some = replace(TINY, temperature=0.6, beta=0.7), models()
     rollout = collect_rollout(some, PROMPTS, config, seeded(2))
     with torch.no_grad():
         for parameter in [*some.policy.parameters(), *some.value_model.parameters()]:
@@ -648,7 +622,8 @@ def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(
             )
     shape, actions = rollout.actions.shape, rollout.actions
     advantages, returns = normal(*shape), normal(*shape, seed=1)
-    found = minibatch_losses(some, rollout, advantages, returns, config, beta=0.7)
+    losses = variant(f"{kind} in the loss" if kind else "").losses
+    found = losses(some, rollout, advantages, returns, config)
     distribution = (some.policy(rollout.tokens)[:, :-1] / 0.6).log_softmax(-1)
     logprobs = distribution.gather(-1, rollout.tokens[:, 1:, None]).squeeze(-1)
     policy, held = policy_loss(logprobs, rollout.logprobs, advantages, actions, 0.2)
@@ -656,14 +631,11 @@ def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(
         some.value_model(rollout.tokens)[:, :-1], rollout.values, returns, actions, 0.2
     )
     r = rollout.reference_logprobs - logprobs
-    penalty = 0.7 * (r.exp() - 1 - r)[actions].mean() if kl_in == "loss" else 0.0
+    kl = dict(k1=-r, k2=r**2 / 2, k3=r.exp() - 1 - r).get(kind, 0 * r)
     close(found["policy_loss"], policy)
     close(found["value_loss"], value)
     close(found["clip_fraction"], held)
-    close(
-        found["total"],
-        policy + penalty + (0.25 if value_start == "shared" else 1.0) * value,
-    )
+    close(found["total"], policy + value + 0.7 * kl[actions].mean())
     close(
         found["entropy"], -(distribution.exp() * distribution).sum(-1)[actions].mean()
     )
@@ -676,28 +648,27 @@ def test_the_total_loss_is_the_sum_of_its_parts_under_the_models_of_now(
 
 def test_an_all_but_excluded_prompt_token_leaves_the_kl_in_the_loss_finite():
     """e^r of such a token is infinite in float32, and 0 times infinity no number."""
-    some, config = models(torch.float32), replace(TINY, kl_in="loss", kl_estimator="k3")
+    some, config = models(torch.float32), replace(TINY, beta=0.1)
     rollout = rollout_of(some)
-    advantages, returns = estimate_advantages(rollout, config, 0.1)
+    advantages, returns = variant("k3 in the loss").estimate(rollout, config, 0.1)
     some.policy.head.register_forward_hook(
         lambda layer, inputs, logits: (
             logits - 200 * (torch.arange(69) == TOKENIZER.assistant)
         )
     )
-    losses = minibatch_losses(some, rollout, advantages, returns, config, 0.1)
+    losses = losses_with_kl(some, rollout, advantages, returns, config)
     losses["total"].backward()
     assert torch.isfinite(losses["total"]) and all(
         torch.isfinite(p.grad).all() for p in some.policy.parameters()
     )
 
 
-def test_the_gradient_reaches_policy_and_value_model_and_no_one_else():
-    some, config = models(), replace(TINY, kl_in="loss")
+@pytest.mark.parametrize("name", ["", "k3 in the loss"])
+def test_the_gradient_reaches_policy_and_value_model_and_no_one_else(name):
+    some, chosen = models(), variant(name)
     rollout = rollout_of(some)
-    advantages, returns = estimate_advantages(rollout, config, 0.1)
-    minibatch_losses(some, rollout, advantages, returns, config, 0.1)[
-        "total"
-    ].backward()
+    advantages, returns = chosen.estimate(rollout, TINY, 0.1)
+    chosen.losses(some, rollout, advantages, returns, TINY)["total"].backward()
     for model, reached in (
         (some.policy, True),
         (some.value_model, True),
@@ -705,11 +676,9 @@ def test_the_gradient_reaches_policy_and_value_model_and_no_one_else():
         (some.reward_model, False),
     ):
         assert all((p.grad is not None) == reached for p in model.parameters())
-    # With a value model of its own, the value loss leaves the policy alone
+    # The value loss leaves the policy alone
     some = models()
-    found = minibatch_losses(
-        some, rollout, torch.zeros_like(advantages), returns, TINY, 0.1
-    )
+    found = minibatch_losses(some, rollout, torch.zeros_like(advantages), returns, TINY)
     found["total"].backward()
     assert all(p.grad.abs().max() == 0 for p in some.policy.parameters())
     assert any(p.grad.abs().max() > 0 for p in some.value_model.parameters())
@@ -736,46 +705,30 @@ def descent(some, config):
     return Descent([build_optimizer(some, config)], lambda step: 1.0)
 
 
-def watched(monkeypatch, some, rollout, config):
+def watched(some, rollout, config):
     """Run one update; return what each minibatch was given and noted, in order, and the
     result.
     """
-    seen, plain = [], module.minibatch_losses
+    seen = []
 
     def watch(models_, part, advantages, returns, *rest):
-        found = plain(models_, part, advantages, returns, *rest)
-        seen.append(
-            (
-                part,
-                advantages,
-                returns,
-                {name: value.detach() for name, value in found.items()},
-            )
-        )
+        found = minibatch_losses(models_, part, advantages, returns, *rest)
+        noted = {name: value.detach() for name, value in found.items()}
+        seen.append((part, advantages, returns, noted))
         return found
 
-    monkeypatch.setattr(module, "minibatch_losses", watch)
     advantages, returns = estimate_advantages(rollout, config, 0.1)
+    steps = descent(some, config)
     result = update(
-        some,
-        rollout,
-        advantages,
-        returns,
-        descent(some, config),
-        0,
-        config,
-        0.1,
-        seeded(3),
+        some, rollout, advantages, returns, steps, 0, config, seeded(3), watch
     )
     return seen, result, advantages, returns
 
 
-def test_the_first_minibatch_has_ratio_1_and_clips_nothing_and_later_ones_do_not(
-    monkeypatch,
-):
+def test_the_first_minibatch_has_ratio_1_and_clips_nothing_and_later_ones_do_not():
     some, config = apart(), replace(TINY, lr=0.02, epochs=2, minibatches=2)
     rollout = rollout_of(some)
-    seen, result, *_ = watched(monkeypatch, some, rollout, config)
+    seen, result, *_ = watched(some, rollout, config)
     assert seen[0][3]["ratio_error"] < 1e-10 and seen[0][3]["clip_fraction"] == 0
     assert result["first_ratio_error"] == float(seen[0][3]["ratio_error"])
     assert all(each[3]["ratio_error"] > 1e-3 for each in seen[1:])
@@ -785,10 +738,10 @@ def test_the_first_minibatch_has_ratio_1_and_clips_nothing_and_later_ones_do_not
         )
 
 
-def test_each_epoch_goes_over_every_response_once_in_an_order_of_its_own(monkeypatch):
+def test_each_epoch_goes_over_every_response_once_in_an_order_of_its_own():
     some, config = models(), replace(TINY, epochs=3, minibatches=3)
     rollout = rollout_of(some)
-    seen, _, advantages, returns = watched(monkeypatch, some, rollout, config)
+    seen, _, advantages, returns = watched(some, rollout, config)
     assert [len(part.tokens) for part, *_ in seen] == [3, 3, 2] * 3
     # Find each row again by its values: rows, advantages and returns must belong
     # together
@@ -839,39 +792,27 @@ def test_nothing_is_cut_where_a_row_acts_to_the_end_and_the_prompts_columns_stay
     )  # the text before a row's actions is read
 
 
-@pytest.mark.parametrize("value_start", ["reward_model", "shared"])
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_a_minibatchs_losses_and_gradients_are_those_of_the_same_rows_uncut(
-    value_start, kl_in
-):
-    config = replace(TINY, value_start=value_start, kl_in=kl_in)
-    some = apart(value_start=value_start)
+@pytest.mark.parametrize("name", ["", "k3 in the loss"])
+def test_a_minibatchs_losses_and_gradients_are_those_of_the_same_rows_uncut(name):
+    some, losses = apart(), variant(name).losses
     rollout = rollout_of(some)
     with torch.no_grad():
         for parameter in some.policy.parameters():
             parameter += 0.05 * torch.randn(
                 parameter.shape, generator=seeded(4), dtype=torch.float64
             )
-    advantages, returns = estimate_advantages(rollout, config, 0.1)
+    advantages, returns = estimate_advantages(rollout, TINY, 0.1)
     parameters = list(nn.ModuleList([some.policy, some.value_model]).parameters())
     whole, trimmed = rollout.actions.size(1), []
     for rows in torch.randperm(8, generator=seeded(3)).split(2):
         part = pick(rollout, rows)
         A = part.actions.size(1)
         trimmed.append(whole - A)
-        one = minibatch_losses(
-            some, part, advantages[rows, :A], returns[rows, :A], config, 0.1
-        )
-        other = minibatch_losses(
-            some,
-            cut(rollout, rows, whole),
-            advantages[rows],
-            returns[rows],
-            config,
-            0.1,
-        )
-        for name in one.keys() | other.keys():
-            close(one[name], other[name])
+        one = losses(some, part, advantages[rows, :A], returns[rows, :A], TINY)
+        uncut = cut(rollout, rows, whole)
+        other = losses(some, uncut, advantages[rows], returns[rows], TINY)
+        for key in one.keys() | other.keys():
+            close(one[key], other[key])
         for a, b in zip(
             *(torch.autograd.grad(found["total"], parameters) for found in (one, other))
         ):
@@ -899,7 +840,6 @@ def test_each_minibatch_is_one_step_of_adam_down_its_own_gradient(minibatches):
         descent(some, config),
         0,
         config,
-        0.1,
         seeded(3),
     )
     groups = [
@@ -912,7 +852,7 @@ def test_each_minibatch_is_one_step_of_adam_down_its_own_gradient(minibatches):
             for parameter in group["params"]:
                 parameter.grad = None
         part = cut(rollout, rows, rollout.actions.size(1))
-        minibatch_losses(twin, part, advantages[rows], returns[rows], config, 0.1)[
+        minibatch_losses(twin, part, advantages[rows], returns[rows], config)[
             "total"
         ].backward()
         optimizer.step()
@@ -925,31 +865,18 @@ def test_each_minibatch_is_one_step_of_adam_down_its_own_gradient(minibatches):
 
 
 def test_the_optimiser_is_adam_with_eps_1e_5_over_every_trained_parameter_once():
-    for value_start in ("reward_model", "zero", "shared"):
-        some = models(value_start=value_start)
-        optimizer = build_optimizer(some, replace(TINY, lr=0.1, value_lr=0.2))
-        assert type(optimizer) is torch.optim.Adam
-        assert [group["eps"] for group in optimizer.param_groups] == [1e-5, 1e-5]
-        assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
-        taken = [id(p) for group in optimizer.param_groups for p in group["params"]]
-        wanted = {
-            id(p)
-            for model in (some.policy, some.value_model)
-            for p in model.parameters()
-        }
-        assert len(taken) == len(wanted) and set(taken) == wanted
-        frozen = {
-            id(p)
-            for model in (some.reference, some.reward_model)
-            for p in model.parameters()
-        }
-        assert not frozen & set(taken)
-    optimizer = build_optimizer(
-        models(estimator="rloo", group=2), replace(TINY, lr=0.1)
-    )
-    assert [(group["eps"], group["lr"]) for group in optimizer.param_groups] == [
-        (1e-5, 0.1)
-    ]
+    some = models()
+    optimizer = build_optimizer(some, replace(TINY, lr=0.1, value_lr=0.2))
+    assert type(optimizer) is torch.optim.Adam
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-5, 1e-5]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+    taken = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    wanted = {
+        id(p) for model in (some.policy, some.value_model) for p in model.parameters()
+    }
+    assert len(taken) == len(wanted) and set(taken) == wanted
+    alone = build_optimizer(variant("RLOO").models(some), replace(TINY, lr=0.1))
+    assert [len(group["params"]) > 0 for group in alone.param_groups] == [True, False]
 
 
 # The controller and the settings
@@ -971,13 +898,7 @@ def test_betas_by_hand():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(estimator="ppo"), "estimator is 'ppo'"),
-        (dict(kl_in="both"), "kl_in is 'both'"),
-        (dict(kl_estimator="k4"), "kl_estimator is 'k4'"),
-        (dict(value_start="random"), "value_start is 'random'"),
         (dict(group=3), "batch_size 4 does not split into groups of 3"),
-        (dict(estimator="rloo"), "rloo compares answers"),
-        (dict(estimator="grpo"), "grpo compares answers"),
         (dict(minibatches=0), "minibatches is 0"),
         (dict(group=0), "group is 0"),
         (dict(epochs=0), "epochs is 0"),
@@ -988,7 +909,7 @@ def test_betas_by_hand():
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
-    assert replace(TINY, estimator="rloo", group=2)
+    assert replace(TINY, group=2)
 
 
 def test_an_answer_that_could_outgrow_the_context_is_refused_before_it_is_drawn():
@@ -1015,7 +936,7 @@ def followed(monkeypatch, config, dtype=torch.float64):
     """Run the loop: what it yielded, its rollouts, the rates and betas of each update,
     and the models.
     """
-    some, rollouts, rates, betas = models(dtype, **vars(config)), [], [], []
+    some, rollouts, rates, betas = models(dtype), [], [], []
     collect, update_ = module.collect_rollout, module.update
 
     def note_rollout(*args):
@@ -1023,14 +944,19 @@ def followed(monkeypatch, config, dtype=torch.float64):
         return rollouts[-1]
 
     def note_update(*args):
-        betas.append(args[7])
         found = update_(*args)
         rates.append([group["lr"] for group in args[4].groups])
         return found
 
+    def note_estimate(rollout, config, beta):
+        betas.append((rollout, beta))
+        return estimate_advantages(rollout, config, beta)
+
     monkeypatch.setattr(module, "collect_rollout", note_rollout)
     monkeypatch.setattr(module, "update", note_update)
-    return list(ppo_steps(some, QUESTIONS, config)), rollouts, rates, betas, some
+    rounds = list(ppo_steps(some, QUESTIONS, config, note_estimate))
+    assert all(a is b for (a, _), b in zip(betas, rollouts, strict=True))
+    return rounds, rollouts, rates, [beta for _, beta in betas], some
 
 
 def test_the_rates_fall_in_a_straight_line_to_zero(monkeypatch):
@@ -1083,7 +1009,7 @@ def test_beta_is_steered_by_the_kl_of_whole_responses_and_used_where_it_is_shown
 
 
 def test_the_rollouts_answer_the_prompts_in_turn_each_group_times(monkeypatch):
-    _, rollouts, *_ = followed(monkeypatch, replace(TINY, group=2, estimator="rloo"))
+    _, rollouts, *_ = followed(monkeypatch, replace(TINY, group=2))
     prompts = [
         render_prompt([dict(role="user", content=text)], TOKENIZER)
         for text in QUESTIONS
@@ -1098,33 +1024,14 @@ def test_the_rollouts_answer_the_prompts_in_turn_each_group_times(monkeypatch):
         assert responses(rollout)[0] != responses(rollout)[1]  # two draws
 
 
-def test_each_round_uses_the_advantages_of_its_own_rollout_and_beta(monkeypatch):
-    calls, plain = [], module.estimate_advantages
-
-    def note(rollout, config, beta):
-        calls.append((rollout, beta))
-        return plain(rollout, config, beta)
-
-    monkeypatch.setattr(module, "estimate_advantages", note)
-    _, rollouts, _, betas, _ = followed(
-        monkeypatch, replace(TINY, iterations=3, kl_target=0.1, kl_horizon=10)
-    )
-    assert (
-        all(a is b for (a, _), b in zip(calls, rollouts))
-        and [beta for _, beta in calls] == betas
-    )
-
-
-@pytest.mark.parametrize("value_start", ["reward_model", "shared"])
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_only_policy_and_value_model_change(value_start, kl_in):
-    config = replace(TINY, value_start=value_start, kl_in=kl_in)
-    some = models(torch.float32, value_start=value_start)
+@pytest.mark.parametrize("name", ["", "k3 in the loss"])
+def test_only_policy_and_value_model_change(name):
+    some, chosen = models(torch.float32), variant(name)
     policy, value, reference, reward = (
         weights(m)
         for m in (some.policy, some.value_model, some.reference, some.reward_model)
     )
-    list(ppo_steps(some, QUESTIONS, config))
+    list(ppo_steps(some, QUESTIONS, TINY, chosen.estimate, chosen.losses))
     assert same(reference, some.reference) and same(reward, some.reward_model)
     assert all(
         p.grad is None
@@ -1154,42 +1061,15 @@ def test_the_same_seed_gives_the_same_run_whatever_the_global_randomness():
     assert run(1)[0] != first
 
 
-COMBINATIONS = [
-    *itertools.product(
-        ["gae"],
-        ["reward", "loss"],
-        ["k1", "k2", "k3"],
-        ["reward_model", "zero", "shared"],
-    ),
-    *itertools.product(
-        ["reinforce", "rloo", "grpo"],
-        ["reward", "loss"],
-        ["k1", "k2", "k3"],
-        ["reward_model"],
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "kl_in", "kl_estimator", "value_start"), COMBINATIONS
-)
-def test_every_combination_runs_with_finite_numbers(
-    estimator, kl_in, kl_estimator, value_start
-):
-    config = replace(
-        TINY,
-        iterations=1,
-        group=2,
-        estimator=estimator,
-        kl_in=kl_in,
-        kl_estimator=kl_estimator,
-        value_start=value_start,
-    )
-    some = models(torch.float32, estimator=estimator, value_start=value_start, group=2)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_runs_with_finite_numbers(name):
+    config, chosen = replace(TINY, iterations=1, group=2), variant(name)
+    some = chosen.models(models(torch.float32))
+    assert isinstance(some.value_model, NoValues) != chosen.values
     before = weights(some.policy)
-    (noted,) = ppo_steps(some, QUESTIONS, config)
+    (noted,) = ppo_steps(some, QUESTIONS, config, chosen.estimate, chosen.losses)
     assert all(math.isfinite(value) for value in noted.values())
-    assert ("value_loss" in noted) == (estimator == "gae")
+    assert (noted["value_loss"] != 0) == chosen.values
     assert noted["first_ratio_error"] < 1e-4 and abs(noted["kl"]) < 1e-4
     assert all(torch.isfinite(p).all() for p in some.policy.parameters()) and not same(
         before, some.policy
@@ -1198,12 +1078,12 @@ def test_every_combination_runs_with_finite_numbers(
 
 def test_a_penalty_for_not_ending_teaches_to_end():
     """The whole chain has the right sign."""
-    some = models(torch.float32, estimator="rloo", group=2)
+    chosen = variant("RLOO")
+    some = chosen.models(models(torch.float32))
     with torch.no_grad():
         some.reward_model.head.weight.zero_()  # every answer that ends gets the same
     config = replace(
         TINY,
-        estimator="rloo",
         group=4,
         batch_size=32,
         iterations=6,
@@ -1212,7 +1092,8 @@ def test_a_penalty_for_not_ending_teaches_to_end():
         beta=0.0,
         no_end_score=-9.0,
     )
-    rates = [noted["ended"] for noted in ppo_steps(some, QUESTIONS, config)]
+    run = ppo_steps(some, QUESTIONS, config, chosen.estimate)
+    rates = [noted["ended"] for noted in run]
     assert rates[-1] > rates[0] + 0.2
 
 

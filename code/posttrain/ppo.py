@@ -5,7 +5,7 @@ updates.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from posttrain.batches import Part, epochs, take_step
 from posttrain.chat import render_question
 from posttrain.gpt import GPT
-from posttrain.logprobs import entropy, kl_estimate, masked_mean, pack, token_logprobs
+from posttrain.logprobs import entropy, masked_mean, pack, token_logprobs
 from posttrain.optim import Descent, linear_fall
 from posttrain.reward_model import RewardModel
 from posttrain.sampling import generate
-from posttrain.settings import above_zero, at_least, one_of
+from posttrain.settings import above_zero, at_least
 from posttrain.tokenizer import CharTokenizer
 
 
@@ -28,47 +28,30 @@ class PPOConfig:
 
     iterations: int = 48  # rounds of rollouts and updates
     batch_size: int = 32  # B, responses per round
+    group: int = 1  # responses to each prompt of a round
     max_new_tokens: int = 96  # a response that has not ended by then is cut
     # Of the policy: of its samples and of all its log-probabilities
     temperature: float = 0.8
     no_end_score: float = -2.0  # the score of a response without <|end|>
-    # Scores as `normalise` left them; or as they came from training
-    normalised: bool = True
     # Advantages
-    estimator: str = "gae"  # or, without a value model, "reinforce", "rloo", "grpo"
-    group: int = 1  # responses per prompt; "rloo" and "grpo" compare within a group
     gamma: float = 1.0  # a later reward counts in full
     gae_lambda: float = 0.95
-    whiten_rewards: bool = False  # to variance 1, keeping the mean
-    whiten_advantages: bool = True
-    # Or "zero", its head at zero; or "shared", the policy's
-    value_start: str = "reward_model"
     # Updates
     epochs: int = 1  # passes over a round's responses
     minibatches: int = 4  # gradient steps per pass
     clip_eps: float = 0.2  # the ratio's room around 1
     value_clip: float = 0.2  # a value's room around the old one; 0 for no clipping
-    value_coef: float = 0.1  # weight of the value loss where the transformer is shared
     lr: float = 3e-4  # Adam's, falling in a straight line to 0
     value_lr: float = 3e-4
-    # KL to the reference
-    beta: float = 0.05  # the penalty's weight at the start
+    # KL penalty
+    beta: float = 0.05  # its weight at the start: what a nat costs
     # Nats per response that beta is steered to; 0 keeps beta as it is
     kl_target: float = 10.0
     # Responses over which a KL off by 20% or more moves beta by 20%
     kl_horizon: int = 100
-    kl_in: str = "reward"  # or "loss", there as k2 or k3: k1 has no effect in it
-    kl_estimator: str = "k1"  # or "k2", "k3"
     seed: int = 0
 
     def __post_init__(self):
-        one_of(
-            self,
-            estimator=("gae", "reinforce", "rloo", "grpo"),
-            kl_in=("reward", "loss"),
-            kl_estimator=("k1", "k2", "k3"),
-            value_start=("reward_model", "zero", "shared"),
-        )
         at_least(self, iterations=1, batch_size=1, group=1, max_new_tokens=1, epochs=1)
         at_least(
             self, minibatches=1, kl_horizon=1, lr=0, value_lr=0, beta=0, kl_target=0
@@ -78,10 +61,6 @@ class PPOConfig:
             raise ValueError(
                 f"batch_size {self.batch_size} does not split into groups of "
                 f"{self.group}"
-            )
-        if self.estimator in ("rloo", "grpo") and self.group < 2:
-            raise ValueError(
-                f"{self.estimator} compares answers to one prompt: set group >= 2"
             )
 
 
@@ -115,35 +94,22 @@ class ValueModel(nn.Module):
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of RLHF. The first two are trained, the last two only asked.
-
-    An estimator that compares answers with each other needs no value model: it is None.
-    """
+    """The four models of RLHF. The first two are trained, the last two only asked."""
 
     policy: GPT
-    value_model: ValueModel | None
+    value_model: nn.Module
     reference: GPT
     reward_model: RewardModel
 
 
-def assemble(sft: GPT, reward_model: RewardModel, config: PPOConfig) -> Models:
+def assemble(sft: GPT, reward_model: RewardModel) -> Models:
     """Four models out of two (Ouyang et al. 2022, section 3.5).
 
     The policy starts as a copy of the SFT model, which itself stays the reference. The
-    value model starts as a copy of the reward model's transformer, or stands on the
-    policy's own.
+    value model starts as a copy of the reward model.
     """
-    policy, value_model = copy.deepcopy(sft), None
-    if not config.normalised:
-        reward_model = reward_model.unnormalised()
-    if config.estimator == "gae":
-        if config.value_start == "reward_model":
-            value_model = ValueModel.from_reward_model(reward_model)
-        else:
-            shared = config.value_start == "shared"
-            value_model = ValueModel(
-                policy if shared else copy.deepcopy(reward_model.body)
-            )
+    policy = copy.deepcopy(sft)
+    value_model = ValueModel.from_reward_model(reward_model)
     return Models(policy, value_model, sft, reward_model)
 
 
@@ -224,11 +190,8 @@ def ask_models(
     said = [token_logprobs(models.reference(t), t, config.temperature) for t in pieces]
     reference_logprobs = torch.cat(said) * actions  # (B, A)
     # Ask the value model what it expects before each token
-    values = torch.zeros_like(logprobs)
-    if models.value_model is not None:
-        values = (
-            torch.cat([models.value_model(t)[:, :-1] for t in pieces]) * actions
-        )  # (B, A)
+    expected = [models.value_model(t)[:, :-1] for t in pieces]
+    values = torch.cat(expected) * actions  # (B, A)
     # Score the whole
     scores = torch.cat(
         [models.reward_model(t, m) for t, m in zip(pieces, mask.split(size))]
@@ -258,12 +221,13 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    r"""Generalised advantage estimates, and the returns that the values should have
+    """Generalised advantage estimates, and the returns that the values should have
     foreseen.
 
-    $A_t = \delta_t + \gamma\lambda A_{t+1}$ with $\delta_t = r_t + \gamma V_{t+1} -
-    V_t$, and nothing after the last action; returns are $A_t + V_t$. All (B, A), 0
-    where actions is False. Source: Schulman et al. 2016, equation 16.
+    An advantage is the surprise of its step, delta = reward + gamma * next value -
+    value, plus gamma * lam times the advantage of the next step; after the last action
+    comes nothing. A return is advantage + value. All (B, A), 0 where actions is False.
+    Source: Schulman et al. 2016, equation 16.
     """
     values = values * actions
     advantages = torch.zeros_like(values)
@@ -276,47 +240,16 @@ def gae(
     return advantages, advantages + values
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale values to variance 1 where the mask is True, and 0 elsewhere.
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Shift and scale values to mean 0 and variance 1 where the mask is True; 0
+    elsewhere.
 
-    The mean becomes 0, or stays what it was without shift_mean. The variance is the
-    mean squared deviation (divided by n, not n - 1), so that one value alone is no
-    division by 0.
+    The variance is the mean squared deviation (divided by n, not n - 1), so that one
+    value alone is no division by 0.
     """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask)
-    whitened = (values - mean) * (variance + 1e-8).rsqrt()
-    return (whitened if shift_mean else whitened + mean) * mask
-
-
-def leave_one_out(returns: Tensor, group: int) -> Tensor:
-    """Each response's return less the mean of the others to its prompt (RLOO): (B,).
-
-    Neighbours, `group` at a time, answer one prompt. Source: Ahmadian et al. 2024,
-    equation 8.
-    """
-    groups = returns.view(-1, group)  # (B / group, group)
-    others = (groups.sum(-1, keepdim=True) - groups) / (group - 1)
-    return (groups - others).flatten()
-
-
-def group_relative(scores: Tensor, group: int) -> Tensor:
-    """Each response's score in its group's standard units (GRPO): (B,).
-
-    Source: Shao et al. 2024, section 4.1.2.
-    """
-    groups = scores.view(-1, group)
-    mean, std = groups.mean(-1, keepdim=True), groups.std(-1, keepdim=True)
-    return ((groups - mean) / (std + 1e-4)).flatten()
-
-
-def compare_returns(returns: Tensor, config: PPOConfig) -> Tensor:
-    """Each response's return against the others', as the estimator has it: (B,)."""
-    if config.estimator == "rloo":
-        return leave_one_out(returns, config.group)
-    if config.estimator == "grpo":
-        return group_relative(returns, config.group)
-    return returns - returns.mean()
+    return (values - mean) * (variance + 1e-8).rsqrt() * mask
 
 
 def estimate_advantages(
@@ -325,24 +258,14 @@ def estimate_advantages(
     """Advantages and returns of a rollout, (B, A) each; returns train the value
     model.
     """
-    actions = rollout.actions
-    kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, config.kl_estimator)
-    penalty = beta if config.kl_in == "reward" else 0.0
-    rewards = token_rewards(rollout.scores, kl, actions, penalty)  # (B, A)
-    if config.whiten_rewards:
-        rewards = whiten(rewards, actions, shift_mean=False)
-    if config.estimator == "gae":
-        advantages, returns = gae(
-            rewards, rollout.values, actions, config.gamma, config.gae_lambda
-        )
-    else:
-        # Give every token the whole response's return, compared with other responses'
-        whole = rewards.sum(-1)  # (B,)
-        advantages = compare_returns(whole, config)[:, None] * actions
-        returns = whole[:, None] * actions
-    if config.whiten_advantages:
-        advantages = whiten(advantages, actions)
-    return advantages, returns
+    # Pay each token the penalty for its KL, and the last one the score
+    kl = rollout.logprobs - rollout.reference_logprobs  # (B, A)
+    rewards = token_rewards(rollout.scores, kl, rollout.actions, beta)  # (B, A)
+    # Compare what came with what was expected
+    advantages, returns = gae(
+        rewards, rollout.values, rollout.actions, config.gamma, config.gae_lambda
+    )
+    return whiten(advantages, rollout.actions), returns
 
 
 def policy_loss(
@@ -352,11 +275,12 @@ def policy_loss(
     actions: Tensor,
     clip_eps: float = 0.2,
 ) -> tuple[Tensor, Tensor]:
-    r"""PPO's clipped loss, and the share of actions at which the clip holds.
+    """PPO's clipped loss, and the share of actions at which the clip holds.
 
-    $\max(-\rho A, -\mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A)$ with the ratio
-    $\rho = \pi / \pi_{old}$, averaged over the actions. All (B, A). Source: Schulman et
-    al. 2017, equation 7.
+    The ratio is the probability now over the old one. The loss of an action is the
+    larger of -ratio * advantage and the same with the ratio kept within clip_eps of 1;
+    both results are means over the actions. All (B, A). Source: Schulman et al. 2017,
+    equation 7.
     """
     ratio = (logprobs - old_logprobs).exp()
     free = -ratio * advantages
@@ -372,12 +296,12 @@ def value_loss(
     actions: Tensor,
     clip: float = 0.2,
 ) -> Tensor:
-    r"""Half the larger of two squared errors: the values', and that of the values kept
+    """Half the larger of two squared errors: the values', and that of the values kept
     near the old ones.
 
-    $\frac12\max((V - G)^2, (V_{clip} - G)^2)$ with $V_{clip}$ at most `clip` from the
-    old value, averaged over the actions; clip 0 for the plain error. All (B, A).
-    Source: OpenAI's baselines; Huang et al. 2022, detail 9.
+    The second value is kept within `clip` of the old one. The mean over the actions;
+    clip 0 for the plain error. All (B, A). Source: OpenAI's baselines; Huang et al.
+    2022, detail 9.
     """
     error = (values - returns).square()
     if clip:
@@ -397,6 +321,41 @@ def next_beta(beta: float, kl: float, target: float, n: int, horizon: int) -> fl
     return beta * (1 + error * n / horizon)
 
 
+def minibatch_losses(
+    models: Models,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    config: PPOConfig,
+) -> dict[str, Tensor]:
+    """The losses of some responses under the models as they are; `total` is to be
+    lowered.
+    """
+    actions = rollout.actions
+    logits = models.policy(rollout.tokens)  # (B, T, V)
+    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)
+    loss, clip_fraction = policy_loss(
+        logprobs, rollout.logprobs, advantages, actions, config.clip_eps
+    )
+    values = models.value_model(rollout.tokens)[:, :-1]  # (B, A)
+    error = value_loss(values, rollout.values, returns, actions, config.value_clip)
+    with torch.no_grad():
+        spread = masked_mean(entropy(logits[:, :-1], config.temperature), actions)
+        ratio_error = ((logprobs - rollout.logprobs).exp() - 1)[actions].abs().max()
+    return dict(
+        policy_loss=loss,
+        clip_fraction=clip_fraction,
+        entropy=spread,
+        ratio_error=ratio_error,
+        value_loss=error,
+        total=loss + error,
+    )
+
+
+Estimate = Callable[[Rollout, PPOConfig, float], tuple[Tensor, Tensor]]
+Losses = Callable[[Models, Rollout, Tensor, Tensor, PPOConfig], dict[str, Tensor]]
+
+
 def update(
     models: Models,
     rollout: Rollout,
@@ -405,8 +364,8 @@ def update(
     descent: Descent,
     step: int,
     config: PPOConfig,
-    beta: float,
     generator: torch.Generator,
+    losses: Losses = minibatch_losses,
 ) -> dict[str, float]:
     """Go over a rollout `epochs` times in shuffled minibatches; return means of what
     happened.
@@ -421,7 +380,7 @@ def update(
         order = torch.randperm(len(rollout.tokens), generator=generator)
         for rows in order.split(size):
             part = minibatch_part(
-                models, rollout, rows, advantages, returns, config, beta
+                models, rollout, rows, advantages, returns, config, losses
             )
             noted.append(take_step(models.policy, [part], descent, step))
     means = {name: sum(each[name] for each in noted) / len(noted) for name in noted[0]}
@@ -435,17 +394,15 @@ def minibatch_part(
     advantages: Tensor,
     returns: Tensor,
     config: PPOConfig,
-    beta: float,
+    losses: Losses = minibatch_losses,
 ) -> Part:
     """The losses of some rows of a rollout, for a step of policy and value model."""
 
     def part(policy: nn.Module) -> tuple[Tensor, dict[str, float]]:
         some = pick(rollout, rows)
         A = some.actions.size(1)
-        losses = minibatch_losses(
-            models, some, advantages[rows, :A], returns[rows, :A], config, beta
-        )
-        return losses["total"], {name: loss.item() for name, loss in losses.items()}
+        found = losses(models, some, advantages[rows, :A], returns[rows, :A], config)
+        return found["total"], {name: loss.item() for name, loss in found.items()}
 
     return part
 
@@ -462,59 +419,17 @@ def pick(rollout: Rollout, rows: Tensor) -> Rollout:
     return Rollout(**part)
 
 
-def minibatch_losses(
-    models: Models,
-    rollout: Rollout,
-    advantages: Tensor,
-    returns: Tensor,
-    config: PPOConfig,
-    beta: float,
-) -> dict[str, Tensor]:
-    """The losses of some responses under the models as they are; `total` is to be
-    lowered.
-    """
-    actions = rollout.actions
-    logits = models.policy(rollout.tokens)  # (B, T, V)
-    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)
-    loss, clip_fraction = policy_loss(
-        logprobs, rollout.logprobs, advantages, actions, config.clip_eps
-    )
-    with torch.no_grad():
-        spread = masked_mean(entropy(logits[:, :-1], config.temperature), actions)
-        ratio_error = ((logprobs - rollout.logprobs).exp() - 1)[actions].abs().max()
-    noted = dict(
-        policy_loss=loss,
-        clip_fraction=clip_fraction,
-        entropy=spread,
-        ratio_error=ratio_error,
-    )
-    total = loss
-    if config.kl_in == "loss":
-        # Leave out what is no action: k3 of an unlikely prompt token would overflow
-        kl = kl_estimate(
-            logprobs * actions, rollout.reference_logprobs, config.kl_estimator
-        )
-        total = total + beta * masked_mean(kl, actions)
-    if models.value_model is not None:
-        values = models.value_model(rollout.tokens)[:, :-1]  # (B, A)
-        error = value_loss(values, rollout.values, returns, actions, config.value_clip)
-        total = (
-            total
-            + (config.value_coef if config.value_start == "shared" else 1.0) * error
-        )
-        noted["value_loss"] = error
-    return noted | dict(total=total)
-
-
 def build_optimizer(models: Models, config: PPOConfig) -> torch.optim.Optimizer:
     """Adam with eps 1e-5 (Huang et al. 2022, detail 3) over the policy and the value
     model.
     """
-    groups = [dict(params=list(models.policy.parameters()), lr=config.lr)]
-    if models.value_model is not None:
-        taken = {id(parameter) for parameter in groups[0]["params"]}
-        value = [p for p in models.value_model.parameters() if id(p) not in taken]
-        groups.append(dict(params=value, lr=config.value_lr))
+    policy, values = (
+        list(model.parameters()) for model in (models.policy, models.value_model)
+    )
+    groups = [
+        dict(params=policy, lr=config.lr),
+        dict(params=values, lr=config.value_lr),
+    ]
     return torch.optim.Adam(groups, eps=1e-5)
 
 
@@ -530,7 +445,13 @@ def collect_rollouts(
         yield collect_rollout(models, batch, config, generator)
 
 
-def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator[dict]:
+def ppo_steps(
+    models: Models,
+    prompts: list[str],
+    config: PPOConfig,
+    estimate: Estimate = estimate_advantages,
+    losses: Losses = minibatch_losses,
+) -> Iterator[dict]:
     """Train policy and value model in place; after each round, yield what happened in
     it.
 
@@ -539,7 +460,7 @@ def ppo_steps(models: Models, prompts: list[str], config: PPOConfig) -> Iterator
     generator = torch.Generator().manual_seed(config.seed)
     descent = Descent([build_optimizer(models, config)], linear_fall(config.iterations))
     rollouts = collect_rollouts(models, prompts, config, generator)
-    return ppo_rounds(models, rollouts, config, descent, generator)
+    return ppo_rounds(models, rollouts, config, descent, generator, estimate, losses)
 
 
 def ppo_rounds(
@@ -548,6 +469,8 @@ def ppo_rounds(
     config: PPOConfig,
     descent: Descent,
     generator: torch.Generator,
+    estimate: Estimate = estimate_advantages,
+    losses: Losses = minibatch_losses,
     first: int = 0,
     beta: float | None = None,
 ) -> Iterator[dict[str, float]]:
@@ -561,7 +484,9 @@ def ppo_rounds(
     """
     beta = config.beta if beta is None else beta
     for round_, rollout in enumerate(rollouts, start=first):
-        advantages, returns = estimate_advantages(rollout, config, beta)
+        # Judge each token, once
+        advantages, returns = estimate(rollout, config, beta)
+        # Take some steps on this round's answers
         noted = update(
             models,
             rollout,
@@ -570,8 +495,8 @@ def ppo_rounds(
             descent,
             round_,
             config,
-            beta,
             generator,
+            losses,
         )
         noted = rollout_report(rollout) | dict(beta=beta) | noted
         # Steer the penalty

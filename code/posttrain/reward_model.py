@@ -62,13 +62,6 @@ class RewardModel(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.to(body.embedding.weight.dtype)
 
-    def unnormalised(self) -> RewardModel:
-        """A copy whose scores are as they came from training."""
-        model = copy.deepcopy(self)
-        model.shift.zero_()
-        model.scale.fill_(1.0)
-        return model
-
     def token_scores(self, tokens: Tensor) -> Tensor:
         """The head's number at each token: tokens (B, T) to (B, T)."""
         raw = self.head(self.body.hidden(tokens)).squeeze(-1)  # (B, T)

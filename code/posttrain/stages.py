@@ -144,7 +144,7 @@ def ppo_stage(
 
     def train() -> Trained:
         began = time.perf_counter()
-        models = assemble(language_model(start), scoring_model(judge), config)
+        models = assemble(language_model(start), scoring_model(judge))
         steps = ppo_steps(models, data.prompts, config)
         rounds = list(progress(steps, total=config.iterations))
         history = dict(rounds=rounds, seconds=time.perf_counter() - began)
@@ -253,17 +253,14 @@ def ppo_models(
     config = config or PPOConfig()
     stage = ppo_stage(corpus, config, data=data, progress=progress)
     start, judge = stage.after
-    models = assemble(language_model(start), scoring_model(judge), config)
+    models = assemble(language_model(start), scoring_model(judge))
     trained_models(models).load_state_dict(stage.weights)
     return models, stage.history
 
 
 def trained_models(models: Models) -> nn.ModuleDict:
     """Those of the four that PPO trains, as one module."""
-    trained = dict(policy=models.policy, value_model=models.value_model)
-    return nn.ModuleDict(
-        {name: model for name, model in trained.items() if model is not None}
-    )
+    return nn.ModuleDict(dict(policy=models.policy, value_model=models.value_model))
 
 
 def ppo_model(

@@ -40,6 +40,7 @@ from posttrain.lab.enumerable import (
     total_variation,
     within,
 )
+from posttrain.lab.ppo_variants import NoValues, variant
 from posttrain.logprobs import get_response_log_probs
 from posttrain.ppo import Models
 
@@ -283,7 +284,8 @@ def test_a_rollout_tells_each_words_reward_and_both_policies_log_probs():
     tokens, _ = all_responses()
     model = policy(4)
     world = replace(WORLD, rewards=normal(64, seed=8))
-    rollout = roll_out(Models(model, None, world.reference, None), world, tokens)
+    models = Models(model, NoValues(), world.reference, None)
+    rollout = roll_out(models, world, tokens)
     assert (
         torch.equal(rollout.scores, world.rewards)
         and rollout.actions.all()
@@ -294,19 +296,18 @@ def test_a_rollout_tells_each_words_reward_and_both_policies_log_probs():
     assert rollout.values.shape == (64, 3) and (rollout.values == 0).all()
 
 
-def expected_gradient(model, config, value_model=None):
+def expected_gradient(model, config, value_model=None, name="not whitened"):
     """The gradient of PPO's first loss, in expectation over all words."""
     tokens, _ = all_responses()
+    chosen, value_model = variant(name), value_model or NoValues()
     models = Models(model, value_model, WORLD.reference, None)
     rollout = roll_out(models, WORLD, tokens)
-    advantages, returns = ppo.estimate_advantages(rollout, config, config.beta)
+    advantages, returns = chosen.estimate(rollout, config, config.beta)
     total = 0.0
     for i, probability in enumerate(distribution(model).detach()):
         row = torch.tensor([i])
         part = ppo.pick(rollout, row)
-        losses = ppo.minibatch_losses(
-            models, part, advantages[row], returns[row], config, config.beta
-        )
+        losses = chosen.losses(models, part, advantages[row], returns[row], config)
         total = total + probability * losses["total"]
     return torch.autograd.grad(total, model.logits)[0]
 
@@ -334,23 +335,16 @@ def test_ppos_expected_first_gradient_is_the_objectives_per_letter(beta, values)
 
 
 def test_in_the_loss_k1_pulls_nowhere_and_k2_misses_effects_on_later_letters():
-    model, config = (
-        policy(5),
-        replace(SMALL_PPO, beta=BETA, gae_lambda=1.0, kl_in="loss"),
-    )
+    model, config = policy(5), replace(SMALL_PPO, beta=BETA, gae_lambda=1.0)
     rewards_alone = (
         -torch.autograd.grad((distribution(model) * WORLD.rewards).sum(), model.logits)[
             0
         ]
         / 3
     )
-    close(
-        expected_gradient(model, replace(config, kl_estimator="k1")),
-        rewards_alone,
-        1e-12,
-    )
+    close(expected_gradient(model, config, name="k1 in the loss"), rewards_alone, 1e-12)
     wanted = -objective_gradient(model, BETA) / 3
-    found = expected_gradient(model, replace(config, kl_estimator="k2"))
+    found = expected_gradient(model, config, name="k2 in the loss")
     close(found[5:], wanted[5:], 1e-12)  # at the last letter there is nothing later
     assert (found[:5] - wanted[:5]).abs().max() > 1e-3
 
@@ -370,11 +364,9 @@ def test_at_the_optimum_every_advantage_is_zero_and_no_word_is_a_surprise():
     rollout = roll_out(models, WORLD, tokens)
     for gae_lambda in (0.0, 0.95, 1.0):
         config = replace(SMALL_PPO, gae_lambda=gae_lambda)
-        advantages, _ = ppo.estimate_advantages(rollout, config, BETA)
+        advantages, _ = variant("not whitened").estimate(rollout, config, BETA)
         assert advantages.abs().max() < 1e-12
-    advantages, _ = ppo.estimate_advantages(
-        rollout, replace(SMALL_PPO, kl_estimator="k3"), BETA
-    )
+    advantages, _ = variant("k3 in the reward").estimate(rollout, SMALL_PPO, BETA)
     assert advantages.abs().max() > 0.1
 
 
@@ -389,12 +381,12 @@ def test_ppo_reaches_the_optimum():
 
 
 def test_without_the_penalty_in_the_reward_ppo_ends_far_away():
-    _, history = ppo_run(WORLD, BETA, 0, iterations=60, kl_in="loss", kl_estimator="k1")
+    _, history = ppo_run(WORLD, BETA, 0, iterations=60, variant="k1 in the loss")
     assert history[-1]["tv"] > 0.5 and history[-1]["kl"] > 3
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, dict(estimator="rloo", group=32), dict(estimator="grpo", group=32)]
+    "changes", [{}, dict(variant="RLOO", group=32), dict(variant="GRPO", group=32)]
 )
 def test_ppo_repeats_itself_by_seed_and_leaves_its_start_alone(changes):
     start = policy(6)

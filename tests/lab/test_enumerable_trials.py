@@ -17,7 +17,6 @@ from posttrain.lab.enumerable import (
     ppo_run,
 )
 from posttrain.lab.enumerable_trials import WorldTrial, pairs_of, without_a, world_trial
-from posttrain.lab.patches import making
 
 WORLD = build_world()
 SHORT = dict(iterations=2, batch_size=16)
@@ -38,9 +37,9 @@ def found(run):
 def test_a_run_of_ppo_is_that_of_its_beta_settings_and_seed(beta):
     trial = replace(PPO, beta=beta)
     assert world_trial(CORPUS, trial, 3) == found(ppo_run(WORLD, beta, 3, **SHORT))
-    in_loss = dict(SHORT, kl_in="loss", kl_estimator="k3")
-    expected = found(ppo_run(WORLD, beta, 3, **in_loss))
-    assert world_trial(CORPUS, replace(trial, ppo=in_loss), 3) == expected
+    in_loss = dict(variant="k3 in the loss")
+    expected = found(ppo_run(WORLD, beta, 3, **in_loss, **SHORT))
+    assert world_trial(CORPUS, replace(trial, **in_loss), 3) == expected
     assert expected != world_trial(CORPUS, trial, 3) != world_trial(CORPUS, trial, 4)
 
 
@@ -80,20 +79,21 @@ def test_a_gap_leaves_out_the_words_that_begin_with_a():
     assert not without_a()[plain.chosen].all()
 
 
-def test_a_mistake_is_made_in_this_run_alone():
-    white = dict(SHORT, whiten_advantages=True)
-    right, slip = replace(PPO, ppo=white), "returns after whitening"
-    plain = world_trial(CORPUS, right, 0)
-    with making(slip):
-        expected = found(ppo_run(WORLD, 0.5, 0, **white))
-    assert world_trial(CORPUS, replace(right, mistake=slip), 0) == expected != plain
-    assert world_trial(CORPUS, right, 0) == plain
+def test_whitening_and_the_slip_are_variants_and_change_the_run():
+    slip = "returns after whitening"
+    runs = {
+        name: world_trial(CORPUS, replace(PPO, variant=name), 0)
+        for name in ("not whitened", "", slip)
+    }
+    assert runs["not whitened"] == world_trial(CORPUS, PPO, 0)
+    assert runs[slip] == found(ppo_run(WORLD, 0.5, 0, variant=slip, **SHORT))
+    assert len({str(run["probabilities"]) for run in runs.values()}) == 3
 
 
 def test_a_setting_that_cannot_work_is_refused():
-    with pytest.raises(
-        ValueError, match="method is 'grpo': use 'ppo', 'dpo' or 'rounds'"
-    ):
+    with pytest.raises(ValueError, match="method is 'grpo': use one of"):
         WorldTrial("grpo")
+    with pytest.raises(ValueError, match="variant is 'k4'"):
+        WorldTrial(variant="k4")
     with pytest.raises(ValueError, match="temperature 1"):
         world_trial(CORPUS, WorldTrial(ppo=dict(temperature=0.8)), 0)

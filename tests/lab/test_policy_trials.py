@@ -25,7 +25,6 @@ from tiny import (
     weights,
 )
 
-from posttrain import ppo as ppo_module
 from posttrain.best_of_n import best_of_n, best_of_n_kl, draw_answers
 from posttrain.data.corpus import ALPHABET
 from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs, pair_report
@@ -33,7 +32,6 @@ from posttrain.evaluate import win_rate
 from posttrain.keep.store import UNKEPT, Stage
 from posttrain.lab import policy_trials as module
 from posttrain.lab import scorecard as scorecards
-from posttrain.lab.patches import MISTAKES, making
 from posttrain.lab.policy_trials import (
     SIZES,
     PolicyTrial,
@@ -42,6 +40,7 @@ from posttrain.lab.policy_trials import (
     dpo_trial,
     ppo_trial,
 )
+from posttrain.lab.ppo_variants import NoValues, variant
 from posttrain.lab.scorecard import (
     against,
     judge_answers,
@@ -235,7 +234,7 @@ def test_the_loss_on_shakespeare_is_that_of_the_trained_policy_of_ppo(
 ):
     noted_cards(monkeypatch, [[1.0]])
     history = ppo(PLAY, TINY, 5)
-    by_hand = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge), TINY)
+    by_hand = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge))
     list(ppo_steps(by_hand, PRACTICE, TINY))
     ((policy, data, options),) = paid.read
     assert (
@@ -249,10 +248,10 @@ def test_the_loss_on_shakespeare_is_that_of_the_trained_policy_of_ppo(
 def test_each_card_is_about_the_policy_as_it_then_is(monkeypatch, paid):
     sft, reward_model = paid.sft, paid.judge
     cards = noted_cards(monkeypatch, [[1.0]])
-    config = replace(TINY, temperature=0.6, normalised=False)
+    config = replace(TINY, temperature=0.6)
     history = ppo(CORPUS, config, 2)
     by_hand, rounds, states = (
-        assemble(copy.deepcopy(sft), copy.deepcopy(reward_model), config),
+        assemble(copy.deepcopy(sft), copy.deepcopy(reward_model)),
         [],
         [],
     )
@@ -265,7 +264,6 @@ def test_each_card_is_about_the_policy_as_it_then_is(monkeypatch, paid):
         cards, expected, strict=True
     ):
         assert all(torch.equal(policy[name], value) for name, value in then.items())
-        # The judge keeps its zero and unit, whatever the training is paid in
         assert same(weights(sft), reference) and same(weights(reward_model), judged_by)
         assert (words, seed, temperature) == (lexicon(CORPUS), 3, 0.6)
     assert not torch.equal(states[4]["head.weight"], states[3]["head.weight"])
@@ -305,7 +303,7 @@ def test_a_whole_trial_runs_on_tiny_models_of_ppo(monkeypatch, paid):
         and not {"answers", "scores", "gold"} & later[0].keys()
     )
     assert later[1]["win_rate"] == win_rate(later[1]["gold"], before["gold"])
-    by_hand = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge), config)
+    by_hand = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge))
     list(ppo_steps(by_hand, PRACTICE, config))
     validation = encode_split(PLAY)[1]
     assert history["shakespeare_loss"] == validation_loss(
@@ -621,53 +619,24 @@ def test_cards_every_less_than_one_step_are_refused_where_the_trial_is_named(eve
         PolicyTrial(TINY, every)
 
 
-# Mistakes on purpose
+# Variants of PPO
 
 
-def test_a_mistake_is_made_for_the_run_and_no_longer(monkeypatch, paid):
+@pytest.mark.parametrize("name", ["returns after whitening", "RLOO", "GRPO"])
+def test_a_variant_of_ppo_stands_in_its_place_for_the_run(monkeypatch, paid, name):
     noted_cards(monkeypatch, [[1.0]])
-    right, slip = ppo_module.estimate_advantages, "returns after whitening"
-    wrong = ppo_trial(CORPUS, PolicyTrial(TINY, mistake=slip), TINY.seed)
-    assert ppo_module.estimate_advantages is right
-    usual = ppo(CORPUS, TINY, 1000)
-    assert wrong["rounds"] != usual["rounds"]
-    models = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge), TINY)
-    with making(slip):
-        assert wrong["rounds"] == list(ppo_steps(models, PRACTICE, TINY))
+    config, chosen = replace(TINY, group=2), variant(name)
+    found = ppo_trial(CORPUS, PolicyTrial(config, variant=name), TINY.seed)
+    models = assemble(copy.deepcopy(paid.sft), copy.deepcopy(paid.judge))
+    models = chosen.models(models)
+    assert isinstance(models.value_model, NoValues) != chosen.values
+    rounds = ppo_steps(models, PRACTICE, config, chosen.estimate, chosen.losses)
+    assert found["rounds"] == list(rounds) != ppo(CORPUS, config, 1000)["rounds"]
 
 
-def test_returns_after_whitening_are_whitened_advantages_plus_values(monkeypatch):
-    models = assemble(moved(config=LONG), judge(config=LONG), TINY)
-    seen, (_, _, mistaken) = [], MISTAKES["returns after whitening"]
-    right = ppo_module.estimate_advantages
-
-    def both(rollout, config, beta):
-        seen.append(
-            (rollout, right(rollout, config, beta), mistaken(rollout, config, beta))
-        )
-        return seen[-1][1]
-
-    monkeypatch.setattr(ppo_module, "estimate_advantages", both)
-    next(ppo_steps(models, PRACTICE, TINY))
-    rollout, (advantages, returns), (same_advantages, wrong) = seen[0]
-    assert torch.equal(advantages, same_advantages) and torch.equal(
-        wrong, advantages + rollout.values
-    )
-    assert not torch.allclose(wrong, returns)
-
-
-def test_a_mistake_that_is_not_known_is_named_and_an_error_ends_the_one_that_is_made():
-    with pytest.raises(
-        ValueError, match="mistake is 'x': use one of returns after whitening"
-    ):
-        with making("x"):
-            pass
-    right = ppo_module.estimate_advantages
-    with pytest.raises(KeyError):
-        with making("returns after whitening"):
-            assert ppo_module.estimate_advantages is not right
-            raise KeyError
-    assert ppo_module.estimate_advantages is right
+def test_a_variant_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="variant is 'x': use one of"):
+        PolicyTrial(TINY, variant="x")
 
 
 # Best of n, and the base model

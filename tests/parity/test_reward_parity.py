@@ -18,6 +18,7 @@ from parity.oracles import (
     scorer_of,
     stub,
     texts,
+    unnormalised,
 )
 from scipy import stats
 from tiny import PAD, normal
@@ -130,7 +131,7 @@ def test_scores_are_those_of_transformers_scoring_gpt2_and_of_trls_get_reward(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("centring", [0.0, 0.5])
 def test_the_loss_of_pairs_and_its_gradients_are_those_of_trl(centring, dtype):
-    model, pairs = scorer_of(3, dtype).unnormalised(), pairs_of_texts(6)
+    model, pairs = unnormalised(scorer_of(3, dtype)), pairs_of_texts(6)
     peer = as_scoring_gpt2(copy.deepcopy(model).double())
     peer.config.pad_token_id = PAD
     loss = bradley_terry_loss(*score_pairs(model, pairs, PAD), centring)

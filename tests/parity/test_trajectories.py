@@ -27,6 +27,7 @@ from parity.oracles import (
     in_float64,
     policy_of,
     scorer_of,
+    unnormalised,
 )
 from tiny import PAD, TOKENIZER, seeded
 from torch.optim.lr_scheduler import LambdaLR
@@ -158,7 +159,7 @@ def test_twenty_steps_of_sft_in_two_parts_are_those_of_trls_sfttrainer(dtype, tm
 def test_twenty_steps_of_reward_modelling_are_those_of_trls_rewardtrainer(
     dtype, tmp_path
 ):
-    model = scorer_of(1, dtype, SHAPE).unnormalised()
+    model = unnormalised(scorer_of(1, dtype, SHAPE))
     peer = as_scoring_gpt2(model)
     pairs = reward_model.encode_pairs(
         datasets.elsewhere_preferences(), TOKENIZER, SHAPE.context

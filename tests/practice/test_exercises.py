@@ -32,6 +32,8 @@ from posttrain import dpo, logprobs, ppo, reward_model, stages
 from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.keep import store, workers
 from posttrain.lab import enumerable
+from posttrain.lab.enumerable import build_world
+from posttrain.lab.enumerable import ppo_run as ppo_run_of_words
 from posttrain.ppo import PPOConfig, assemble, ppo_steps
 from posttrain.practice import exercises
 from posttrain.practice.exercises import (
@@ -234,15 +236,13 @@ def gae_as_a_double_sum(rewards, values, actions, gamma=1.0, lam=0.95):
     )
 
 
-def whiten_by_the_library(values, mask, shift_mean=True):
+def whiten_by_the_library(values, mask):
     chosen = values[mask].tolist()
     if not chosen:
         raise ValueError("nothing to whiten")
     mean, deviation = statistics.fmean(chosen), statistics.pstdev(chosen)
     white = torch.zeros_like(values)
-    white[mask] = (values[mask] - mean) / (deviation + 1e-8) + (
-        0.0 if shift_mean else mean
-    )
+    white[mask] = (values[mask] - mean) / (deviation + 1e-8)
     return white
 
 
@@ -577,10 +577,10 @@ def gae_from_the_last_value(rewards, values, actions, gamma=1.0, lam=0.95):
     return advantages, advantages + values
 
 
-def white_or_divided(values, mask, shift_mean=True):
+def divided_alone(values, mask):
     chosen = values[mask]
     deviation = ((chosen - chosen.mean()).square().mean() + 1e-8).sqrt()
-    return mask * ((values - chosen.mean() if shift_mean else values) / deviation)
+    return mask * (values / deviation)
 
 
 def averaged_logprobs(model, tokens, mask, temperature=1.0):
@@ -616,12 +616,12 @@ def unclipped(logprobs, old_logprobs, advantages, actions, clip_eps=0.2):
     ).double().mean()
 
 
-def unbiased_whitening(values, mask, shift_mean=True):
+def unbiased_whitening(values, mask):
     chosen = values[mask]
     white = (values - chosen.mean()) / (
         ((chosen - chosen.mean()) ** 2).sum() / (len(chosen) - 1) + 1e-8
     ).sqrt()
-    return (white if shift_mean else white + chosen.mean()) * mask
+    return white * mask
 
 
 def pointwise_by_the_library(chosen, rejected, centring=0.0):
@@ -783,8 +783,8 @@ def gae_draft(values, rewards, actions):
         ),
         (
             "whiten",
-            lambda v, m, shift=True: white_or_divided(v, m, shift),
-            "the mean is scaled, too",
+            divided_alone,
+            "the mean is not taken away",
         ),
         (
             "policy_loss",
@@ -1394,9 +1394,7 @@ def labels_in_place(tokens, tokenizer):
         ),
         (
             "whiten",
-            lambda v, m, shift_mean=True: (
-                EXERCISES["whiten"].function(v, m, shift_mean) + 0.1
-            ),
+            lambda v, m: EXERCISES["whiten"].function(v, m) + 0.1,
             "the wrong value: in every case",
         ),
     ],
@@ -1599,7 +1597,7 @@ PAIRS = [
 
 
 def ppo_run():
-    models = assemble(moved(), judge(5), TINY)
+    models = assemble(moved(), judge(5))
     rounds = list(ppo_steps(models, QUESTIONS, TINY))
     return models.policy, rounds
 
@@ -1612,12 +1610,19 @@ def dpo_run():
     )
 
 
+def k3_run():
+    """PPO in the world of 64 words, with k3 in the loss."""
+    return ppo_run_of_words(
+        build_world(), 0.5, 0, variant="k3 in the loss", iterations=2, batch_size=8
+    )
+
+
 RUNS = [
     ("gae", ppo_run),
     ("whiten", ppo_run),
     ("policy_loss", ppo_run),
     ("value_loss", ppo_run),
-    ("kl_estimate", ppo_run),
+    ("kl_estimate", k3_run),
     ("last_of", ppo_run),
     ("get_response_log_probs", dpo_run),
     ("dpo_loss", dpo_run),

@@ -44,7 +44,7 @@ def test_pay_and_meaning_against_kl_end_in_a_ring():
 def test_an_answers_rewards_sum_to_its_score_less_the_penalty():
     config = PPOConfig(batch_size=2, max_new_tokens=6)
     sft, other = moved(0, torch.float32, LONG), moved(2, torch.float32, LONG)
-    models = assemble(sft, judge(1, torch.float32, LONG), config)
+    models = assemble(sft, judge(1, torch.float32, LONG))
     # Let the policy differ from its reference, so that there is a KL to pay for
     models = replace(models, policy=other)
     asked = [render_question("Who goes there?", CharTokenizer())] * 2

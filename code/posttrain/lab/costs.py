@@ -74,7 +74,7 @@ def begin(corpus: Corpus, method: str) -> tuple[Iterator, int]:
             judge, pairs, RewardConfig(), tokenizer.pad
         ), RewardConfig().steps
     if method == "PPO":
-        models = assemble(sft, judge, PPOConfig())
+        models = assemble(sft, judge)
         return ppo_steps(models, prompts, PPOConfig()), PPOConfig().iterations
     if method == "on-policy DPO":
         config = OnlineDPOConfig()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from posttrain import ppo
 from posttrain.batches import Part, follow
 from posttrain.dpo import dpo_loss
+from posttrain.lab import ppo_variants
 from posttrain.logprobs import get_response_log_probs, token_logprobs
 from posttrain.optim import Descent, linear_fall
 from posttrain.ppo import Models, PPOConfig, Rollout
@@ -33,12 +34,10 @@ START = V  # the token before the first letter
 WORDS = ["".join(letters) for letters in itertools.product(LETTERS, repeat=LENGTH)]
 PREFIXES = sum(V**t for t in range(LENGTH))  # beginnings of words: 1 + 4 + 16
 
-# Advantages are not whitened: near the optimum there is only noise left to scale up
 SMALL_PPO = PPOConfig(
     iterations=100,
     batch_size=256,
     temperature=1.0,
-    whiten_advantages=False,
     lr=0.1,
     value_lr=0.1,
     kl_target=0.0,
@@ -209,13 +208,20 @@ def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
 
 
 def ppo_run(
-    world: World, beta: float, seed: int, start: nn.Module | None = None, **changes
+    world: World,
+    beta: float,
+    seed: int,
+    start: nn.Module | None = None,
+    variant: str = "not whitened",
+    **changes,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """PPO on sampled words: the policy, and what `measure` found before each round and
     after.
 
     start: the policy before, of which a copy is trained; the reference if none is
-    given. changes: to fields of SMALL_PPO. `words` counts those drawn so far. Raises
+    given. variant: of PPO, by its name in `ppo_variants.VARIANTS`; as it is, advantages
+    are not whitened, since near the optimum there is only noise left to scale up.
+    changes: to fields of SMALL_PPO. `words` counts those drawn so far. Raises
     ValueError for a setting that cannot work.
     """
     config = replace(SMALL_PPO, beta=beta, seed=seed, **changes)
@@ -225,8 +231,8 @@ def ppo_run(
         )
     generator = torch.Generator().manual_seed(config.seed)
     policy = copy.deepcopy(start or world.reference)
-    value_model = TabularValue() if config.estimator == "gae" else None
-    models = Models(policy, value_model, world.reference, None)
+    chosen = ppo_variants.variant(variant)
+    models = chosen.models(Models(policy, TabularValue(), world.reference, None))
     descent = Descent(
         [ppo.build_optimizer(models, config)], linear_fall(config.iterations)
     )
@@ -236,7 +242,15 @@ def ppo_run(
         for _ in range(config.iterations)
     )
     history = [dict(words=0) | measure(world, policy, beta)]
-    rounds = ppo.ppo_rounds(models, rollouts, config, descent, generator)
+    rounds = ppo.ppo_rounds(
+        models,
+        rollouts,
+        config,
+        descent,
+        generator,
+        chosen.estimate,
+        chosen.losses,
+    )
     for i, _ in enumerate(rounds, start=1):
         history.append(dict(words=i * n) | measure(world, policy, beta))
     return policy, history

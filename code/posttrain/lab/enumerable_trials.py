@@ -19,7 +19,8 @@ from posttrain.lab.enumerable import (
     draw_pairs,
     ppo_run,
 )
-from posttrain.lab.patches import making
+from posttrain.lab.ppo_variants import VARIANTS
+from posttrain.settings import one_of
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,10 @@ class WorldTrial:
     pairs: int = 10_000  # for DPO
     exact: bool = True  # whether a pair's preference is known, or one label is drawn
     gap: bool = False  # whether the words that begin with a are left out of the pairs
-    mistake: str = ""  # made on purpose, by its name in `patches.MISTAKES`
+    variant: str = "not whitened"  # of PPO, by its name in `ppo_variants.VARIANTS`
 
     def __post_init__(self):
-        if self.method not in ("ppo", "dpo", "rounds"):
-            raise ValueError(f"method is {self.method!r}: use 'ppo', 'dpo' or 'rounds'")
+        one_of(self, method=("ppo", "dpo", "rounds"), variant=tuple(VARIANTS))
 
 
 def world_trial(corpus: object, trial: WorldTrial, seed: int) -> dict:
@@ -47,8 +47,9 @@ def world_trial(corpus: object, trial: WorldTrial, seed: int) -> dict:
     """
     world = build_world()
     if trial.method == "ppo":
-        with making(trial.mistake):
-            policy, history = ppo_run(world, trial.beta, seed, **trial.ppo)
+        policy, history = ppo_run(
+            world, trial.beta, seed, variant=trial.variant, **trial.ppo
+        )
     elif trial.method == "dpo":
         policy, history = dpo_run(world, trial.beta, pairs_of(trial, seed), seed)
     else:

@@ -83,13 +83,11 @@ def finetuning() -> Experiment:
 def reward() -> Experiment:
     """Chapter 3: what eighteen pairs teach a reward model."""
     last = replace(RewardConfig(), token_weight=0.0)
-    claims = {
-        "18 pairs": RewardTrial(),
+    claims = {"18 pairs": RewardTrial()}
+    variations = {
         "from the base model": RewardTrial(start="base"),
         "last token alone": RewardTrial(last),
         "3 labels flipped": RewardTrial(flipped=3),
-    }
-    variations = {
         "elsewhere": RewardTrial(pairs="elsewhere"),
         "4 pairs": RewardTrial(n=4),
         "9 pairs": RewardTrial(n=9),
@@ -103,31 +101,23 @@ def ppo() -> Experiment:
     """
     usual = PPOConfig()
     short = replace(usual, iterations=6)
+    free = replace(usual, beta=0.0, kl_target=0.0)
     slip = "returns after whitening"
     claims = {
         "PPO": PolicyTrial(usual, every=8),
-        "no penalty": PolicyTrial(
-            replace(usual, beta=0.0, kl_target=0.0), every=4, early=3
-        ),
+        "no penalty": PolicyTrial(free, every=4, early=3),
     }
     near = replace(usual, kl_target=3.0, beta=0.1)
-    grpo = replace(
-        short,
-        estimator="grpo",
-        group=8,
-        whiten_advantages=False,
-        kl_in="loss",
-        kl_estimator="k3",
-        kl_target=0.0,
-        lr=1e-4,
-    )
+    grpo = replace(short, group=8, kl_target=0.0, lr=1e-4)
     variations = {
         "target 3": PolicyTrial(near),
         "short": PolicyTrial(short),
-        slip: PolicyTrial(short, mistake=slip),
-        "REINFORCE": PolicyTrial(replace(short, estimator="reinforce")),
-        "RLOO": PolicyTrial(replace(short, estimator="rloo", group=4)),
-        "GRPO": PolicyTrial(grpo),
+        slip: PolicyTrial(short, variant=slip),
+        "REINFORCE": PolicyTrial(short, variant="REINFORCE"),
+        "RLOO": PolicyTrial(replace(short, group=4), variant="RLOO"),
+        "GRPO": PolicyTrial(grpo, variant="GRPO"),
+        "paid by the count": PolicyTrial(usual, paid_by="count"),
+        "paid by the count, no penalty": PolicyTrial(free, paid_by="count"),
     }
     return Experiment(ppo_trial, claims, variations)
 
@@ -173,15 +163,15 @@ def small_world() -> Experiment:
     }
     variations["10000 pairs, drawn labels"] = WorldTrial("dpo", exact=False)
     variations["gap"] = WorldTrial("rounds", pairs=3_000, gap=True)
-    for where in ("reward", "loss"):
-        for kind in ("k1", "k2", "k3"):
-            change = dict(kl_in=where, kl_estimator=kind)
-            variations[f"{kind} in the {where}"] = WorldTrial(ppo=change)
-    slip, white = "returns after whitening", dict(whiten_advantages=True)
+    # k1 in the reward is PPO itself
+    places = ("k2 in the reward", "k3 in the reward")
+    places += ("k1 in the loss", "k2 in the loss", "k3 in the loss")
+    variations |= {name: WorldTrial(variant=name) for name in places}
+    slip = "returns after whitening"
     variations["no clip of the ratio"] = WorldTrial(ppo=dict(clip_eps=1e9))
     variations["no value clipping"] = WorldTrial(ppo=dict(value_clip=0.0))
-    variations["whitened"] = WorldTrial(ppo=white)
-    variations[slip] = WorldTrial(ppo=white, mistake=slip)
+    variations["whitened"] = WorldTrial(variant="")
+    variations[slip] = WorldTrial(variant=slip)
     return Experiment(world_trial, claims, variations)
 
 

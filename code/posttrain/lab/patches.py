@@ -8,22 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from torch import Tensor
-
-from posttrain import ppo, sft
+from posttrain import sft
 from posttrain.batches import Alone
-from posttrain.ppo import PPOConfig, Rollout, estimate_advantages
 from posttrain.sft import batch_graded
-
-
-def returns_after_whitening(
-    rollout: Rollout, config: PPOConfig, beta: float
-) -> tuple[Tensor, Tensor]:
-    """Advantages as they should be, and returns of the whitened ones: the famous
-    slip.
-    """
-    advantages, _ = estimate_advantages(rollout, config, beta)
-    return advantages, advantages + rollout.values
 
 
 def mean_of_means(examples: list, crew: Alone) -> int:
@@ -34,7 +21,6 @@ def mean_of_means(examples: list, crew: Alone) -> int:
 
 # By name: what is replaced, and by what
 MISTAKES = {
-    "returns after whitening": (ppo, "estimate_advantages", returns_after_whitening),
     "mean of means": (sft, "batch_graded", mean_of_means),
 }
 

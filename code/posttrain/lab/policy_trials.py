@@ -16,8 +16,9 @@ from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.dpo import DPOConfig, dpo_steps, pair_logprobs, pair_report
 from posttrain.gpt import GPT
+from posttrain.lab.count_judge import paid_by_count
 from posttrain.lab.pair_origins import KINDS, pairs_of
-from posttrain.lab.patches import making
+from posttrain.lab.ppo_variants import VARIANTS, variant
 from posttrain.lab.scorecard import (
     against,
     judge_answers,
@@ -46,11 +47,13 @@ class PolicyTrial:
     config: PPOConfig | DPOConfig | OnlineDPOConfig = field(default_factory=PPOConfig)
     every: int = 1000  # steps or rounds between two scorecards; the last is always made
     early: int = 0  # so many first rounds of PPO are judged, each
-    mistake: str = ""  # made on purpose, by its name in `patches.MISTAKES`
+    variant: str = ""  # of PPO, by its name in `ppo_variants.VARIANTS`
+    paid_by: str = "model"  # PPO's judge; or "count", a count of words
     pairs: str = "own"  # DPO's: one of `pair_origins.KINDS`
 
     def __post_init__(self):
-        one_of(self, pairs=KINDS)
+        one_of(self, pairs=KINDS, variant=tuple(VARIANTS))
+        one_of(self, paid_by=("model", "count"))
         if self.every < 1:
             raise ValueError(f"every is {self.every}: use at least 1 step")
 
@@ -71,20 +74,22 @@ def ppo_trial(corpus: Corpus, trial: PolicyTrial, seed: int) -> dict:
     in nats per character.
     """
     config, (sft, judge) = replace(trial.config, seed=seed), models_of(corpus, seed)
-    models, prompts = assemble(sft, judge, config), datasets.training_prompts()
+    chosen, prompts = variant(trial.variant), datasets.training_prompts()
+    counted = trial.paid_by == "count"
+    models = paid_by_count(sft, seed) if counted else assemble(sft, judge)
+    models = chosen.models(models)
     words = lexicon(corpus)
     start = start_scorecard(corpus, seed, config.temperature)
     rounds, cards = [], [dict(start, round=0) | against(start, start)]
-    with making(trial.mistake):
-        for noted in ppo_steps(models, prompts, config):
-            rounds.append(noted)
-            n = len(rounds)
-            early = n <= trial.early
-            if early or n % trial.every == 0 or n == config.iterations:
-                card = judged(
-                    sft, judge, words, models.policy, start, seed, config.temperature
-                )
-                cards.append(dict(card, round=n))
+    run = ppo_steps(models, prompts, config, chosen.estimate, chosen.losses)
+    for n, noted in enumerate(run, start=1):
+        rounds.append(noted)
+        early = n <= trial.early
+        if early or n % trial.every == 0 or n == config.iterations:
+            card = judged(
+                sft, judge, words, models.policy, start, seed, config.temperature
+            )
+            cards.append(dict(card, round=n))
     loss = shakespeare_loss(corpus, models.policy)
     return dict(rounds=rounds, cards=outlined(cards), shakespeare_loss=loss)
 

@@ -275,4 +275,6 @@ def real_ppo_steps(
                 models, batch, settings, pad, stop, drawing, size
             )
 
-    return ppo_rounds(models, rollouts(), settings, descent, shuffling, first, beta)
+    return ppo_rounds(
+        models, rollouts(), settings, descent, shuffling, first=first, beta=beta
+    )

@@ -92,9 +92,6 @@ NAMES = (
         "ours replaces the score, TRL's is taken off it",
     ),
     Name(
-        "PPOConfig.estimator", "", "--advantage_estimator", "TRL has a trainer for each"
-    ),
-    Name(
         "PPOConfig.group",
         "",
         "--n_samples_per_prompt",
@@ -102,18 +99,6 @@ NAMES = (
     ),
     Name("PPOConfig.gamma", "PPOConfig.gamma", "--gamma"),
     Name("PPOConfig.gae_lambda", "PPOConfig.lam", "--lambd", "OpenRLHF's default is 1"),
-    Name(
-        "PPOConfig.whiten_rewards",
-        "PPOConfig.whiten_rewards",
-        "--normalize_reward",
-        "OpenRLHF: running mean and deviation of the scores",
-    ),
-    Name(
-        "PPOConfig.whiten_advantages",
-        "",
-        "--no_advantage_std_norm",
-        "both do, unless told",
-    ),
     Name(
         "PPOConfig.epochs",
         "PPOConfig.num_ppo_epochs",
@@ -133,12 +118,6 @@ NAMES = (
         "--value_clip",
         "OpenRLHF's default is 0.5",
     ),
-    Name(
-        "PPOConfig.value_coef",
-        "PPOConfig.vf_coef",
-        "",
-        "OpenRLHF's critic stands alone",
-    ),
     Name("PPOConfig.lr", "PPOConfig.learning_rate", "--actor_learning_rate"),
     Name(
         "PPOConfig.value_lr",
@@ -147,15 +126,11 @@ NAMES = (
         "TRL has one rate for both",
     ),
     Name(
-        "PPOConfig.beta", "PPOConfig.kl_coef", "--init_kl_coef", "the fee per nat of KL"
+        "PPOConfig.beta",
+        "PPOConfig.kl_coef",
+        "--init_kl_coef",
+        "what a nat of KL costs",
     ),
-    Name("PPOConfig.kl_target", "", "--kl_target", "TRL's fee is fixed"),
+    Name("PPOConfig.kl_target", "", "--kl_target", "TRL's beta is fixed"),
     Name("PPOConfig.kl_horizon", "", "--kl_horizon"),
-    Name("PPOConfig.kl_in", "", "--use_kl_loss"),
-    Name(
-        "PPOConfig.kl_estimator",
-        "PPOConfig.kl_estimator",
-        "--kl_estimator",
-        "TRL: k1, k3",
-    ),
 )

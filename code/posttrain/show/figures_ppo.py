@@ -103,21 +103,20 @@ def answer_of(
     it.
     """
     # PyTorch takes a second to import
-    from dataclasses import replace
-
-    from posttrain.logprobs import kl_estimate
-    from posttrain.ppo import estimate_advantages, token_rewards
+    from posttrain.ppo import gae, token_rewards
     from posttrain.tokenizer import CharTokenizer
 
     here, texts = rollout.actions[row], CharTokenizer().tokens
-    plain = replace(config, whiten_advantages=False)
-    kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
+    kl = rollout.logprobs - rollout.reference_logprobs  # (B, A)
+    rewards = token_rewards(rollout.scores, kl, rollout.actions, beta)
+    lasting = (config.gamma, config.gae_lambda)
+    advantages, _ = gae(rewards, rollout.values, rollout.actions, *lasting)
     columns = {
         "log-probability": rollout.logprobs,
         "reference": rollout.reference_logprobs,
         "value": rollout.values,
-        "reward": token_rewards(rollout.scores, kl, rollout.actions, beta),
-        "advantage": estimate_advantages(rollout, plain, beta)[0],
+        "reward": rewards,
+        "advantage": advantages,
     }
     numbers = {
         key: [round(x, 6) for x in values[row][here].tolist()]

@@ -165,10 +165,9 @@ WHITEN = exercise(
     [
         ("", numbers([1, 3, 8]), spans(3, (0, 3))),
         ("padding", numbers([1, 4, 9]), spans(3, (0, 2))),
-        ("shift_mean=False", numbers([1, 3, 8]), spans(3, (0, 3)), False),
         ("one value alone", numbers([2, 5]), spans(2, (0, 1))),
         ("rows of unequal length", 3 * normal(0, 2, 3) + 2, RAGGED),
-        ("rows of unequal length", 3 * normal(1, 2, 3) - 1, RAGGED, False),
+        ("rows of unequal length", 3 * normal(1, 2, 3) - 1, RAGGED),
         ("a mask that is False everywhere", numbers([1, 2]), spans(2, (0, 0))),
     ],
     """
@@ -183,21 +182,16 @@ the mask is ignored: mean and variance are those of the masked values alone
   masked_mean(values, mask) -> values.mean()
   masked_mean((values - mean).square(), mask) -> (values - mean).square().mean()
 padding is not 0: where the mask is False the result is 0
-  (whitened if shift_mean else whitened + mean) * mask
-    -> whitened if shift_mean else whitened + mean
+  (variance + 1e-8).rsqrt() * mask -> (variance + 1e-8).rsqrt()
 each row by itself: one mean and one variance for the whole batch
   masked_mean(values, mask) -> (values * mask).sum(1, True) / mask.sum(1, True)
   masked_mean((values - mean).square(), mask)
     -> ((values - mean).square() * mask).sum(1, True) / mask.sum(1, True)
-@ whitened if shift_mean else whitened + mean
-shift_mean is ignored: without shift_mean the mean is added again
-  -> whitened
-the mean is scaled, too: without shift_mean the mean stays what it was
-  whitened + mean -> values * (variance + 1e-8).rsqrt()
-the mean is added again: only without shift_mean does the mean stay
-  -> whitened + mean
-shift_mean the wrong way round: True takes the mean away, False keeps it
-  -> whitened + mean if shift_mean else whitened
+the mean is not taken away: the mean has to become 0
+  (values - mean) * (variance + 1e-8).rsqrt() -> values * (variance + 1e-8).rsqrt()
+the mean is added again: the mean has to become 0
+  (values - mean) * (variance + 1e-8).rsqrt()
+    -> ((values - mean) * (variance + 1e-8).rsqrt() + mean)
 """,
     tolerance=1e-5,  # so that any small number inside the root is right
 )
