@@ -31,7 +31,7 @@ help:
 	@echo "make book    build the book into _build/html (the first time trains each model)"
 	@echo "make posts   write the book's posts as plain Markdown with PNG figures into _build/posts, to publish elsewhere"
 	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
-	@echo "make lab     open the chapters as notebooks in JupyterLab"
+	@echo "make lab     write a working copy of each chapter into work/, and open them in JupyterLab"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
 	@echo "make determinism    train everything twice and compare all outputs, byte by byte (hours)"
 	@echo "make evidence    measure what evidence/ lacks or the code has outrun: make evidence NAMES='ppo dpo' SEEDS=5 (hours)"
@@ -54,9 +54,10 @@ posts: book
 test: $(EXTRAS_READY)
 	@"$(BIN)/python" -m pytest --nbmake --numprocesses 2 --dist loadfile $(TEST_FLAGS)
 
-# .jupyter holds the one setting that opens a .md chapter as a notebook.
+# work/ holds a copy of each chapter, which is the reader's: the chapters themselves stay as they are.
 lab: $(READY)
-	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" "$(BIN)/python" -m jupyterlab --LabApp.default_url=/lab/tree/book $(LAB_FLAGS)
+	@"$(BIN)/python" book/_ext/notebooks.py
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" "$(BIN)/python" -m jupyterlab --LabApp.default_url=/lab/tree/work $(LAB_FLAGS)
 
 mutants: $(READY)
 	@"$(BIN)/python" tests/mutants.py $(MUTANT_FLAGS)

@@ -504,8 +504,12 @@ def book(tmp_path):
         "_config.yml",
         "book/_ext/house.py",
         "book/_ext/book_kernels.py",
+        "book/_ext/notebooks.py",
+        "book/_ext/posts.py",
         "book/_static/book.css",
         "book/_static/book.js",
+        "book/_static/views.css",
+        "book/_static/views.js",
         "book/_static/favicon.svg",
         "book/references.bib",
     ):

@@ -791,9 +791,14 @@ def offer_notebook(
     if "kernelspec" not in app.env.metadata.get(pagename, {}):
         return
     import jupytext
+    import notebooks
     from nbformat.v4 import new_code_cell
 
-    notebook = jupytext.read(app.env.doc2path(pagename), fmt="md:myst")
+    if not hasattr(app, "house_names"):
+        app.house_names = notebooks.find_names()
+    path = Path(app.env.doc2path(pagename))
+    states = Path(app.config.nb_execution_cache_path)
+    notebook = notebooks.plain_notebook(path, states, app.house_names)
     repository = app.config.html_theme_options.get("repository_url")
     archives = [f"{repository}/archive/HEAD.zip"] if repository else []
     notebook.cells.insert(0, new_code_cell(INSTALL.format(archives=archives)))

@@ -156,9 +156,13 @@
   // --- Put them in -----------------------------------------------------------------------------------------
 
   const views = { mask: maskView, rollout: rolloutView, beta: betaView };
-  addEventListener("DOMContentLoaded", () => {
-    for (const place of document.querySelectorAll("div.interactive")) {
+  function bring() {
+    for (const place of document.querySelectorAll("div.interactive:not([data-live])")) {
+      place.dataset.live = "yes";
       place.replaceChildren(...views[place.dataset.kind](JSON.parse(place.dataset.values)));
     }
-  });
+  }
+  // A page is still being read; a notebook has long been there, and puts its outputs in a little later
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", bring);
+  else for (const wait of [0, 300, 1500]) setTimeout(bring, wait);
 }

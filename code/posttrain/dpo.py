@@ -31,7 +31,7 @@ class DPOConfig:
     micro_batch_size: int = 0
     lr: float = 2e-4  # Adam's, falling in a straight line to 0
     loss: str = "dpo"  # or "ipo", "simpo", "kto", "orpo"
-    # How much a nat of log-ratio counts: the fee for leaving the reference
+    # How much a nat of log-ratio counts, as the KL penalty has it
     beta: float = 0.05
     # "dpo" alone: the share of labels that are taken to be wrong. A pair is settled at
     # a gap of log((1 - share) / share) / beta nats, and without it at none

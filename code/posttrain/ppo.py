@@ -203,8 +203,7 @@ def ask_models(
 
 
 def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> Tensor:
-    """The reward of each token: -beta times its KL, and the score once, at the last:
-    (B, A).
+    """The rewards (B, A): of each token -beta times its KL, of the last the score too.
 
     scores (B,); kl and actions (B, A).
     """
@@ -221,8 +220,7 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates, and the returns that the values should have
-    foreseen.
+    """Generalised advantage estimates, and the returns that go with them.
 
     An advantage is the surprise of its step, delta = reward + gamma * next value -
     value, plus gamma * lam times the advantage of the next step; after the last action
@@ -474,8 +472,7 @@ def ppo_rounds(
     first: int = 0,
     beta: float | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train on each rollout, and let the next be written; yield what happened in the
-    round.
+    """Train on each rollout as it is written; yield what happened in the round.
 
     first: the round of the first rollout; beta: the penalty's weight by then. Yields
     `score`, `kl` (nats per response), `length`, `ended` and `beta`, means over the

@@ -28,7 +28,7 @@ from posttrain.cli import commands as program
 from posttrain.cli import terminal
 from posttrain.cli.terminal import HELP, MAX_NEW_TOKENS, Chat, command, converse
 from posttrain.data.corpus import Corpus
-from posttrain.data.datasets import example
+from posttrain.data.datasets import example, heldout_prompts
 from posttrain.evaluate import gold_score
 from posttrain.gpt import GPT, GPTConfig
 from posttrain.keep import code, store
@@ -586,7 +586,7 @@ def refuse(*arguments, **options):
         ),
         ("chat --seed x", "argument --seed: invalid seed value: 'x'"),
         ("chat --sed 1", "unrecognized arguments: --sed 1"),
-        ("compare", "the following arguments are required: prompt"),
+        ("compare", "give a prompt in quotation marks"),
         (
             "compare Who? --temperature nan",
             "argument --temperature: nan is not a number from 0 to 100",
@@ -915,8 +915,15 @@ def test_your_own_conversations_train_a_model_once_which_is_found_and_talks(
 ):
     write("my talks.jsonl", TALKS)
     assert program.main(["train", "sft", "--data", "my talks.jsonl"]) == 0
-    first, course, use = capsys.readouterr().out.splitlines()
+    first, course, *shown, use = capsys.readouterr().out.splitlines()
     assert first == "The sft model has learned from 2 conversations." and desk == [2, 2]
+    # Three answers before and after, and how many end
+    questions = heldout_prompts()[:3]
+    assert [line.strip() for line in shown[:9:3]] == questions
+    assert all(
+        "before: " in a and "after:  " in b for a, b in zip(shown[1::3], shown[2::3])
+    )
+    assert any("answers come to their end" in line for line in shown)
     assert (
         course.startswith("loss 4.")
         and " nats per graded token (means of 1 steps); 0 s" in course
@@ -932,15 +939,108 @@ def test_your_own_conversations_train_a_model_once_which_is_found_and_talks(
         and stored_stages() == ["base", "sft"]
     )
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:3] == [first, course, use] and printed[3].startswith(
-        "The sft model."
-    )
+    kept = [first, course, *shown, use]
+    assert printed[:-1] == kept and printed[-1].startswith("The sft model.")
     model, _ = stages.sft_model(
         program.corpus.load(), data=stages.data_for("sft", "my talks.jsonl", None)
     )
     assert desk == [2, 2] and same(weights(model), chats[0].model)
     # It is not the book's
     assert not same(weights(stages.sft_model(program.corpus.load())[0]), model)
+
+
+def test_a_setting_is_another_model_which_is_found_with_it(desk, capsys, monkeypatch):
+    given = ["--set", "batch_size=2", "--set", "replay_weight=0.5"]
+    assert program.main(["train", "sft", *given]) == 0 and desk == [2, 2]
+    use = capsys.readouterr().out.splitlines()[-1]
+    assert use.endswith(f"chat --stage sft {shlex.join(given)}")
+    chats = []
+    monkeypatch.setattr(program, "converse", chats.append)
+    assert program.main(shlex.split(use)[5:]) == 0 and desk == [2, 2]
+    config = stages.SFTConfig(batch_size=2, replay_weight=0.5)
+    model, _ = stages.sft_model(program.corpus.load(), config)
+    assert same(weights(model), chats[0].model) and len(desk) == 2
+    usual, _ = stages.sft_model(program.corpus.load())
+    assert not same(weights(usual), model)
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "message"),
+    [
+        (
+            "dpo",
+            "bta=1",
+            "DPOConfig has no setting 'bta': use one of steps, batch_size",
+        ),
+        ("dpo", "beta", "'beta' sets nothing: write it as NAME=VALUE"),
+        ("dpo", "steps=many", "steps is 'many': use a whole number"),
+        ("dpo", "beta=", "beta is '': use a number"),
+        ("dpo", "beta=-1", "beta is -1.0: use a number above 0"),
+        ("sft", "mask=maybe", "mask is 'maybe': use true or false"),
+        ("base", "model=big", "PretrainConfig has no setting 'model'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_and_nothing_is_trained(
+    desk, capsys, stage, given, message
+):
+    assert program.main(["train", stage, "--set", given]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message) and printed.err.count("\n") == 1
+    assert desk == [] and not printed.out
+
+
+def test_prompts_of_your_own_are_practised_on_and_asked(desk, capsys, monkeypatch):
+    rows = [dict(id=str(i), prompt=text) for i, text in enumerate(["Ho?", "Ay?"])]
+    asked, steps = [], stages.ppo_steps
+    monkeypatch.setattr(
+        stages,
+        "ppo_steps",
+        lambda models, prompts, config: (
+            asked.extend(prompts) or steps(models, prompts, config)
+        ),
+    )
+    assert program.main(["train", "ppo", "--prompts", write("mine.jsonl", rows)]) == 0
+    assert asked == ["Ho?", "Ay?"] and "  Ho?\n" in capsys.readouterr().out
+    assert program.main(["compare", "--prompts", "mine.jsonl"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nHo?\n" in printed and "\nAy?\n" in printed
+    assert printed.count("\nbase ") == printed.count("\ndpo  ") == 2
+
+
+def test_all_models_of_your_own_data_are_compared(desk, capsys):
+    own = ["--data", write("pairs.jsonl", PAIRS)]
+    own += ["--conversations", write("mine.jsonl", TALKS)]
+    assert program.main(["compare", "Who?", *own]) == 0
+    trained = len(desk)
+    assert capsys.readouterr().out.count("gold rubric") == 4
+    for stage in ("reward", "ppo", "dpo"):
+        assert program.main(["train", stage, *own]) == 0
+    assert program.main(["train", "sft", "--data", "mine.jsonl"]) == 0
+    assert len(desk) == trained
+    assert program.main(["compare", "Who?", "--set", "steps=3"]) == 2
+
+
+@pytest.mark.parametrize("given", [[], ["Who?", "--prompts", "x.jsonl"]])
+def test_compare_asks_a_prompt_or_a_file_of_them(given, capsys):
+    with pytest.raises(SystemExit) as left:
+        command_line.parse(["compare", *given])
+    assert left.value.code == 2 and "a file with --prompts" in capsys.readouterr().err
+
+
+def test_the_bar_names_the_stage_that_is_trained(tmp_path, monkeypatch):
+    from posttrain.show import progress
+
+    monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
+    monkeypatch.delenv("BOOK_BUILD", raising=False)
+    named = []
+
+    def train():
+        named.append(progress(range(1), total=1).desc)
+        return {"a": torch.ones(1)}, {}
+
+    store.obtain("toy-stage", {}, train, code_of=CharTokenizer)
+    assert named == ["training toy-stage"]
+    assert progress(range(1), total=1).desc == "training"
 
 
 def test_another_row_or_seed_is_another_model_and_another_file_is_not(desk, capsys):
@@ -982,7 +1082,18 @@ def test_pairs_of_your_own_train_what_learns_from_pairs_after_your_own_sft_model
     assert program.main(["train", "sft", "--data", "mine.jsonl"]) == 0
     own = ["--data", "pairs.jsonl", "--conversations", "mine.jsonl"]
     assert program.main(["train", stage, *own]) == 0 and desk == runs
-    *_, first, how, use = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    at = printed.index(
+        f"The {stage} model has learned from 3 pairs, after the SFT model's 2 "
+        "conversations."
+    )
+    first, how, *shown, use = printed[at:]
+    said = {
+        "reward": ["Ranked right: ", "held-out pairs"],
+        "dpo": ["Ranked right: ", "KL to the SFT model", "before: ", "after: "],
+        "ppo": ["KL to the SFT model", "before: ", "after: "],
+    }
+    assert all(any(words in line for line in shown) for words in said[stage])
     assert (
         first == f"The {stage} model has learned from 3 pairs, after the SFT model's 2 "
         "conversations."

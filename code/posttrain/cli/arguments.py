@@ -65,6 +65,14 @@ def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
         "from",
     )
     command.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the training, as in --set beta=0.1; more than once for more",
+    )
+    command.add_argument(
         seed_flag,
         dest="model_seed",
         type=seed,
@@ -97,13 +105,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     train.add_argument("stage", choices=STAGES, help="which model")
     add_data(train, "--seed")
+    add_prompts(train, "what ppo practises on, and what is asked before and after")
     compare = commands.add_parser(
         "compare",
         help="ask all models the same",
         description="Ask every model the same, and have its answer judged. "
         + TAKES_TIME,
     )
-    compare.add_argument("prompt", help="what to ask, in quotation marks")
+    compare.add_argument("prompt", nargs="?", help="what to ask, in quotation marks")
+    add_prompts(compare, "what to ask, in the place of a prompt")
+    add_data(compare, "--model-seed")
     for command in (chat, compare):
         command.add_argument("--temperature", type=temperature, default=0.8)
         command.add_argument("--seed", type=seed, help="the same answers every time")
@@ -118,7 +129,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_data(score, "--model-seed")
     add_pairs(commands)
     add_real(commands, seed)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command == "compare" and bool(options.prompt) == bool(options.prompts):
+        compare.error("give a prompt in quotation marks, or a file with --prompts")
+    return options
+
+
+def add_prompts(command: argparse.ArgumentParser, what: str) -> None:
+    """The argument that names a file of prompts."""
+    command.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help=f"{what}: a JSON object with id and prompt per line",
+    )
 
 
 def add_pairs(commands) -> None:

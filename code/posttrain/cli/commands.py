@@ -6,9 +6,12 @@ import argparse
 import itertools
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from posttrain import stages
+from posttrain.chat import grow_vocabulary
+from posttrain.cli import report
 from posttrain.cli.arguments import TALKING, parse
 from posttrain.cli.terminal import Chat, converse
 from posttrain.data import corpus, datasets
@@ -26,7 +29,8 @@ from posttrain.evaluate import gold_parts
 from posttrain.lab.scorecard import lexicon
 from posttrain.real import command as real_command
 from posttrain.real.model import ModelError
-from posttrain.reward_model import RewardConfig, score_answer
+from posttrain.reward_model import RewardConfig, RewardModel, score_answer
+from posttrain.settings import SettingError, settings_from
 from posttrain.sft import SFTConfig
 from posttrain.show import progress
 from posttrain.stages import reward_model, sft_model
@@ -47,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             chat=chat, compare=compare, pairs=pairs, score=score, train=train, real=real
         )
         return commands[options.command](options)
-    except (DatasetError, corpus.CorpusError, ModelError) as error:
+    except (DatasetError, corpus.CorpusError, ModelError, SettingError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -71,9 +75,14 @@ def find_or_train(
     """
     # Look at the reader's files before anything is trained
     data = stages.data_for(stage, options.data, options.conversations)
-    chosen = dict(data=data) if options.data or options.conversations else {}
-    if options.model_seed:
-        chosen["config"] = stages.CONFIGS[stage](seed=options.model_seed)
+    prompts = getattr(options, "prompts", None)
+    if prompts:
+        data = replace(data, prompts=datasets.heldout_prompts(prompts))
+    own = options.data or options.conversations or prompts
+    chosen = dict(data=data) if own and stage != "base" else {}
+    config = settings_of(stage, options)
+    if options.model_seed or options.settings:
+        chosen["config"] = config
     text = corpus.load()
     try:
         return *load(text, progress=progress, **chosen), data
@@ -85,12 +94,20 @@ def find_or_train(
         ) from error
 
 
+def settings_of(stage: str, options: argparse.Namespace) -> object:
+    """The configuration that the command line asks for. Raises SettingError."""
+    kind = stages.CONFIGS[stage]
+    return settings_from(kind, options.settings, seed=options.model_seed)
+
+
 def train(options: argparse.Namespace) -> int:
     """Train a model, or find it; print how that went, and how to talk to it."""
     stage = options.stage
-    _, history, data = find_or_train(stage, stages.STAGES[stage], options)
+    model, history, data = find_or_train(stage, stages.STAGES[stage], options)
     print(f"The {stage} model has learned from {stages.rows_of(stage, data)}.")
     print(stages.course_of(stage, history))
+    for line in before_and_after(stage, model, history, data, options):
+        print(line)
     # Say how to use it: a reward model does not talk, it judges
     use = (
         ["score", "Who?", "A friend."]
@@ -100,8 +117,36 @@ def train(options: argparse.Namespace) -> int:
     for flag in ("data", "conversations", "model_seed"):
         value = getattr(options, flag)
         use += [f"--{flag.replace('_', '-')}", str(value)] if value else []
+    for setting in options.settings:
+        use += ["--set", setting]
     print("Try it: python -m posttrain", shlex.join(use))
     return 0
+
+
+def before_and_after(
+    stage: str,
+    model: object,
+    history: dict,
+    data: TrainingData,
+    options: argparse.Namespace,
+) -> Iterator[str]:
+    """What there is to be said of a trained model, beside the one it started from."""
+    if stage == "base":
+        return
+    config, text = settings_of(stage, options), corpus.load()
+    if stage == "reward":
+        yield from report.reward_ranking(model, data)
+        return
+    if stage == "sft":
+        base, _ = stages.base_model(text, progress=progress)
+        start = grow_vocabulary(base, CharTokenizer().vocab_size)
+    else:
+        usual = SFTConfig(seed=config.seed)
+        start, _ = sft_model(text, usual, data=data, progress=progress)
+    prompts = datasets.heldout_prompts(options.prompts)
+    yield from report.policy_report(stage, model, start, history, prompts)
+    if stage == "dpo":
+        yield from report.dpo_ranking(model, start, data, config.beta)
 
 
 def pairs(options: argparse.Namespace) -> int:
@@ -216,17 +261,57 @@ def score(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print every model's answer to one prompt, and what the two judges say of it."""
-    (prompt,) = cleaned(options.prompt)
+    """Print every model's answer to each prompt, and what the two judges say of it."""
+    if options.settings:
+        raise SettingError(
+            "compare asks all models, and no setting is of all: train one with --set, "
+            "and talk to it with chat"
+        )
+    prompts = (
+        datasets.heldout_prompts(options.prompts)
+        if options.prompts
+        else cleaned(options.prompt)
+    )
+    # Train the judge, or find it; then, one after the other, the models
+    judge, _, _ = find_or_train("reward", reward_model, compared(options, "reward"))
+    models = {
+        name: find_or_train(name, stage, compared(options, name))[0]
+        for name, stage in STAGES.items()
+    }
+    for prompt in prompts:
+        if len(prompts) > 1:
+            print(f"\n{prompt}")
+        status = compare_once(prompt, models, judge, options)
+        if status:
+            return status
+    return 0
+
+
+def compared(options: argparse.Namespace, stage: str) -> argparse.Namespace:
+    """What a command that asks all models says of one of them.
+
+    Pairs are of no use to the base and the SFT model, and conversations of none to the
+    base model; --prompts are what is asked, and not what is practised on.
+    """
+    given = argparse.Namespace(**vars(options))
+    given.prompts = None
+    if stage == "base":
+        given.data = given.conversations = None
+        given.model_seed = 0
+    elif stage == "sft":
+        given.data, given.conversations = options.conversations, None
+    return given
+
+
+def compare_once(
+    prompt: str, models: dict, judge: RewardModel, options: argparse.Namespace
+) -> int:
+    """Print every model's answer to one prompt; the exit status."""
     if not prompt.strip():
         print("The prompt is empty: there is nothing to ask.", file=sys.stderr)
         return 2
-    # Train the judge, or find it; then, one after the other, the models
-    text = corpus.load()
-    judge, _ = reward_model(text, progress=progress)
-    real_words = lexicon(text)
-    for name, stage in STAGES.items():
-        model, _ = stage(text, progress=progress)
+    real_words = lexicon(corpus.load())
+    for name, model in models.items():
         conversation = Chat(model, name != "base", options.temperature, options.seed)
         try:
             conversation.add(prompt)

@@ -16,6 +16,7 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
@@ -28,7 +29,10 @@ from posttrain.keep import code
 
 Train = Callable[[], "tuple[dict[str, Tensor], dict]"]
 UNKEPT = ""  # the key of a stage that is not on disk, nor anything that starts from it
+
 log = logging.getLogger("posttrain")
+# The stage that is being trained, by its name, for what is told meanwhile
+TRAINING: ContextVar[str] = ContextVar("training", default="")
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,11 @@ def train_and_keep(
     # Sweep up what a killed run was writing
     for unfinished in base.parent.glob(f"{base.name}.*.tmp"):
         unfinished.unlink()
-    weights, history = as_stored(*train())
+    naming = TRAINING.set(base.name.rpartition("-")[0])
+    try:
+        weights, history = as_stored(*train())
+    finally:
+        TRAINING.reset(naming)
     # Do not keep what was edited or replaced meanwhile
     if code.changed(runs):
         log.warning("The code changed while %s was trained: it is not kept.", base.name)

@@ -59,7 +59,7 @@ class PairsTrial:
 
 
 def dpo_config(trial: PairsTrial) -> DPOConfig:
-    """DPO on a policy's fresh answers: smaller steps, and a smaller fee."""
+    """DPO on a policy's fresh answers: smaller steps, and a smaller beta."""
     return DPOConfig(
         steps=trial.steps,
         batch_size=8,

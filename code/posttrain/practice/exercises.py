@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,17 @@ from posttrain.tokenizer import SPECIAL_TOKENS, CharTokenizer
 
 SINGLE = 1e-5  # tolerance for a result in single precision where double is wanted
 SHARE = 1e-6  # and for one of which the value alone counts
+UNWRITTEN = "not written yet"
+WRITE_IT = (
+    "Put your own lines in place of the three dots, and run the cell again. Until then "
+    "the cells below use the book's."
+)
+
+
+# What Python makes of a function without a body
+GENERATOR = inspect.CO_GENERATOR
+EMPTY = ("RESUME", "NOP")
+STUBS = (["RETURN_CONST"], ["LOAD_CONST", "RETURN_VALUE"])
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +76,8 @@ def check(name: str, function: Callable) -> Result:
     a name that `names` does not list, and TypeError for what cannot be called.
     """
     exercise = find(name, function)
+    if is_stub(function):
+        return Result(False, UNWRITTEN, f"{name}: {UNWRITTEN}. {WRITE_IT}")
     right = [outcome(exercise, exercise.function, case) for case in exercise.cases]
     mine = [outcome(exercise, function, case) for case in exercise.cases]
     # Look first at the values, then at their dtype, at what is refused, and at the
@@ -94,6 +108,15 @@ def find(name: str, function: Callable) -> Exercise:
             "function itself, without brackets"
         )
     return EXERCISES[name]
+
+
+def is_stub(function: Callable) -> bool:
+    """Whether a function has a head, perhaps a docstring, and three dots: no body."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_name == "<lambda>" or code.co_flags & GENERATOR:
+        return False
+    done = [step for step in dis.get_instructions(code) if step.opname not in EMPTY]
+    return [step.opname for step in done] in STUBS and done[0].argval is None
 
 
 def outcome(exercise: Exercise, function: Callable, case: Case) -> Outcome:
@@ -496,12 +519,23 @@ def show(value: object, digits: int) -> str:
 
 
 @contextmanager
-def plugged_in(name: str, function: Callable) -> Iterator[None]:
-    """Within the block, the package runs with this function in the place of its own.
+def plugged_in(**functions: Callable) -> Iterator[None]:
+    """Within the block, the package runs with these functions in the place of its own.
 
-    It need not be right. Afterwards, even after an error, the book's own is back.
-    Stored stages and other processes know the book's own alone, so asking for one
-    within the block raises RuntimeError: load models before it. Raises as `check` does.
+    By name: plugged_in(gae=gae, policy_loss=mine). They need not be right; one that is
+    not written yet leaves the book's in its place, and a line says so. Afterwards, even
+    after an error, the book's own are back. Stored stages and other processes know the
+    book's own alone, so asking for one within the block raises RuntimeError: load
+    models before it. Raises as `check` does.
     """
-    with in_place_of(find(name, function).function, function):
+    own = {name: find(name, each).function for name, each in functions.items()}
+    written = {name: f for name, f in functions.items() if not is_stub(f)}
+    missing = [name for name in functions if name not in written]
+    if written:
+        print(f"With yours: {', '.join(written)}.")
+    if missing:
+        print(f"With the book's, as yours is {UNWRITTEN}: {', '.join(missing)}.")
+    with ExitStack() as stack:
+        for name, function in written.items():
+            stack.enter_context(in_place_of(own[name], function))
         yield

@@ -22,10 +22,10 @@ BOXES = {
     "prompt": (0, 2.2),
     "policy\n(trained)": (1.6, 2.2),
     "response": (3.3, 2.2),
-    "reference\n(frozen)": (5.2, 3.3),
+    "reference\n(frozen)": (5.2, 3.6),
     "reward model\n(frozen)": (5.2, 2.2),
     "value model\n(trained)": (5.2, 1.1),
-    "KL penalty,\nper token": (7.3, 3.3),
+    "KL penalty,\nper token": (7.3, 3.1),
     "score,\nat the end": (7.3, 2.2),
     "values,\nper token": (7.3, 1.1),
     "rewards": (9.1, 2.75),
@@ -38,6 +38,7 @@ ARROWS = [
     "response > reference",
     "response > reward model",
     "response > value model",
+    "policy > KL penalty,",
     "reference > KL penalty,",
     "reward model > score,",
     "value model > values,",
@@ -55,6 +56,28 @@ COLOURS = {"policy": "PPO", "value model": "PPO", "reference": "SFT"}
 def four_models() -> Figure:
     """The four models of PPO and what flows between them; the trained two are heavy."""
     return diagram(BOXES, ARROWS, ["policy", "value model"], COLOURS)
+
+
+def clip_shapes(eps: float = 0.2) -> Figure:
+    """PPO's loss of one token against its ratio, for an advantage of 1 and of -1."""
+    # PyTorch takes a second to import
+    import torch
+
+    from posttrain.ppo import policy_loss
+
+    one, old = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1)
+    ratios = torch.linspace(0.4, 1.6, 121)
+    panels = {}
+    for advantage, what in ((1.0, "a good token, A = 1"), (-1.0, "a bad one, A = -1")):
+        better = torch.full((1, 1), advantage)
+        clipped = [
+            policy_loss(ratio.log().view(1, 1), old, better, one, eps)[0].item()
+            for ratio in ratios
+        ]
+        free = [-advantage * ratio for ratio in ratios.tolist()]
+        lines = {"PPO": (ratios.tolist(), clipped), "no clip": (ratios.tolist(), free)}
+        panels[f"loss of {what}"] = lines
+    return curves(panels, x="ratio: probability now / probability then")
 
 
 def paid_and_meant(groups: Mapping[str, Runs]) -> Figure:

@@ -28,15 +28,36 @@ def show_source(*names: str | object) -> Listing:
     """The source of functions and classes, named from the package on: "dpo.dpo_loss".
 
     A name is read from the file that defines it, and nothing is imported; an object
-    gives the source that was imported. Raises ValueError for a name of nothing.
+    gives the source that was imported. Of each docstring the first paragraph is shown:
+    the page says the rest, and so does `help`. Raises ValueError for a name of nothing.
     """
     sources = (
         source_of(name) if isinstance(name, str) else inspect.getsource(name)
         for name in names
     )
-    return Listing(
-        "\n\n\n".join(textwrap.dedent(source).rstrip() for source in sources)
-    )
+    return Listing("\n\n\n".join(brief(textwrap.dedent(text)) for text in sources))
+
+
+def brief(source: str) -> str:
+    """Source with the first paragraph of each docstring; all else as it stands."""
+    lines, kinds = source.rstrip().splitlines(), (ast.FunctionDef, ast.ClassDef)
+    documented = [
+        node.body[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False)
+    ]
+    # Begin at the end, so that what comes before stays where it is
+    for text in sorted(documented, key=lambda node: -node.lineno):
+        first, last = text.lineno - 1, text.end_lineno
+        blank = next((i for i in range(first, last) if not lines[i].strip()), None)
+        if blank is not None:
+            closing = f'{lines[blank - 1]}"""'
+            indent = lines[last - 1][: -len('"""')]
+            fits = (
+                [closing] if len(closing) <= 88 else [lines[blank - 1], f'{indent}"""']
+            )
+            lines[blank - 1 : last] = fits
+    return "\n".join(lines)
 
 
 def source_of(name: str) -> str:
