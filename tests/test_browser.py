@@ -158,7 +158,7 @@ def test_logits_are_pytorchs_to_a_thousandth_and_greedy_answers_the_same(
         model(name), prompts, 64, temperature=0, stop=TOKENIZER.end
     ).responses()
     answers = [answer for _, answer in theirs]
-    assert len({tuple(answer) for answer in answers}) > 5
+    assert len({tuple(answer) for answer in answers}) >= 3
     # Where the two best tokens are next to equal, rounding may choose: and so may they
     for prompt, answer, own in zip(prompts, answers, ours):
         if answer == own:
