@@ -25,13 +25,14 @@ ifeq ($(shell echo $$0),$$0)
 $(error This Makefile needs a POSIX shell. On Windows, run make from Git Bash)
 endif
 
-.PHONY: help book posts test lab bench mutants determinism evidence evidence-check lock clean
+.PHONY: help book posts test lab tangle bench mutants determinism evidence evidence-check lock clean
 
 help:
 	@echo "make book    build the book into _build/html (the first time trains each model)"
 	@echo "make posts   write the book's posts as plain Markdown with PNG figures into _build/posts, to publish elsewhere"
 	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
 	@echo "make lab     write a working copy of each chapter into work/, and open them in JupyterLab"
+	@echo "make tangle  write tangled/sft.py, reward.py and dpo.py: each stage in one file that needs PyTorch alone"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
 	@echo "make determinism    train everything twice and compare all outputs, byte by byte (hours)"
 	@echo "make evidence    measure what evidence/ lacks or the code has outrun: make evidence NAMES='ppo dpo' SEEDS=5 (hours)"
@@ -58,6 +59,10 @@ test: $(EXTRAS_READY)
 lab: $(READY)
 	@"$(BIN)/python" book/_ext/notebooks.py
 	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" "$(BIN)/python" -m jupyterlab --LabApp.default_url=/lab/tree/work $(LAB_FLAGS)
+
+# One script per stage, out of the functions that the pages show: PyTorch alone, no package.
+tangle: $(READY)
+	@"$(BIN)/python" book/_ext/tangle.py
 
 mutants: $(READY)
 	@"$(BIN)/python" tests/mutants.py $(MUTANT_FLAGS)

@@ -51,12 +51,7 @@ def best_of_n(drawn: Drawn, n: int) -> tuple[list[list[int]], Tensor]:
 
 
 def best_of_n_kl(n: int) -> float:
-    r"""KL(best of n || one draw), in nats: $\log n - \frac{n - 1}{n}$.
-
-    Exact where no two of the answers are the same, and an upper bound elsewhere.
-    Sources: Stiennon et al. 2020, appendix G.3; Beirami et al. 2024, theorem 1, for the
-    bound.
-    """
+    """KL(best of n || one draw), in nats: log n - (n - 1) / n."""
     if n < 1:
         raise ValueError(f"n is {n}: draw at least 1")
     return math.log(n) - (n - 1) / n

@@ -71,15 +71,14 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float | Tensor = 0.0,
 ) -> Tensor:
-    r"""Mean surprise at the preferences, the policy itself being the reward model, in
-    nats.
+    """Mean surprise at the preferences, the policy being the reward model, in nats.
 
-    $-\log\sigma(h)$ with $h = \beta(\log\frac{\pi(y_c)}{\pi_{ref}(y_c)} -
-    \log\frac{\pi(y_r)}{\pi_{ref}(y_r)})$. All (B,): log-probabilities of whole
-    responses, sums over their tokens, in nats. label_smoothing: the chance $\epsilon$
-    that a label is wrong, one number or one per pair; the loss is then $-(1 -
-    \epsilon)\log\sigma(h) - \epsilon\log\sigma(-h)$. Sources: Rafailov et al. 2023,
-    equation 7; Mitchell 2023 for the smoothing.
+    That is -log sigmoid(h), with h = beta * (log-ratio of the chosen response - that of
+    the rejected one), and a log-ratio is log policy - log reference. All (B,): log-
+    probabilities of whole responses, sums over their tokens, in nats. label_smoothing:
+    the chance that a label is wrong, one number or one per pair; it mixes in that share
+    of -log sigmoid(-h). Sources: Rafailov et al. 2023, equation 7; Mitchell 2023 for
+    the smoothing.
     """
     chosen_ratio = chosen - reference_chosen
     rejected_ratio = rejected - reference_rejected
@@ -91,11 +90,10 @@ def dpo_loss(
 def implicit_rewards(
     logprobs: Tensor, reference_logprobs: Tensor, beta: float
 ) -> Tensor:
-    r"""$\beta(\log\pi - \log\pi_{ref})$: what the policy, as a reward model, says. No
-    gradient.
+    """beta * (log policy - log reference): what the policy says as a reward model.
 
-    Any shape, in the reward's unit; it lacks what depends on the prompt alone. Source:
-    Rafailov et al. 2023, equation 5.
+    Any shape, in the reward's unit, without a gradient; it lacks what depends on the
+    prompt alone. Source: Rafailov et al. 2023, equation 5.
     """
     return beta * (logprobs - reference_logprobs).detach()
 

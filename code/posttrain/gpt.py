@@ -74,10 +74,10 @@ class Norm(nn.Module):
 
 
 def rotation_table(context: int, head_size: int, base: float = 10_000.0) -> Tensor:
-    r"""RoPE's rotations $e^{i t \theta_j}$ for every position t and feature pair j.
+    """RoPE's rotations for each position t and feature pair j: the angle t * theta_j.
 
-    Here $\theta_j = base^{-2j/hs}$. Returns their real and imaginary parts, (context,
-    hs/2, 2). Source: Su et al. 2021, equation 15.
+    theta_j = base ** (-2 j / hs). Returns cosine and sine, (context, hs/2, 2). Source:
+    Su et al. 2021, equation 15.
     """
     theta = base ** (
         -torch.arange(0, head_size, 2, dtype=torch.float64) / head_size

@@ -42,10 +42,11 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 def get_response_log_probs(
     model: nn.Module, tokens: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    r"""$\log \pi(y | x)$ of each response, in nats: (B,), the sum over its tokens.
+    """The log-probability of each response, given its prompt, in nats: (B,).
 
-    tokens and mask (B, T) as from `pack`: the response's <|end|> counts, the prompt and
-    the padding do not. A sum and no mean: it is the logarithm of a probability.
+    The sum over its tokens. tokens and mask (B, T) as from `pack`: the response's
+    <|end|> counts, the prompt and the padding do not. A sum and no mean: it is the
+    logarithm of a probability.
     """
     logprobs = token_logprobs(model(tokens), tokens, temperature)  # (B, T - 1)
     return logprobs.masked_fill(~mask[:, 1:], 0.0).sum(-1)  # (B,)
@@ -71,10 +72,10 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate(
     logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1"
 ) -> Tensor:
-    r"""Estimate KL(policy || reference) at each token drawn from the policy, in nats.
+    """Estimate KL(policy || reference) at each token drawn from the policy, in nats.
 
-    With $d = \log\pi - \log\pi_{ref}$: k1 is $d$, k2 is $d^2/2$, k3 is $e^{-d} - 1 +
-    d$. The means of k1 and k3 are the KL divergence, where the two are close k3's with
+    With d = log policy - log reference: k1 is d, k2 is d ** 2 / 2, k3 is exp(-d) - 1 +
+    d. The means of k1 and k3 are the KL divergence, where the two are close k3's with
     less noise, and there k2's is nearly that (Schulman 2020, "Approximating KL
     divergence").
     """

@@ -23,13 +23,12 @@ POLAR_EXPRESS = (
 
 
 def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
-    r"""Replace each matrix $U S V^\top$ by nearly $U V^\top$: all singular values near
-    1.
+    """Replace each matrix by the nearest rotation, nearly: all singular values near 1.
 
-    The directions stay. matrices: (P, m, n), all P worked on at once. `steps`
-    iterations of $X \to aX + b(XX^\top)X + c(XX^\top)^2X$ do it with matrix products
-    alone. Source: Jordan et al. 2024 (Muon), with the coefficients of Amsel et al.
-    2025.
+    The directions stay: U S V' becomes U V'. matrices: (P, m, n), all P worked on at
+    once. `steps` iterations of X -> a X + b (X X') X + c (X X')(X X') X do it with
+    matrix products alone. Source: Jordan et al. 2024 (Muon), with the coefficients of
+    Amsel et al. 2025.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     X = matrices.mT if tall else matrices

@@ -87,11 +87,10 @@ def last_of(values: Tensor, mask: Tensor) -> Tensor:
 def bradley_terry_loss(
     chosen: Tensor, rejected: Tensor, centring: float = 0.0
 ) -> Tensor:
-    r"""Mean surprise at the preferences, in nats: $-\log\sigma(r_{chosen} -
-    r_{rejected})$.
+    """Mean surprise at the preferences: -log sigmoid(chosen - rejected), in nats.
 
     chosen, rejected: scores (B,) of the two answers of each pair. centring adds the
-    mean of $c\,(r_{chosen} + r_{rejected})^2$, which fixes where zero is. Sources:
+    mean of centring * (chosen + rejected) ** 2, which fixes where zero is. Sources:
     Bradley & Terry 1952; Ouyang et al. 2022, equation 1; for the centring Eisenstein et
     al. 2023, section 2. Raises ValueError for a score that is not a number.
     """
@@ -112,7 +111,7 @@ def after_parting(tokens: Tensor, mask: Tensor) -> Tensor:
 def token_level_loss(
     scores: Tensor, tokens: Tensor, mask: Tensor, n: int | None = None
 ) -> Tensor:
-    r"""Bradley-Terry at every token from where the two answers part, in nats.
+    """Bradley-Terry at every token from where the two answers part, in nats.
 
     scores, tokens, mask: (2B, T), the chosen answers above the rejected ones. An answer
     that is worse in the end should look worse on the way there: the model has to carry

@@ -51,7 +51,7 @@ class SFTConfig:
 
 
 def sft_loss(logits: Tensor, labels: Tensor, n_graded: int | None = None) -> Tensor:
-    r"""Mean surprise at the graded tokens, in nats: $-\frac1n\sum \log p(label)$.
+    """Mean surprise at the graded tokens, in nats: -log p(label), averaged over them.
 
     logits: (B, T, V). labels: (B, T), the tokens themselves, or IGNORE. n_graded: the
     graded tokens of the whole batch, where these are only a part of it, so that the

@@ -22,8 +22,8 @@ SINGLE = 1e-5  # tolerance for a result in single precision where double is want
 SHARE = 1e-6  # and for one of which the value alone counts
 UNWRITTEN = "not written yet"
 WRITE_IT = (
-    "Put your own lines in place of the three dots, and run the cell again. Until then "
-    "the cells below use the book's."
+    "Put your own lines in place of the three dots, and run the cell again.\n"
+    "Until then the cells below use the book's."
 )
 
 
@@ -77,7 +77,7 @@ def check(name: str, function: Callable) -> Result:
     """
     exercise = find(name, function)
     if is_stub(function):
-        return Result(False, UNWRITTEN, f"{name}: {UNWRITTEN}. {WRITE_IT}")
+        return Result(False, UNWRITTEN, f"{name}: {UNWRITTEN}.\n{WRITE_IT}")
     right = [outcome(exercise, exercise.function, case) for case in exercise.cases]
     mine = [outcome(exercise, function, case) for case in exercise.cases]
     # Look first at the values, then at their dtype, at what is refused, and at the

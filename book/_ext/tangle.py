@@ -1,0 +1,262 @@
+"""`make tangle`: one script per stage, out of the functions that the pages show.
+
+`tangled/sft.py` and its like need PyTorch and nothing else: no package, no store, no
+checks of what they are given. They are made of templates in `book/_tangled/`, in which
+`# <<dpo.dpo_loss, logprobs.pack>>` stands for these functions, and
+`# <<config = dpo.DPOConfig: steps, lr>>` for these defaults. Annotations and refusals
+go, of docstrings the first sentence stays, and what the book's recipe does not use is
+put away by the template's own lines. Comments stay.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import house
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "book" / "_tangled"
+CHUNK = re.compile(r"^# <<(.+)>>\n", re.MULTILINE)
+OPTIONS = re.compile(r"^# (put|without|drop): (.*)\n", re.MULTILINE)
+WIDTH = 100
+
+
+class Tangled(ast.NodeTransformer):
+    """Source without annotations, refusals, and what the options fold away.
+
+    put: expressions as text, and what takes their place. without: names of parameters
+    that nothing is given for. drop: how statements begin that are left out.
+    """
+
+    def __init__(self, put: dict[str, str], without: set[str], drop: list[str]):
+        self.put, self.without, self.drop = put, without, drop
+
+    def visit(self, node: ast.AST) -> ast.AST | list | None:
+        stored = isinstance(getattr(node, "ctx", None), ast.Store)
+        if isinstance(node, ast.expr) and not stored:
+            text = ast.unparse(node)
+            if text in self.put:
+                (new,) = ast.parse(self.put[text]).body
+                return ast.copy_location(new.value, node)
+        if isinstance(node, ast.stmt) and ast.unparse(node).startswith(
+            tuple(self.drop) or ("\0",)
+        ):
+            return None
+        return super().visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        arguments, defaults = node.args, node.args.defaults
+        first = len(arguments.args) - len(defaults)
+        kept = [
+            (each, defaults[i - first] if i >= first else None)
+            for i, each in enumerate(arguments.args)
+            if each.arg not in self.without
+        ]
+        arguments.args = [each for each, _ in kept]
+        arguments.defaults = [default for _, default in kept if default is not None]
+        pairs = zip(arguments.kwonlyargs, arguments.kw_defaults)
+        both = [pair for pair in pairs if pair[0].arg not in self.without]
+        arguments.kwonlyargs = [each for each, _ in both]
+        arguments.kw_defaults = [default for _, default in both]
+        every = [*arguments.args, *arguments.kwonlyargs]
+        for each in (*every, arguments.vararg, arguments.kwarg):
+            if each is not None:
+                each.annotation = None
+        shorten_docstring(node)
+        return self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        shorten_docstring(node)
+        if node.decorator_list:
+            return node  # a dataclass needs its annotations
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        node = self.generic_visit(node)
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        documents = isinstance(node.value, ast.Constant)
+        node = self.generic_visit(node)
+        folded = isinstance(node.value, ast.Constant) and not documents
+        return None if folded else node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        node.args = [
+            each
+            for each in node.args
+            if not (isinstance(each, ast.Name) and each.id in self.without)
+        ]
+        node.keywords = [
+            each
+            for each in node.keywords
+            if each.arg not in self.without
+            and not (isinstance(each.value, ast.Name) and each.value.id in self.without)
+        ]
+        return self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | list | None:
+        node = self.generic_visit(node)
+        if isinstance(node.test, ast.Constant):
+            return node.body if node.test.value else node.orelse or None
+        refuses = [isinstance(each, ast.Raise) for each in node.body] == [True]
+        return None if refuses and not node.orelse else node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
+        node = self.generic_visit(node)
+        if isinstance(node.test, ast.Constant):
+            return node.body if node.test.value else node.orelse
+        return node
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        node = self.generic_visit(node)
+        neutral = isinstance(node.op, ast.And)
+        fixed = [x.value for x in node.values if isinstance(x, ast.Constant)]
+        if (not neutral) in fixed:
+            return ast.copy_location(ast.Constant(not neutral), node)
+        node.values = [x for x in node.values if not isinstance(x, ast.Constant)]
+        return node.values[0] if len(node.values) == 1 else node
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        node = self.generic_visit(node)
+        if isinstance(node.op, ast.Not) and isinstance(node.operand, ast.Constant):
+            return ast.copy_location(ast.Constant(not node.operand.value), node)
+        return node
+
+
+def shorten_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
+    """Leave the first sentence of a docstring."""
+    text = ast.get_docstring(node)
+    if text is None:
+        return
+    if len(node.body) > 1:
+        node.body[0].value = ast.Constant(house.first_sentence(text))
+
+
+def comments_of(source: str) -> tuple[dict[int, str], dict[int, str]]:
+    """The comments of a source by line: alone on it, and at its end."""
+    own, trailing = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            alone = not token.line[: token.start[1]].strip()
+            (own if alone else trailing)[token.start[0]] = token.string
+    return own, trailing
+
+
+def write_out(
+    body: list[ast.stmt], own: dict, trailing: dict, indent: str = ""
+) -> list[str]:
+    """Statements as lines, each with the comments that stand before it and after it."""
+    lines = []
+    for node in body:
+        line = getattr(node, "lineno", 0)
+        above, i = [], line - 1
+        while i in own:
+            above.insert(0, indent + own.pop(i))
+            i -= 1
+        lines += above
+        lines += [indent + text for text in statement(node, own, trailing, indent)]
+    return lines
+
+
+def statement(node: ast.stmt, own: dict, trailing: dict, indent: str) -> list[str]:
+    """One statement as lines, those within it indented."""
+    blocks = [name for name in ("body", "orelse") if getattr(node, name, None)]
+    if not blocks or isinstance(node, ast.Expr):
+        text = ast.unparse(node)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            text = f'"""{node.value.value}"""'
+        found = [
+            trailing[i]
+            for i in range(node.lineno, node.end_lineno + 1)
+            if i in trailing
+        ]
+        shapes = [each for each in found if each.startswith("# (")]
+        return [f"{text}  {shapes[-1]}" if shapes else text]
+    held = {name: getattr(node, name) for name in blocks}
+    node.body, node.orelse = [ast.Pass()], []
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.With)):
+        del node.orelse
+    head = ast.unparse(node).splitlines()[:-1]
+    inner = write_out(held["body"], own, trailing, "    ")
+    lines = head + inner
+    if "orelse" in held:
+        lines += ["else:", *write_out(held["orelse"], own, trailing, "    ")]
+    return lines
+
+
+def chunk(name: str, options: tuple) -> str:
+    """A function or class of the package, tangled."""
+    from posttrain.show.source import source_of
+
+    source = source_of(name)
+    own, trailing = comments_of(source)
+    tree = Tangled(*options).visit(ast.parse(source))
+    ast.fix_missing_locations(tree)
+    return "\n".join(write_out(tree.body, own, trailing)) + "\n"
+
+
+def settings(name: str, kind: str) -> str:
+    """The defaults of a settings class that are named after a colon, as a line."""
+    kind, _, wanted = kind.partition(": ")
+    module, _, inner = kind.rpartition(".")
+    found = getattr(import_module(f"posttrain.{module}"), inner)
+    defaults = {each.name: each.default for each in fields(found)}
+    values = ", ".join(f"{each}={defaults[each]!r}" for each in wanted.split(", "))
+    return f"{name} = SimpleNamespace({values})\n"
+
+
+def tangle(template: str) -> str:
+    """A script, out of its template."""
+    put, without, drop = {}, set(), []
+    for option, value in OPTIONS.findall(template):
+        if option == "put":
+            text, _, new = value.rpartition(" -> ")
+            put[text] = new
+        elif option == "drop":
+            drop.append(value)
+        else:
+            without |= set(value.split(", "))
+
+    def filled(found: re.Match) -> str:
+        name, sign, kind = found[1].partition(" = ")
+        if sign:
+            return settings(name, kind)
+        return "\n\n".join(
+            chunk(each, (put, without, drop)) for each in found[1].split(", ")
+        )
+
+    script = CHUNK.sub(filled, OPTIONS.sub("", template))
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "-q", f"--line-length={WIDTH}", "-"],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # A line between functions is enough to tell them apart, and none within a class
+    script = re.sub(r"\n{3,}", "\n\n", done.stdout)
+    return re.sub(r"\n\n(?= )", "\n", script)
+
+
+def main(folder: Path = ROOT / "tangled") -> None:
+    folder.mkdir(exist_ok=True)
+    for path in sorted(TEMPLATES.glob("*.py")):
+        script = tangle(path.read_text(encoding="utf-8"))
+        (folder / path.name).write_text(script, encoding="utf-8")
+        print(f"tangled/{path.name}: {len(script.splitlines())} lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""DPO in one file that needs PyTorch alone, made of the functions that the book shows.
+
+    python dpo.py SFT.safetensors preferences.jsonl
+"""
+
+import copy
+import json
+import sys
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# put: config.bare -> True
+# put: config.rope -> True
+# put: self.config.bare -> True
+# put: self.config.rope -> True
+# put: self.qk_norm -> True
+# put: config.qk_norm -> True
+# put: self.relu2 -> True
+# put: rotation is not None -> True
+# put: Norm() -> norm
+# put: ReluSquared.apply(h) -> F.relu(h).square()
+# drop: initialise(self
+# drop: for name, rows in (('prompt'
+# drop: self.relu2 =
+# put: cache is None -> True
+# put: cache is not None -> False
+# put: allowed is None -> True
+# put: self.rotation[positions] -> self.rotation[: tokens.size(1)]
+# drop: start = 0
+# drop: end = start
+# drop: positions = torch.arange(start
+# without: cache, allowed, positions
+# <<config = dpo.DPOConfig: steps, batch_size, lr, beta, label_smoothing, nll_weight, seed>>
+shape = SimpleNamespace(vocab_size=69, context=256, n_layer=4, n_head=2, width=128)
+CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+TOKENS = [*CHARACTERS, "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"]
+USER, ASSISTANT, END, PAD = range(65, 69)
+
+
+def encode(text):
+    return [TOKENS.index(character) for character in text]
+
+
+def question(text):
+    return [USER, *encode(text), ASSISTANT]
+
+
+# <<gpt.norm, gpt.rotation_table, gpt.rotate>>
+# <<gpt.Attention, gpt.MLP, gpt.Block, gpt.GPT>>
+def load(path):
+    """A language model from a safetensors file."""
+    data = bytearray(open(path, "rb").read())
+    start = 8 + int.from_bytes(data[:8], "little")
+    weights = {}
+    for name, about in json.loads(data[8:start]).items():
+        first, last = (start + place for place in about["data_offsets"])
+        numbers = torch.frombuffer(data[first:last], dtype=torch.float32)
+        weights[name] = numbers.view(about["shape"])
+    model = GPT(shape)
+    model.load_state_dict(weights)
+    return model
+
+
+@torch.no_grad()
+def say(model, text, temperature=0.8, seed=0):
+    """What the model answers to a question."""
+    draw, tokens = torch.Generator().manual_seed(seed), question(text)
+    while tokens[-1] != END and len(tokens) < 200:
+        odds = (model(torch.tensor([tokens]))[0, -1] / temperature).softmax(-1)
+        tokens.append(torch.multinomial(odds, 1, generator=draw).item())
+    return "".join(TOKENS[i] for i in tokens[len(question(text)) :])
+
+
+# <<logprobs.pack, preference_pairs.pack_pairs, logprobs.token_logprobs>>
+# <<logprobs.get_response_log_probs, dpo.dpo_loss, batches.epochs>>
+def train(policy, reference, pairs):
+    """Train the policy in place; yield each step's loss, from before the step."""
+    torch.set_flush_denormal(True)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    draw, known = torch.Generator().manual_seed(config.seed), {}
+    batches = epochs(len(pairs), min(config.batch_size, len(pairs)), draw)
+    for step in range(config.steps):
+        rows = next(batches)
+        tokens, mask = pack_pairs([pairs[i] for i in rows], PAD)  # (2B, T)
+        # Ask the reference, which never changes, once
+        if not known:
+            with torch.no_grad():
+                asked = get_response_log_probs(reference, tokens, mask).view(2, -1)
+            known = dict(zip(rows, asked.T))
+        ours = get_response_log_probs(policy, tokens, mask).view(2, -1)  # (2, B)
+        theirs = torch.stack([known[i] for i in rows], dim=1)  # (2, B)
+        loss = dpo_loss(*ours, *theirs, config.beta, config.label_smoothing)
+        # Hold the chosen answers up: add their own loss, per token
+        lengths = mask.sum(-1).view(2, -1)  # (2, B)
+        loss = loss - config.nll_weight * (ours / lengths)[0].mean()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 - step / config.steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield loss.item()
+
+
+if __name__ == "__main__":
+    sft, rows = load(sys.argv[1]), [json.loads(line) for line in open(sys.argv[2])]
+    pairs = [
+        (question(row["prompt"]), *([*encode(row[side]), END] for side in ("chosen", "rejected")))
+        for row in rows
+    ]
+    policy = copy.deepcopy(sft)
+    for step, loss in enumerate(train(policy, sft, pairs)):
+        print(f"step {step}: loss {loss:.4f}")
+    for text in ("Where is the duke?", "What should I wear tonight?"):
+        print(text, "\n  before:", say(sft, text), "\n  after: ", say(policy, text))
