@@ -14,8 +14,10 @@ from posttrain.keep import store
 def test_the_chapters_are_found_in_the_books_order():
     core = ["pretraining", "sft", "reward", "ppo", "dpo", "comparison"]
     beyond = ["lora", "pairs", "real", "scale"]
+    labs = [f"lab-{name}" for name in core]
     posts = [f"posts/{name}" for name in ("sft", "rlhf", "dpo", "comparison")]
-    assert chapters() == [*core, *beyond, "talk", *posts, "how-we-know", "index"]
+    last = ["yours", "talk", *posts, "how-we-know", "index"]
+    assert chapters() == [*core, *beyond, *labs, *last]
 
 
 def test_equal_outputs_are_equal_and_any_bit_word_or_cell_less_differs():
