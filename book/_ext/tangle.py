@@ -3,7 +3,8 @@
 `tangled/sft.py` and its like need PyTorch and nothing else: no package, no store, no
 checks of what they are given. They are made of templates in `book/_tangled/`, in which
 `# <<dpo.dpo_loss, logprobs.pack>>` stands for these functions, and
-`# <<config = dpo.DPOConfig: steps, lr>>` for these defaults. Annotations and refusals
+`# <<config = dpo.DPOConfig: steps, lr>>` for these defaults, and `# <<< say >>>` for
+`book/_tangled/parts/say.py`, which several scripts share. Annotations and refusals
 go, of docstrings the first sentence stays, and what the book's recipe does not use is
 put away by the template's own lines. Comments stay.
 """
@@ -24,6 +25,7 @@ import house
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "book" / "_tangled"
+PART = re.compile(r"^# <<< (.+) >>>\n", re.MULTILINE)
 CHUNK = re.compile(r"^# <<(.+)>>\n", re.MULTILINE)
 OPTIONS = re.compile(r"^# (put|without|drop): (.*)\n", re.MULTILINE)
 WIDTH = 100
@@ -219,6 +221,10 @@ def settings(name: str, kind: str) -> str:
 
 def tangle(template: str) -> str:
     """A script, out of its template."""
+    template = PART.sub(
+        lambda found: (TEMPLATES / "parts" / f"{found[1]}.py").read_text("utf-8"),
+        template,
+    )
     put, without, drop = {}, set(), []
     for option, value in OPTIONS.findall(template):
         if option == "put":

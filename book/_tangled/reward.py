@@ -12,27 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# put: config.bare -> True
-# put: config.rope -> True
-# put: self.config.bare -> True
-# put: self.config.rope -> True
-# put: self.qk_norm -> True
-# put: config.qk_norm -> True
-# put: self.relu2 -> True
-# put: rotation is not None -> True
-# put: Norm() -> norm
-# put: ReluSquared.apply(h) -> F.relu(h).square()
-# drop: initialise(self
-# drop: for name, rows in (('prompt'
-# drop: self.relu2 =
-# put: cache is None -> True
-# put: cache is not None -> False
-# put: allowed is None -> True
-# put: self.rotation[positions] -> self.rotation[: tokens.size(1)]
-# drop: start = 0
-# drop: end = start
-# drop: positions = torch.arange(start
-# without: cache, allowed, positions
+# <<< options >>>
 # put: n is None -> False
 # put: self.register_buffer('shift', torch.zeros(())) -> None
 # put: self.register_buffer('scale', torch.ones(())) -> None
@@ -40,31 +20,8 @@ from torch import nn
 # drop: self.to(body
 # <<config = reward_model.RewardConfig: steps, batch_size, lr, token_weight, centring, seed>>
 HEAD_STD = 1e-3  # of the head's first weights
-shape = SimpleNamespace(vocab_size=69, context=256, n_layer=4, n_head=2, width=128)
-CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-TOKENS = [*CHARACTERS, "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"]
-USER, ASSISTANT, END, PAD = range(65, 69)
-
-
-def encode(text):
-    return [TOKENS.index(character) for character in text]
-
-
-def question(text):
-    return [USER, *encode(text), ASSISTANT]
-
-
-# <<gpt.norm, gpt.rotation_table, gpt.rotate>>
-# <<gpt.Attention, gpt.MLP, gpt.Block, gpt.GPT>>
-def load(path):
-    """A language model from a safetensors file."""
-    data = bytearray(open(path, "rb").read())
-    start = 8 + int.from_bytes(data[:8], "little")
-    weights = {}
-    for name, about in json.loads(data[8:start]).items():
-        first, last = (start + place for place in about["data_offsets"])
-        numbers = torch.frombuffer(data[first:last], dtype=torch.float32)
-        weights[name] = numbers.view(about["shape"])
+# <<< model >>>
+# <<< load >>>
     model = GPT(shape)
     model.load_state_dict(weights)
     return model

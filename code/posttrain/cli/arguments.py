@@ -118,6 +118,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for command in (chat, compare):
         command.add_argument("--temperature", type=temperature, default=0.8)
         command.add_argument("--seed", type=seed, help="the same answers every time")
+    add_score(commands)
+    add_pairs(commands)
+    add_real(commands, seed)
+    options = parser.parse_args(arguments)
+    if options.command == "compare" and bool(options.prompt) == bool(options.prompts):
+        compare.error("give a prompt in quotation marks, or a file with --prompts")
+    return options
+
+
+def add_score(commands) -> None:
+    """The command that judges an answer."""
     score = commands.add_parser(
         "score",
         help="judge an answer",
@@ -127,12 +138,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     score.add_argument("prompt", help="what was asked, in quotation marks")
     score.add_argument("response", help="what was answered, in quotation marks")
     add_data(score, "--model-seed")
-    add_pairs(commands)
-    add_real(commands, seed)
-    options = parser.parse_args(arguments)
-    if options.command == "compare" and bool(options.prompt) == bool(options.prompts):
-        compare.error("give a prompt in quotation marks, or a file with --prompts")
-    return options
 
 
 def add_prompts(command: argparse.ArgumentParser, what: str) -> None:
