@@ -132,8 +132,6 @@ def dpo() -> Experiment:
     alone = replace(usual, loss="orpo", odds_weight=0.0, nll_weight=0.0)
     claims = {"DPO": PolicyTrial(usual, every=10)}
     claims["on-policy DPO"] = PolicyTrial(OnlineDPOConfig())
-    for kind in ("elsewhere", "minimal", "stronger"):
-        claims[kind] = PolicyTrial(usual, every=10, pairs=kind)
     changes = {
         "no smoothing": replace(usual, label_smoothing=0.0),
         "no chosen answers' loss": replace(usual, nll_weight=0.0),
@@ -148,6 +146,8 @@ def dpo() -> Experiment:
         "KTO": replace(usual, loss="kto", beta=0.3),
     }
     every = {name: PolicyTrial(config, every=10) for name, config in changes.items()}
+    for kind in ("elsewhere", "minimal", "stronger"):
+        every[kind] = PolicyTrial(usual, every=10, pairs=kind)
     return Experiment(dpo_trial, claims, every)
 
 
