@@ -921,7 +921,7 @@ def test_entropy_lies_between_0_and_equal_odds_and_no_code_is_shorter(
 
 @st.composite
 def episodes(draw, size=10.0):
-    """Rewards, values and actions (B, A): one response in each row, and any numbers
+    """Rewards, values and actions (B, T-1): one response in each row, and any numbers
     before and after it.
     """
     B, A = draw(st.integers(1, 3)), draw(st.integers(1, 6))
@@ -993,7 +993,7 @@ def test_a_responses_rewards_add_up_to_its_score_less_its_kl(
 
 @st.composite
 def masked(draw, size=100.0):
-    """Values (B, A) and any mask that is True somewhere."""
+    """Values (B, T-1) and any mask that is True somewhere."""
     B, A = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     marks = draw(st.lists(st.booleans(), min_size=B * A, max_size=B * A).filter(any))
     return tensors(draw, -size, size, B, A), torch.tensor(marks).view(B, A)

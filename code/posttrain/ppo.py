@@ -117,10 +117,10 @@ def assemble(sft: GPT, reward_model: RewardModel) -> Models:
 class Rollout:
     """B answers of the policy, and what the four models say of them.
 
-    tokens (B, T), padded on the right. All else has a column per action, A = T - 1:
-    column t is about token t + 1, given the tokens up to t. actions (B, A): True where
-    that token is the response's. logprobs, reference_logprobs, values (B, A). scores
-    (B,): the reward model's. ended (B,): whether the response has its <|end|>.
+    tokens (B, T), padded on the right. All else has a column per action, T - 1 of them:
+    column t is about token t + 1, given the tokens up to t. actions (B, T-1): True
+    where that token is the response's. logprobs, reference_logprobs, values (B, T-1).
+    scores (B,): the reward model's. ended (B,): whether the response has its <|end|>.
     """
 
     tokens: Tensor
@@ -162,9 +162,9 @@ def collect_rollout(
         stop=tokenizer.end,
     )
     tokens, mask = pack(prompts, samples.responses(), tokenizer.pad)  # (B, T)
-    actions = mask[:, 1:]  # (B, A)
+    actions = mask[:, 1:]  # (B, T-1)
     logprobs = torch.zeros(actions.shape, dtype=samples.logprobs.dtype)
-    logprobs[actions] = samples.logprobs[samples.mask]  # (B, A)
+    logprobs[actions] = samples.logprobs[samples.mask]  # (B, T-1)
     ended = ((tokens == tokenizer.end) & mask).any(-1)  # (B,)
     return ask_models(models, tokens, mask, logprobs, ended, config)
 
@@ -181,17 +181,17 @@ def ask_models(
 ) -> Rollout:
     """Ask all but the policy about its answers, `size` of them in a pass, or all.
 
-    tokens and mask (B, T) as from `pack`; logprobs (B, A), the policy's; ended (B,).
+    tokens and mask (B, T) as from `pack`; logprobs (B, T-1), the policy's; ended (B,).
     Raises ValueError for a score that is not a number.
     """
-    actions, size = mask[:, 1:], size or len(tokens)  # (B, A)
+    actions, size = mask[:, 1:], size or len(tokens)  # (B, T-1)
     pieces = tokens.split(size)
     # Ask the reference how likely it finds them
     said = [token_logprobs(models.reference(t), t, config.temperature) for t in pieces]
-    reference_logprobs = torch.cat(said) * actions  # (B, A)
+    reference_logprobs = torch.cat(said) * actions  # (B, T-1)
     # Ask the value model what it expects before each token
     expected = [models.value_model(t)[:, :-1] for t in pieces]
-    values = torch.cat(expected) * actions  # (B, A)
+    values = torch.cat(expected) * actions  # (B, T-1)
     # Score the whole
     scores = torch.cat(
         [models.reward_model(t, m) for t, m in zip(pieces, mask.split(size))]
@@ -203,14 +203,14 @@ def ask_models(
 
 
 def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> Tensor:
-    """The rewards (B, A): of each token -beta times its KL, of the last the score too.
+    """The rewards (B, T-1): each token's -beta times its KL, and the last's score too.
 
-    scores (B,); kl and actions (B, A).
+    scores (B,); kl and actions (B, T-1).
     """
     positions = torch.arange(actions.size(1), device=actions.device).expand_as(actions)
     last = positions.masked_fill(~actions, -1).amax(-1, keepdim=True)  # (B, 1)
     rewards = -beta * kl * actions
-    return rewards.scatter_add(1, last, scores[:, None])  # (B, A)
+    return rewards.scatter_add(1, last, scores[:, None])  # (B, T-1)
 
 
 def gae(
@@ -222,9 +222,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates, and the returns that go with them.
 
-    An advantage is the surprise of its step, delta = reward + gamma * next value -
+    An advantage is the news of its step, delta = reward + gamma * next value -
     value, plus gamma * lam times the advantage of the next step; after the last action
-    comes nothing. A return is advantage + value. All (B, A), 0 where actions is False.
+    comes nothing. A return is advantage + value. All (B, T-1), 0 where not actions.
     Source: Schulman et al. 2016, equation 16.
     """
     values = values * actions
@@ -253,12 +253,12 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 def estimate_advantages(
     rollout: Rollout, config: PPOConfig, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of a rollout, (B, A) each; returns train the value
+    """Advantages and returns of a rollout, (B, T-1) each; returns train the value
     model.
     """
     # Pay each token the penalty for its KL, and the last one the score
-    kl = rollout.logprobs - rollout.reference_logprobs  # (B, A)
-    rewards = token_rewards(rollout.scores, kl, rollout.actions, beta)  # (B, A)
+    kl = rollout.logprobs - rollout.reference_logprobs  # (B, T-1)
+    rewards = token_rewards(rollout.scores, kl, rollout.actions, beta)  # (B, T-1)
     # Compare what came with what was expected
     advantages, returns = gae(
         rewards, rollout.values, rollout.actions, config.gamma, config.gae_lambda
@@ -277,7 +277,7 @@ def policy_loss(
 
     The ratio is the probability now over the old one. The loss of an action is the
     larger of -ratio * advantage and the same with the ratio kept within clip_eps of 1;
-    both results are means over the actions. All (B, A). Source: Schulman et al. 2017,
+    both results are means over the actions. All (B, T-1). Source: Schulman et al. 2017,
     equation 7.
     """
     ratio = (logprobs - old_logprobs).exp()
@@ -298,7 +298,7 @@ def value_loss(
     near the old ones.
 
     The second value is kept within `clip` of the old one. The mean over the actions;
-    clip 0 for the plain error. All (B, A). Source: OpenAI's baselines; Huang et al.
+    clip 0 for the plain error. All (B, T-1). Source: OpenAI's baselines; Huang et al.
     2022, detail 9.
     """
     error = (values - returns).square()
@@ -331,11 +331,11 @@ def minibatch_losses(
     """
     actions = rollout.actions
     logits = models.policy(rollout.tokens)  # (B, T, V)
-    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)
+    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, T-1)
     loss, clip_fraction = policy_loss(
         logprobs, rollout.logprobs, advantages, actions, config.clip_eps
     )
-    values = models.value_model(rollout.tokens)[:, :-1]  # (B, A)
+    values = models.value_model(rollout.tokens)[:, :-1]  # (B, T-1)
     error = value_loss(values, rollout.values, returns, actions, config.value_clip)
     with torch.no_grad():
         spread = masked_mean(entropy(logits[:, :-1], config.temperature), actions)

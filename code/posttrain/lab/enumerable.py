@@ -203,7 +203,7 @@ def roll_out(models: Models, world: World, tokens: Tensor) -> Rollout:
     models = replace(
         models, reward_model=lambda words, _: table[words[:, 1:].unbind(-1)]
     )
-    logprobs = token_logprobs(models.policy(tokens), tokens)  # (B, A)
+    logprobs = token_logprobs(models.policy(tokens), tokens)  # (B, T-1)
     return ppo.ask_models(models, tokens, mask, logprobs, mask.any(-1), SMALL_PPO)
 
 

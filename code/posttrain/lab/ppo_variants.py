@@ -35,7 +35,7 @@ class NoValues(nn.Module):
 
 
 def rewards_of(rollout: Rollout, beta: float, estimator: str = "k1") -> Tensor:
-    """The rewards (B, A) of a rollout, its KL estimated as k1, k2 or k3."""
+    """The rewards (B, T-1) of a rollout, its KL estimated as k1, k2 or k3."""
     kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, estimator)
     return token_rewards(rollout.scores, kl, rollout.actions, beta)
 
@@ -122,7 +122,7 @@ def grpo(rollout: Rollout, config: PPOConfig, beta: float) -> tuple[Tensor, Tens
 
 def for_each_token(advantages: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
     """One number per response (B,) as whitened advantages of its tokens, returns 0."""
-    spread = advantages[:, None] * rollout.actions  # (B, A)
+    spread = advantages[:, None] * rollout.actions  # (B, T-1)
     return whiten(spread, rollout.actions), torch.zeros_like(rollout.values)
 
 
@@ -140,10 +140,10 @@ def losses_with_kl(
     """PPO's losses, and config.beta times the mean KL per token in the `total`."""
     found = minibatch_losses(models, rollout, advantages, returns, config)
     logits = models.policy(rollout.tokens)  # (B, T, V)
-    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, A)
+    logprobs = token_logprobs(logits, rollout.tokens, config.temperature)  # (B, T-1)
     # Leave out what is no action: k3 of an unlikely prompt token would overflow
     logprobs = logprobs * rollout.actions
-    kl = kl_estimate(logprobs, rollout.reference_logprobs, estimator)  # (B, A)
+    kl = kl_estimate(logprobs, rollout.reference_logprobs, estimator)  # (B, T-1)
     penalty = config.beta * masked_mean(kl, rollout.actions)
     return found | dict(total=found["total"] + penalty)
 

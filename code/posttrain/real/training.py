@@ -197,7 +197,7 @@ def collect_real_rollout(
     pieces = [
         token_logprobs(policy(t), t, config.temperature) for t in tokens.split(size)
     ]
-    logprobs = torch.cat(pieces) * mask[:, 1:]  # (B, A)
+    logprobs = torch.cat(pieces) * mask[:, 1:]  # (B, T-1)
     ended = (tokens.eq(stop) & mask).any(-1)  # (B,)
     return ask_models(models, tokens, mask, logprobs, ended, config, size)
 

@@ -130,7 +130,7 @@ def answer_of(
     from posttrain.tokenizer import CharTokenizer
 
     here, texts = rollout.actions[row], CharTokenizer().tokens
-    kl = rollout.logprobs - rollout.reference_logprobs  # (B, A)
+    kl = rollout.logprobs - rollout.reference_logprobs  # (B, T-1)
     rewards = token_rewards(rollout.scores, kl, rollout.actions, beta)
     lasting = (config.gamma, config.gae_lambda)
     advantages, _ = gae(rewards, rollout.values, rollout.actions, *lasting)
