@@ -32,7 +32,7 @@ help:
 	@echo "make posts   write the book's posts as plain Markdown with PNG figures into _build/posts, to publish elsewhere"
 	@echo "make test    run the unit tests, the parity and browser tests and, through nbmake, every chapter"
 	@echo "make lab     write a working copy of each chapter into work/, and open them in JupyterLab"
-	@echo "make tangle  write tangled/sft.py, reward.py and dpo.py: each stage in one file that needs PyTorch alone"
+	@echo "make tangle  write tangled/sft.py, reward.py, dpo.py and ppo.py: each stage in one file that needs PyTorch alone"
 	@echo "make mutants break the package on purpose, line by line, and see that a test notices (minutes)"
 	@echo "make determinism    train everything twice and compare all outputs, byte by byte (hours)"
 	@echo "make evidence    measure what evidence/ lacks or the code has outrun: make evidence NAMES='ppo dpo' SEEDS=5 (hours)"

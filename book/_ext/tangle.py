@@ -3,10 +3,12 @@
 `tangled/sft.py` and its like need PyTorch and nothing else: no package, no store, no
 checks of what they are given. They are made of templates in `book/_tangled/`, in which
 `# <<dpo.dpo_loss, logprobs.pack>>` stands for these functions, and
-`# <<config = dpo.DPOConfig: steps, lr>>` for these defaults, and `# <<< say >>>` for
-`book/_tangled/parts/say.py`, which several scripts share. Annotations and refusals
-go, of docstrings the first sentence stays, and what the book's recipe does not use is
-put away by the template's own lines. Comments stay.
+`# <<config = dpo.DPOConfig: steps, lr; beta>>` for these defaults, a line for each
+group, and `# <<< say >>>` for `book/_tangled/parts/say.py`, which several scripts
+share. Annotations and refusals go, of docstrings the first sentence stays, and what the
+book's recipe does not use is put away by the template's own lines: `# put: old -> new`,
+`# without: parameters`, `# drop: how a statement begins`, in all functions, or as
+`# put in ppo.pick: ...` in one. Comments stay.
 """
 
 from __future__ import annotations
@@ -27,15 +29,16 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "book" / "_tangled"
 PART = re.compile(r"^# <<< (.+) >>>\n", re.MULTILINE)
 CHUNK = re.compile(r"^# <<(.+)>>\n", re.MULTILINE)
-OPTIONS = re.compile(r"^# (put|without|drop): (.*)\n", re.MULTILINE)
+OPTIONS = re.compile(r"^# (put|without|drop)(?: in ([\w.]+))?: (.*)\n", re.MULTILINE)
 WIDTH = 100
 
 
 class Tangled(ast.NodeTransformer):
     """Source without annotations, refusals, and what the options fold away.
 
-    put: expressions as text, and what takes their place. without: names of parameters
-    that nothing is given for. drop: how statements begin that are left out.
+    put: expressions and statements as text, and what takes their place. without: names
+    of parameters that nothing is given for. drop: how statements and comments begin
+    that are left out.
     """
 
     def __init__(self, put: dict[str, str], without: set[str], drop: list[str]):
@@ -43,15 +46,14 @@ class Tangled(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> ast.AST | list | None:
         stored = isinstance(getattr(node, "ctx", None), ast.Store)
-        if isinstance(node, ast.expr) and not stored:
+        if isinstance(node, (ast.expr, ast.stmt)) and not stored:
             text = ast.unparse(node)
             if text in self.put:
                 (new,) = ast.parse(self.put[text]).body
-                return ast.copy_location(new.value, node)
-        if isinstance(node, ast.stmt) and ast.unparse(node).startswith(
-            tuple(self.drop) or ("\0",)
-        ):
-            return None
+                new = new if isinstance(node, ast.stmt) else new.value
+                return ast.copy_location(new, node)
+            if isinstance(node, ast.stmt) and text.startswith(tuple(self.drop)):
+                return None
         return super().visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
@@ -138,85 +140,159 @@ class Tangled(ast.NodeTransformer):
 
 
 def shorten_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
-    """Leave the first sentence of a docstring."""
+    """Leave the first sentence of a docstring, up to a colon where it is too long."""
     text = ast.get_docstring(node)
     if text is None:
         return
     if len(node.body) > 1:
-        node.body[0].value = ast.Constant(house.first_sentence(text))
+        text = house.first_sentence(text)
+        if node.body[0].col_offset + len(f'"""{text}"""') > WIDTH:
+            text = f"{text.partition(':')[0].rstrip('.')}."
+        node.body[0].value = ast.Constant(text)
 
 
-def comments_of(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """The comments of a source by line: alone on it, and at its end."""
-    own, trailing = {}, {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            alone = not token.line[: token.start[1]].strip()
-            (own if alone else trailing)[token.start[0]] = token.string
-    return own, trailing
+class Comments:
+    """A source's comments by line: alone on it, with its column, or at its end."""
+
+    def __init__(self, source: str, drop: list[str]):
+        self.alone: dict[int, tuple[int, str]] = {}
+        self.trailing: dict[int, str] = {}
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                line, column = token.start
+                if token.line[:column].strip():
+                    self.trailing[line] = token.string
+                elif not token.string.startswith(tuple(drop)):
+                    self.alone[line] = column, token.string
+
+    def above(self, node: ast.stmt, after: int) -> list[str]:
+        """The comment over a statement, or over what was left out right before it.
+
+        after: the line on which the statement before it ends.
+        """
+        found: dict[int, str] = {}
+        for line in range(after + 1, node.lineno):
+            column, text = self.alone.get(line, (None, ""))
+            if text and column <= node.col_offset:
+                found = {**(found if line - 1 in found else {}), line: text}
+        return list(found.values())
+
+    def beside(self, node: ast.stmt, text: str) -> str:
+        """The shapes at a statement's end, or else a remark, where it fits."""
+        found = [
+            self.trailing[line]
+            for line in range(node.lineno, node.end_lineno + 1)
+            if line in self.trailing
+        ]
+        shapes = [each for each in found if each.startswith("# (")]
+        remarks = [
+            each for each in found if node.col_offset + len(f"{text}  {each}") <= WIDTH
+        ]
+        return f"  {(shapes or remarks)[-1]}" if shapes or remarks else ""
 
 
-def write_out(
-    body: list[ast.stmt], own: dict, trailing: dict, indent: str = ""
-) -> list[str]:
-    """Statements as lines, each with the comments that stand before it and after it."""
+def write_out(body: list[ast.stmt], comments: Comments, after: int = 0) -> list[str]:
+    """Statements as lines, each with the comments that stand before it and after it.
+
+    after: the line after which the statements begin.
+    """
     lines = []
     for node in body:
-        line = getattr(node, "lineno", 0)
-        above, i = [], line - 1
-        while i in own:
-            above.insert(0, indent + own.pop(i))
-            i -= 1
-        lines += above
-        lines += [indent + text for text in statement(node, own, trailing, indent)]
+        lines += comments.above(node, after)
+        lines += statement(node, comments)
+        after = node.end_lineno
     return lines
 
 
-def statement(node: ast.stmt, own: dict, trailing: dict, indent: str) -> list[str]:
+def statement(node: ast.stmt, comments: Comments) -> list[str]:
     """One statement as lines, those within it indented."""
     blocks = [name for name in ("body", "orelse") if getattr(node, name, None)]
     if not blocks or isinstance(node, ast.Expr):
-        text = ast.unparse(node)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            text = f'"""{node.value.value}"""'
-        found = [
-            trailing[i]
-            for i in range(node.lineno, node.end_lineno + 1)
-            if i in trailing
-        ]
-        shapes = [each for each in found if each.startswith("# (")]
-        return [f"{text}  {shapes[-1]}" if shapes else text]
+        text = written(node)
+        return [text + comments.beside(node, text)]
     held = {name: getattr(node, name) for name in blocks}
     node.body, node.orelse = [ast.Pass()], []
     if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.With)):
         del node.orelse
     head = ast.unparse(node).splitlines()[:-1]
-    inner = write_out(held["body"], own, trailing, "    ")
-    lines = head + inner
+    lines = head + indented(write_out(held["body"], comments, node.lineno))
     if "orelse" in held:
-        lines += ["else:", *write_out(held["orelse"], own, trailing, "    ")]
+        inner = write_out(held["orelse"], comments, held["body"][-1].end_lineno)
+        chained = isinstance(node, ast.If) and inner[0].startswith("if ")
+        if chained and len(held["orelse"]) == 1:
+            lines += ["el" + inner[0], *inner[1:]]
+        else:
+            lines += ["else:", *indented(inner)]
     return lines
 
 
+def indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
+
+
+def written(node: ast.stmt) -> str:
+    """A simple statement as text, without brackets that nobody would write."""
+    value = getattr(node, "value", None)
+    if isinstance(node, ast.Expr) and isinstance(value, ast.Constant):
+        return f'"""{value.value}"""'
+    text = ast.unparse(node)
+    for call in ast.walk(node):
+        alone = isinstance(call, ast.Call) and len(call.args) == 1 and not call.keywords
+        if alone and isinstance(call.args[0], ast.GeneratorExp):
+            inner = ast.unparse(call.args[0])
+            text = text.replace(f"({inner})", inner)
+    value = value.value if isinstance(value, ast.Yield) else value
+    if isinstance(value, ast.Tuple) and value.elts:
+        bracketed = ast.unparse(value)
+        if text.endswith(bracketed):
+            text = text.removesuffix(bracketed) + bracketed[1:-1]
+    return text
+
+
 def chunk(name: str, options: tuple) -> str:
-    """A function or class of the package, tangled."""
+    """A function or class of the package, tangled; options: put, without, drop."""
     from posttrain.show.source import source_of
 
     source = source_of(name)
-    own, trailing = comments_of(source)
     tree = Tangled(*options).visit(ast.parse(source))
     ast.fix_missing_locations(tree)
-    return "\n".join(write_out(tree.body, own, trailing)) + "\n"
+    return "\n".join(write_out(tree.body, Comments(source, options[2]))) + "\n"
 
 
 def settings(name: str, kind: str) -> str:
-    """The defaults of a settings class that are named after a colon, as a line."""
+    """The defaults of a settings class that are named after a colon.
+
+    A line, or for groups, between which there is a semicolon, a line each.
+    """
     kind, _, wanted = kind.partition(": ")
     module, _, inner = kind.rpartition(".")
     found = getattr(import_module(f"posttrain.{module}"), inner)
     defaults = {each.name: each.default for each in fields(found)}
-    values = ", ".join(f"{each}={defaults[each]!r}" for each in wanted.split(", "))
-    return f"{name} = SimpleNamespace({values})\n"
+    groups = [
+        ", ".join(f"{each}={defaults[each]!r}" for each in group.split(", "))
+        for group in wanted.split("; ")
+    ]
+    if len(groups) == 1:
+        return f"{name} = SimpleNamespace({groups[0]})\n"
+    lines = [f"{name} = dict({groups[0]})"]
+    lines += [f"{name} |= dict({group})" for group in groups[1:]]
+    return "\n".join([*lines, f"{name} = SimpleNamespace(**{name})"]) + "\n"
+
+
+def options_for(name: str, options: list[tuple[str, str, str]]) -> tuple:
+    """A template's options for one function: put, without, drop."""
+    put, without, drop = {}, set(), []
+    for option, place, value in options:
+        if place not in ("", name):
+            continue
+        if option == "put":
+            text, _, new = value.rpartition(" -> ")
+            put[text] = new
+        elif option == "drop":
+            drop.append(value)
+        else:
+            without |= set(value.split(", "))
+    return put, without, drop
 
 
 def tangle(template: str) -> str:
@@ -225,22 +301,14 @@ def tangle(template: str) -> str:
         lambda found: (TEMPLATES / "parts" / f"{found[1]}.py").read_text("utf-8"),
         template,
     )
-    put, without, drop = {}, set(), []
-    for option, value in OPTIONS.findall(template):
-        if option == "put":
-            text, _, new = value.rpartition(" -> ")
-            put[text] = new
-        elif option == "drop":
-            drop.append(value)
-        else:
-            without |= set(value.split(", "))
+    options = OPTIONS.findall(template)
 
     def filled(found: re.Match) -> str:
         name, sign, kind = found[1].partition(" = ")
         if sign:
             return settings(name, kind)
         return "\n\n".join(
-            chunk(each, (put, without, drop)) for each in found[1].split(", ")
+            chunk(each, options_for(each, options)) for each in found[1].split(", ")
         )
 
     script = CHUNK.sub(filled, OPTIONS.sub("", template))

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 # <<< options >>>
+# <<< uncached >>>
 # <<config = dpo.DPOConfig: steps, batch_size, lr, beta, label_smoothing, nll_weight, seed>>
 # <<< model >>>
 # <<< load >>>
-    model = GPT(shape)
     model.load_state_dict(weights)
     return model
 
@@ -52,14 +52,13 @@ def train(policy, reference, pairs):
         yield loss.item()
 
 
+# <<< pairs >>>
+
+
 if __name__ == "__main__":
-    sft, rows = load(sys.argv[1]), [json.loads(line) for line in open(sys.argv[2])]
-    pairs = [
-        (question(row["prompt"]), *([*encode(row[side]), END] for side in ("chosen", "rejected")))
-        for row in rows
-    ]
+    sft = load(sys.argv[1], GPT())
     policy = copy.deepcopy(sft)
-    for step, loss in enumerate(train(policy, sft, pairs)):
+    for step, loss in enumerate(train(policy, sft, list(read(sys.argv[2])))):
         print(f"step {step}: loss {loss:.4f}")
     for text in ("Where is the duke?", "What should I wear tonight?"):
         print(text, "\n  before:", say(sft, text), "\n  after: ", say(policy, text))

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import nn
 
 # <<< options >>>
+# <<< uncached >>>
 # put: n is None -> False
-# put: self.register_buffer('shift', torch.zeros(())) -> None
-# put: self.register_buffer('scale', torch.ones(())) -> None
-# put: (raw - self.shift) / self.scale -> raw
-# drop: self.to(body
+# put: (raw - self.shift) / self.scale -> self.head(self.body.hidden(tokens)).squeeze(-1)
+# put: HEAD_STD -> 0.001
+# drop: raw = 
+# drop: self.register_buffer('shift'
+# drop: self.register_buffer('scale'
 # <<config = reward_model.RewardConfig: steps, batch_size, lr, token_weight, centring, seed>>
-HEAD_STD = 1e-3  # of the head's first weights
 # <<< model >>>
 # <<< load >>>
-    model = GPT(shape)
     model.load_state_dict(weights)
     return model
 
@@ -54,20 +54,14 @@ def train(model, pairs):
         yield loss.item()
 
 
-def read(path):
-    """The pairs of a file: token ids of prompt, chosen and rejected answer."""
-    sides = ("chosen", "rejected")
-    rows = [json.loads(line) for line in open(path)]
-    return [
-        (question(row["prompt"]), *([*encode(row[side]), END] for side in sides))
-        for row in rows
-    ]
+# <<< pairs >>>
 
 
 if __name__ == "__main__":
-    model = RewardModel(load(sys.argv[1]), torch.Generator().manual_seed(config.seed))
-    for step, loss in enumerate(train(model, read(sys.argv[2]))):
+    sft, draw = load(sys.argv[1], GPT()), torch.Generator().manual_seed(config.seed)
+    model = RewardModel(sft, draw)
+    for step, loss in enumerate(train(model, list(read(sys.argv[2])))):
         print(f"step {step}: loss {loss:.4f}")
     with torch.no_grad():
-        chosen, rejected = model(*pack_pairs(read(sys.argv[3]), PAD)).chunk(2)
+        chosen, rejected = model(*pack_pairs(list(read(sys.argv[3])), PAD)).chunk(2)
     print(f"held-out pairs ranked right: {(chosen > rejected).double().mean():.0%}")

@@ -12,15 +12,22 @@ import torch.nn.functional as F
 from torch import nn
 
 # <<< options >>>
-# put: n_graded is None -> False
-# drop: n_graded = 
-# <<config = sft.SFTConfig: steps, batch_size, muon_lr, adamw_lr, replay, replay_length, replay_weight, seed>>
-IGNORE = -100  # the label of what no loss grades
-POLAR_EXPRESS = (
-    (8.2051, -22.9019, 16.4607),
-    (4.0664, -2.8612, 0.5184),
-    (3.9096, -2.8234, 0.5250),
-)
+# <<< uncached >>>
+# put: tokenizer.assistant -> ASSISTANT
+# put: tokenizer.end -> END
+# put: count_graded(labels) if n_graded is None else n_graded -> int((targets != IGNORE).sum())
+# put: F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction='sum') -> F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum')
+# put: parameter.grad is not None -> True
+# put: torch.stack([state['momentum'] for state in states]) -> self.state.setdefault(gradients.shape, torch.zeros_like(gradients))
+# put: orthogonalise(squares, group['steps']) -> orthogonalise(squares)
+# put: POLAR_EXPRESS[:steps] -> POLAR_EXPRESS
+# drop: states = [self.state
+# drop: for state, parameter in zip(states
+# drop: for state, average in zip(states
+# without: tokenizer, n_graded, steps
+# <<config = sft.SFTConfig: steps, batch_size, muon_lr, adamw_lr, seed; replay, replay_length, replay_weight>>
+IGNORE = -100  # the label of what no loss grades: PyTorch's cross-entropy skips it
+POLAR_EXPRESS = (8.2051, -22.9019, 16.4607), (4.0664, -2.8612, 0.5184), (3.9096, -2.8234, 0.5250)
 # <<< model >>>
 # <<< load >>>
     # Make room for the chat's tokens: each new row is the mean of the old ones
@@ -28,14 +35,13 @@ POLAR_EXPRESS = (
         mean = weights[name].mean(0, keepdim=True)  # (1, C)
         new = shape.vocab_size - len(weights[name])
         weights[name] = torch.cat([weights[name], mean.expand(new, -1)])
-    model = GPT(shape)
     model.load_state_dict(weights)
     return model
 
 
 # <<< say >>>
 # <<optim.orthogonalise, optim.Muon, chat.build_labels, chat.collate, sft.sft_loss>>
-# <<sft.count_graded, pretrain.random_batch, pretrain.next_token_loss, batches.epochs>>
+# <<pretrain.random_batch, pretrain.next_token_loss, batches.epochs>>
 def train(model, examples, text):
     """Fine-tune the model in place; yield each step's loss, from before the step."""
     torch.set_flush_denormal(True)
@@ -50,7 +56,7 @@ def train(model, examples, text):
     for step in range(config.steps):
         tokens, labels = collate([examples[i] for i in next(batches)], PAD)  # (B, T)
         excerpt = random_batch(text, config.replay, config.replay_length, draw)
-        loss = sft_loss(model(tokens), labels, count_graded(labels))
+        loss = sft_loss(model(tokens), labels)
         loss.backward()
         # Replay some of the old text, with a weight
         (config.replay_weight * next_token_loss(model, *excerpt)).backward()
@@ -64,17 +70,16 @@ def train(model, examples, text):
 
 def read(path):
     """The conversations of a file: token ids and labels."""
-    tokenizer = SimpleNamespace(assistant=ASSISTANT, end=END)
     for row in map(json.loads, open(path)):
         ids = []
         for turn in row["messages"]:
             said = encode(turn["content"])
             ids += [USER, *said] if turn["role"] == "user" else [ASSISTANT, *said, END]
-        yield ids, build_labels(ids, tokenizer)
+        yield ids, build_labels(ids)
 
 
 if __name__ == "__main__":
-    model, play = load(sys.argv[1]), open(sys.argv[3]).read()
+    model, play = load(sys.argv[1], GPT()), open(sys.argv[3]).read()
     text = torch.tensor(encode(play[: int(0.9 * len(play))]))
     for step, loss in enumerate(train(model, list(read(sys.argv[2])), text)):
         print(f"step {step}: loss {loss:.4f}")

@@ -1,4 +1,4 @@
-shape = SimpleNamespace(vocab_size=69, context=256, n_layer=4, n_head=2, width=128)
+shape = SimpleNamespace(vocab_size=69, context=256, n_layer=4, n_head=2, width=128, head_size=64)
 CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOKENS = [*CHARACTERS, "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"]
 USER, ASSISTANT, END, PAD = range(65, 69)
