@@ -75,6 +75,14 @@ def test_seeds_that_hold_are_counted_against_a_number_and_against_their_own_part
     assert (min(values), max(values), values[0], len(values)) == (0.7, 0.8, 0.7, 3)
 
 
+def test_seeds_are_cut_to_those_that_another_has():
+    many, few = Seeds([1.0, 2.0, 3.0]), Seeds([1.0, 1.0])
+    assert many[:2] == Seeds([1.0, 2.0]) == many.beside(few)
+    assert many.beside(few) - few == Seeds([0.0, 1.0])
+    with pytest.raises(ValueError, match="do not pair"):
+        few.beside(many) - many
+
+
 def test_a_share_has_an_interval_that_is_cut_off_at_none_and_all():
     assert f"{Seeds([0.2, 0.3]):.0%}" == "25% [0%, 89%]"
     assert f"{Seeds([0.0, 1.0]):.0%}" == "50% [0%, 100%]"

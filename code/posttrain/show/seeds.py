@@ -27,8 +27,13 @@ class Seeds:
     def __iter__(self) -> Iterator[float]:
         return iter(self.values)
 
-    def __getitem__(self, seed: int) -> float:
-        return self.values[seed]
+    def __getitem__(self, seed: int | slice) -> float | Seeds:
+        found = self.values[seed]
+        return Seeds(found) if isinstance(seed, slice) else found
+
+    def beside(self, other: Seeds) -> Seeds:
+        """These numbers without the seeds, at the end, that the other does not have."""
+        return self[: len(other)]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Seeds) and self.values == other.values
