@@ -1205,7 +1205,7 @@ REFUSED = {
     "misfit": (
         "dpo --data {}",
         '{"id": "a"}',
-        ["line 1: ", "is a required property", example("preferences")],
+        ["line 1 (id a): it lacks chosen or rejected", example("preferences")],
     ),
     "strange letter": (
         "sft --data {}",
