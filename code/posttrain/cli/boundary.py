@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries that are not written in Python say of a full disk, and of no memory
-FULL_WORDS = ("No space left on device", "StorageFull", "Disk quota exceeded")
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 MEMORY_WORDS = (
     "out of memory",
     "not enough memory",
@@ -22,23 +22,26 @@ MEMORY_WORDS = (
     "Cannot allocate memory",
     "bad_alloc",
 )
+# And of what a rate that is too high has made of a model
+NUMBER_WORDS = ("probability tensor contains", "to type float without overflow")
 LESS = (
     "take fewer rows at once (--micro-batch-size 1), shorter ones (--max-length), "
     "--checkpointing, --qlora, or a smaller model"
 )
 STAGES_KEPT = "Stages that were finished are kept."
-CHECKPOINT_KEPT = "The last checkpoint is kept: --resume goes on from it."
+CHECKPOINT_KEPT = "Checkpoints are kept: --resume goes on from the last."
 
 
 def guarded(action: Callable[[], int], real: bool = False) -> int:
     """The exit status of an action: 2 and a sentence on standard error where something
-    outside the program fails, 130 where it is interrupted, and 0 where nobody reads its
-    output any more.
+    outside the program fails, 130 where it is interrupted, and 141 where nobody reads
+    its output any more and it cannot finish (as shells count a broken pipe).
 
     real: whether it trains a real model, for what a sentence recommends.
     """
     show_any_letter()
     kept = CHECKPOINT_KEPT if real else STAGES_KEPT
+    status = 141
     try:
         status = action()
         if sys.stdout is not None:
@@ -48,7 +51,7 @@ def guarded(action: Callable[[], int], real: bool = False) -> int:
         say(f"\nStopped. {kept}")
         return 130
     except BrokenPipeError:
-        return 0
+        return status
     except Exception as error:
         sentence = explain(error, real)
         if sentence is None:
@@ -72,9 +75,9 @@ def explain(error: Exception, real: bool = False) -> str | None:
         return f"There is no space left on the disk{in_brackets(name)}: free some. " + (
             CHECKPOINT_KEPT if real else STAGES_KEPT
         )
-    if is_said(error, ("probability tensor contains",)):
-        way_out = "--lr" if real else "--set lr=, or --set with the name of the rate"
-        return f"A model's probabilities are no numbers: lower its rate ({way_out})"
+    if is_said(error, NUMBER_WORDS):
+        way_out = "--lr" if real else "with --set"
+        return f"A model's numbers have left their range: lower its rate, {way_out}"
     # An error of the package's own is a sentence already
     if type(error).__module__.partition(".")[0] == "posttrain":
         return str(error)

@@ -94,7 +94,7 @@ def find_or_train(
     text = corpus.load()
     try:
         model, history = load(text, progress=progress, **chosen)
-        refuse_no_numbers(model)
+        refuse_unusable(model)
     except ValueError as error:
         if not chosen:
             raise
@@ -104,7 +104,7 @@ def find_or_train(
     return model, history, data
 
 
-def refuse_no_numbers(model: nn.Module) -> None:
+def refuse_unusable(model: nn.Module) -> None:
     """Raise ValueError for a model that the last step of its training has broken."""
     if not all(torch.isfinite(weight).all() for weight in model.state_dict().values()):
         raise ValueError(

@@ -50,7 +50,7 @@ def conversation_of(row: dict) -> dict:
     for name in ("label", "kto_tag"):
         if row.get(name) is False:
             raise RowProblem(f"{name} is false: a bad answer is not one to learn")
-    found = [with_system(each, row) for each in [*talks(row), *answered(row)]]
+    found = [with_system(each, row) for each in [*talks(row), *with_answers(row)]]
     if not found:
         raise RowProblem(
             "it has none of messages, conversations, prompt and completion, or "
@@ -137,7 +137,7 @@ def talks(row: dict, names: tuple[str, ...] = TALKS) -> Iterator[list[Message]]:
             yield messages_of(row[name], name)
 
 
-def answered(row: dict) -> Iterator[list[Message]]:
+def with_answers(row: dict) -> Iterator[list[Message]]:
     """The messages of each question with an answer that a row has.
 
     As in TRL, answers inside a prompt are not learned.

@@ -333,7 +333,7 @@ def numbers_alone(steps: Iterator[dict], first: int, out: Path) -> Iterator[dict
             done += 1
             yield seen
     except (ValueError, RuntimeError) as error:
-        if not re.search(r"\b(nan|inf|infinite)\b", str(error), re.IGNORECASE):
+        if not re.search(r"\b(nan|inf|infinite|overflow)\b", str(error), re.IGNORECASE):
             raise
         raise ModelError(
             f"step {done + 1} has a loss, gradient or score that is no number: the "
