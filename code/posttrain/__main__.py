@@ -6,7 +6,7 @@ from posttrain.cli.arguments import parse
 from posttrain.cli.boundary import guarded
 
 
-def launch() -> int:
+def read_and_run() -> int:
     """Read the command line and run it; return the exit status."""
     options = parse()
     # Import PyTorch, which takes seconds, for a command that can run
@@ -16,4 +16,4 @@ def launch() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(launch))
+    sys.exit(guarded(read_and_run))
