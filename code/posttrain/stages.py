@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from posttrain.chat import grow_vocabulary
 from posttrain.data.corpus import Corpus
 from posttrain.data.datasets import DatasetError, TrainingData, training_data
+from posttrain.data.own import own_data
 from posttrain.dpo import DPOConfig, dpo_steps
 from posttrain.gpt import GPT
 from posttrain.keep.store import Stage, obtain
@@ -326,12 +327,18 @@ CONFIGS = dict(
 )
 
 
-def data_for(stage: str, data: Path | None, conversations: Path | None) -> TrainingData:
+def data_for(
+    stage: str,
+    data: Path | None,
+    conversations: Path | None,
+    skip_bad: bool = False,
+) -> TrainingData:
     """What a stage learns from: `data` is its own file, `conversations` that of the SFT
     model.
 
     The book's own where there is no file. Raises DatasetError for a file that cannot be
-    used, or that the stage has no use for.
+    used, or that the stage has no use for; with skip_bad rows that cannot be used are
+    left out.
     """
     if stage == "base" and (data or conversations):
         raise DatasetError(
@@ -343,7 +350,8 @@ def data_for(stage: str, data: Path | None, conversations: Path | None) -> Train
         raise DatasetError(
             "The SFT model learns from one file alone: name it with --data"
         )
-    return training_data(data) if stage == "sft" else training_data(conversations, data)
+    own = (data, None) if stage == "sft" else (conversations, data)
+    return own_data(*own, skip_bad=skip_bad)
 
 
 def rows_of(stage: str, data: TrainingData) -> str:

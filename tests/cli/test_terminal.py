@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import runpy
 import select
 import shlex
@@ -1205,7 +1206,7 @@ REFUSED = {
     "misfit": (
         "dpo --data {}",
         '{"id": "a"}',
-        ["line 1: ", "is a required property", example("preferences")],
+        ["line 1 (id a): it lacks chosen or rejected", example("preferences")],
     ),
     "strange letter": (
         "sft --data {}",
@@ -1276,6 +1277,70 @@ def test_data_that_cannot_be_used_is_2_and_its_reasons_before_anything_is_traine
         assert part.removeprefix("{}") in printed.err
         assert not part.startswith("{}") or printed.err.startswith("mine.jsonl")
     assert desk == [] and not store.stages_folder().exists()
+
+
+ELSEWHERE = {
+    "sft": [
+        dict(conversations=[{"from": "human", "value": "Ho?"}, assistant("Ay.")]),
+        dict(instruction="Who art thou?", input="", output="A friend."),
+    ],
+    "dpo": [
+        dict(
+            chosen=[user("Ho?"), assistant("Ay.")],
+            rejected=[user("Ho?"), assistant("No.")],
+        ),
+        dict(prompt=[user("Who?")], chosen=[assistant("I.")], rejected="Thou."),
+    ],
+}
+
+
+@pytest.mark.parametrize("stage", ELSEWHERE)
+def test_data_in_other_forms_trains_and_bad_rows_are_left_out_and_counted(
+    desk, capsys, stage
+):
+    path = write("mine.jsonl", [*ELSEWHERE[stage], dict(text="Ho?"), dict(id="c")])
+    assert program.main(["train", stage, "--data", path]) == 2 and desk == []
+    told = capsys.readouterr().err
+    assert told.startswith("mine.jsonl: 2 of 4 rows cannot be used:\n  line 3: ")
+    assert "line 4 (id c): " in told and "--skip-bad: 2 of 4 rows are good" in told
+    given = ["--data", path, "--skip-bad"]
+    assert program.main(["train", stage, *given]) == 0
+    first, second, *_, use = capsys.readouterr().out.splitlines()
+    assert first == "mine.jsonl: 2 of 4 rows are left out (line 3, line 4)."
+    assert f"has learned from 2 {'pairs' if stage == 'dpo' else 'conv'}" in second
+    assert use.endswith(shlex.join(given))
+
+
+def test_compare_reads_a_file_once_and_its_prompts_in_any_form(desk, capsys):
+    pairs = write("pairs.jsonl", [*ELSEWHERE["dpo"], dict(text="Ho?")])
+    asked = write("asked.jsonl", [dict(prompt=[user("Ho?")]), dict(prompt="Ay?")])
+    given = ["--prompts", asked, "--data", pairs, "--skip-bad"]
+    assert program.main(["compare", *given]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("1 of 3 rows are left out (line 3)") == 1
+    assert printed.count("\nbase ") == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "rate"),
+    [
+        ("base", "1e30"),
+        ("sft", "1e30"),
+        ("reward", "1e30"),
+        ("dpo", "1e300"),
+        ("ppo", "1e30"),
+    ],
+)
+def test_losses_that_are_no_numbers_are_2_and_a_sentence_and_earlier_stages_kept(
+    desk, capsys, stage, rate
+):
+    name = "adamw_lr" if stage in ("base", "sft") else "lr"
+    assert program.main(["train", stage, "--set", f"{name}={rate}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert re.search("lower (the|its) (learning )?rate", printed.err)
+    before = dict(base=[], sft=["base"], ppo=["base", "reward", "sft"])
+    assert set(before.get(stage, ["base", "sft"])) <= set(stored_stages())
 
 
 def test_data_that_teaches_nothing_is_2_and_a_sentence_and_leaves_no_stage(

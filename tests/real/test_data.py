@@ -6,7 +6,6 @@ pytest.importorskip("transformers")
 from real_models import CONVERSATIONS, PAIRS, folder, tokenizer  # noqa: E402
 
 from posttrain.chat import IGNORE  # noqa: E402
-from posttrain.data.datasets import DatasetError  # noqa: E402
 from posttrain.real.data import (  # noqa: E402
     CHATML,
     encode,
@@ -15,10 +14,9 @@ from posttrain.real.data import (  # noqa: E402
     end_token,
     give_template,
     pad_token,
-    read_conversations,
-    read_preferences,
     render_chat,
     render_chat_prompt,
+    render_weighted,
     rendered,
 )
 from posttrain.real.model import ModelError, fetch, library  # noqa: E402
@@ -158,25 +156,38 @@ def test_what_is_too_long_is_named_and_not_cut():
         encode_chat_pairs(PAIRS, tokenizer(), 5)
 
 
-def test_files_in_any_alphabet_are_read_and_bad_lines_named(tmp_path):
-    import json
+def graded(labels):
+    return tokenizer().decode([label for label in labels if label != IGNORE])
 
-    good = dict(id="a", messages=TURNS)
-    path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps(good, ensure_ascii=False), encoding="utf-8")
-    assert read_conversations(path) == [good]
-    path.write_text(json.dumps(good | dict(messages=TURNS[:3])), encoding="utf-8")
-    with pytest.raises(DatasetError, match="the last message is the user's"):
-        read_conversations(path)
-    path.write_text(json.dumps(good | dict(messages=TURNS[1:])), encoding="utf-8")
-    with pytest.raises(
-        DatasetError,
-        match=r"messages\[0\] is the assistant's where it is the user's turn",
-    ):
-        read_conversations(path)
-    path.write_text(
-        json.dumps(dict(id="a", prompt="你", chosen="好", rejected="好")),
-        encoding="utf-8",
+
+def test_an_answer_of_weight_0_is_read_and_not_graded():
+    unlearned = TURNS[1] | dict(weight=0)
+    whole, all_labels = render_chat(TURNS, tokenizer())
+    for messages, expected in [
+        (TURNS, "A friend.<|im_end|>Zoë’s, 你好!<|im_end|>"),
+        ([TURNS[0], unlearned, *TURNS[2:]], "Zoë’s, 你好!<|im_end|>"),
+        ([*TURNS[:3], TURNS[3] | dict(weight=0)], "A friend.<|im_end|>"),
+    ]:
+        tokens, labels = render_weighted(messages, tokenizer())
+        assert tokens == whole and graded(labels) == expected
+        assert all(label in (IGNORE, own) for label, own in zip(labels, all_labels))
+    (example,) = encode_chats([dict(id="a", messages=messages)], tokenizer(), 256)
+    assert example == (tokens, labels)
+
+
+def test_a_pairs_prompt_may_be_messages_and_none_of_their_answers_is_compared():
+    system = dict(role="system", content="Be brief.")
+    prompt = [system, *TURNS[:3]]
+    row = dict(id="a", prompt=prompt, chosen="The duke's.", rejected="Mine.")
+    ((asked, chosen, rejected),) = encode_chat_pairs([row], tokenizer(), 256)
+    text = tokenizer().apply_chat_template(
+        prompt, tokenize=False, add_generation_prompt=True
     )
-    with pytest.raises(DatasetError, match="chosen and rejected are the same"):
-        read_preferences(path)
+    assert tokenizer().decode(asked) == text and "Be brief." in text
+    assert tokenizer().decode(chosen) == "The duke's.<|im_end|>"
+    assert tokenizer().decode(rejected) == "Mine.<|im_end|>"
+    # A question alone is the text
+    texts, lists = ("Who?", [dict(role="user", content="Who?")])
+    assert render_chat_prompt(texts, tokenizer()) == render_chat_prompt(
+        lists, tokenizer()
+    )

@@ -4,6 +4,7 @@ other; and what is refused.
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 pytest.importorskip("transformers")
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from real_models import CONVERSATIONS, PAIRS, data_file, folder  # noqa: E402
 
 from posttrain.cli.commands import main  # noqa: E402
+from posttrain.data.datasets import DatasetError  # noqa: E402
 from posttrain.lora.adapters import is_transposed, linear_kinds  # noqa: E402
 from posttrain.lora.nf4 import (  # noqa: E402
     NF4Linear,
@@ -24,7 +27,9 @@ from posttrain.lora.nf4 import (  # noqa: E402
     quantize,
     quantize_scales,
 )
+from posttrain.optim import Descent  # noqa: E402
 from posttrain.real import model as real_model  # noqa: E402
+from posttrain.real import run as real_run  # noqa: E402
 from posttrain.real.adapter import (
     adapter_settings,
     peft_state,
@@ -39,6 +44,7 @@ from posttrain.real.run import (  # noqa: E402
     begin,
     open_model,
     open_tokenizer,
+    refuse_no_numbers,
     run,
 )
 from posttrain.real.training import RealConfig  # noqa: E402
@@ -475,8 +481,8 @@ def test_a_dry_run_needs_a_configuration_only_and_trains_nothing(tmp_path, capsy
         ),
         (
             ("--max-length", 9),
-            r"conversation c\d+ has \d+ tokens and the longest allowed is 9: .* "
-            r"--max-length",
+            r"10 of 10 rows cannot be used:\n  line 1 \(id c01\): conversation c01 has "
+            r"\d+ tokens and the longest allowed is 9: .* --max-length",
         ),
         (("--steps", 0), "steps is 0: use at least 1"),
         (
@@ -516,7 +522,8 @@ def test_what_cannot_work_is_said_in_a_line(files, tmp_path, capsys, flags, mess
     if "ppo" in flags:
         base[5] = files["ppo"]
     code, _, error = command(capsys, *base, *flags)
-    assert code == 2 and re.search(message, error) and error.count("\n") == 1, error
+    assert code == 2 and re.search(message, error), error
+    assert error.count("\n") == (11 if "--max-length" in flags else 1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -530,7 +537,7 @@ def test_a_row_longer_than_the_models_context_is_refused(files, tmp_path):
     )
     data = data_file(tmp_path / "long.jsonl", [long])
     with pytest.raises(
-        ModelError, match="conversation long has .* the longest allowed is 256"
+        DatasetError, match="conversation long has .* the longest allowed is 256"
     ):
         begin(
             setup(files, "sft", tmp_path / "out", data=data),
@@ -552,3 +559,195 @@ def test_without_transformers_it_is_said_how_to_get_it(monkeypatch):
         match=re.escape(f"transformers is not installed: {real_model.INSTALL}"),
     ):
         load_model(folder())
+
+
+# Data and folders as they come
+
+
+def asked(text):
+    return dict(role="user", content=text)
+
+
+def told(text):
+    return dict(role="assistant", content=text)
+
+
+SYSTEM = dict(role="system", content="Be brief.")
+FORMS = dict(
+    sft=[
+        dict(messages=[SYSTEM, asked("Who?"), told("Ich, 你好!")]),
+        dict(conversations=[{"from": "human", "value": "?"}, told("So.")], n=3),
+        dict(instruction="Add.", input="1, 2", output="3"),
+        dict(messages=[asked("a"), told("b") | dict(weight=0), asked("c"), told("d")]),
+        dict(messages=[asked("Who?"), told("I.")], tools=[dict(name="f")]),
+    ],
+    dpo=[
+        dict(prompt="Who?", chosen=[told("I.")], rejected=[told("Thou.")]),
+        dict(
+            chosen=[SYSTEM, asked("a"), told("b"), asked("c"), told("d")],
+            rejected=[SYSTEM, asked("a"), told("b"), asked("c"), told("e")],
+        ),
+        dict(prompt="Who?", chosen="I."),
+    ],
+    ppo=[
+        dict(prompt="Who?"),
+        dict(prompt=[SYSTEM, asked("Who?")]),
+        dict(prompt="Who?", chosen="I.", rejected="Thou."),
+        dict(messages=[asked("Who?"), told("I.")]),
+    ],
+)
+
+
+@pytest.mark.parametrize("stage", FORMS)
+def test_data_in_peoples_forms_is_read_and_bad_rows_can_be_left_out(
+    judge, tmp_path, capsys, stage
+):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(FORMS[stage]), encoding="utf-16")
+    given, n = dict([(stage, str(path))]), len(FORMS[stage])
+    with pytest.raises(DatasetError, match=rf"1 of {n} rows .*\n  row {n}: "):
+        begin(setup(given, stage, tmp_path / "out", judge), config(stage))
+    options = setup(given, stage, tmp_path / "out", judge, skip_bad=True)
+    history = run(options, config(stage, steps=2))
+    assert len(history) == 2
+    assert f"1 of {n} rows are left out (row {n})" in capsys.readouterr().out
+
+
+def broken(folder_, name, data):
+    """A copy of a model's folder in which a file has other bytes."""
+    shutil.copytree(folder(), folder_)
+    path = folder_ / name
+    path.write_bytes(data(path.read_bytes()))
+    return str(folder_)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+BROKEN = {
+    "a pointer": (
+        "model.safetensors",
+        lambda data: POINTER,
+        "is a Git-LFS pointer, and not the file itself: fetch that with git lfs pull",
+    ),
+    "a tokenizer's pointer": ("tokenizer.json", lambda data: POINTER, "is a Git-LFS"),
+    "cut weights": (
+        "model.safetensors",
+        lambda data: data[:-100],
+        "bytes, and its header speaks of .*: fetch it again",
+    ),
+    "cut in the header": (
+        "model.safetensors",
+        lambda data: data[:100],
+        "does not begin as a safetensors file does: fetch it again",
+    ),
+    "empty weights": ("model.safetensors", lambda data: b"", "does not begin as a"),
+    "a cut configuration": (
+        "config.json",
+        lambda data: data[:20],
+        r"config.json is no JSON \(.*: fetch it again",
+    ),
+    "a cut tokenizer": ("tokenizer.json", lambda data: data[:99], "is no JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_is_cut_or_a_pointer_is_named(files, tmp_path, capsys, kind):
+    name, data, message = BROKEN[kind]
+    model, out = broken(tmp_path / "model", name, data), tmp_path / "out"
+    flags = "--model", model, "--stage", "sft", "--data", files["sft"], "--out", out
+    code, _, error = command(capsys, *flags)
+    assert code == 2 and re.search(message, error) and error.count("\n") == 1
+    assert str(tmp_path / "model" / name) in error and not list(tmp_path.glob("out/*"))
+    with pytest.raises(ModelError, match=message):
+        begin(setup(files, "sft", out, model=model), config("sft"))
+    # A dry run needs the descriptions alone
+    code, _, error = command(capsys, *flags, "--dry-run")
+    assert code == (0 if name == "model.safetensors" else 2)
+
+
+def test_a_cut_checkpoint_is_named_and_so_is_a_file_in_the_results_place(
+    files, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    run(setup(files, "sft", out), config("sft"), stop_after=3)
+    path = out / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ModelError, match=rf"{CHECKPOINT} has .* bytes, and its header"):
+        run(setup(files, "sft", out), config("sft"), resume=True)
+    flags = "--model", folder(), "--stage", "sft", "--data", files["sft"], "--out"
+    code, _, error = command(capsys, *flags, files["sft"])
+    assert code == 2 and "is a file: name a folder with --out" in error
+    code, _, error = command(capsys, *flags, f"{files['sft']}/out")
+    assert code == 2 and "Not a directory" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
+def test_losses_that_are_no_numbers_stop_a_run_and_keep_its_checkpoint(
+    files, judge, tmp_path, monkeypatch, stage
+):
+    out, options = tmp_path / "out", config(stage, steps=8)
+    step, calls = Descent.step, []
+
+    def overflow(self, number):
+        noted = step(self, number)
+        calls.append(number)
+        # Before the loss that shows it, sft's checkpoint of step 4 would be written
+        if number >= (3 if stage == "sft" else 2):
+            for group in self.groups:
+                group["params"][0].data.fill_(float("nan"))
+        return noted
+
+    monkeypatch.setattr(Descent, "step", overflow)
+    with pytest.raises(ModelError) as refused:
+        run(setup(files, stage, out, judge), options)
+    message = str(refused.value)
+    assert re.match(
+        "step [34] has a loss|the weights are no numbers after step 4", message
+    )
+    assert f"The checkpoint of step 2 is kept in {out}: begin anew" in message
+    state = safetensors.torch.load_file(out / CHECKPOINT)
+    assert all(value.isfinite().all() for value in state.values())
+    assert all(row["step"] < 5 for row in read_metrics(out))
+
+
+def test_weights_broken_by_the_last_step_are_not_saved(files, tmp_path):
+    out, options = tmp_path / "out", config("sft", steps=1)
+    session = begin(setup(files, "sft", out), options)
+    with torch.no_grad():
+        next(p for p in session.trained.parameters() if p.requires_grad).fill_(
+            float("inf")
+        )
+    with pytest.raises(ModelError, match="no numbers after step 1. No checkpoint was"):
+        refuse_no_numbers(session.trained, 1, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["save_checkpoint", "append_metrics", "save_result"])
+def test_a_full_disk_ends_a_run_with_a_sentence_and_keeps_what_there_is(
+    files, tmp_path, capsys, monkeypatch, place
+):
+    calls, real_one = [], getattr(real_run, place)
+
+    def full(*arguments):
+        calls.append(place)
+        if place == "save_result" or len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return real_one(*arguments)
+
+    monkeypatch.setattr(real_run, place, full)
+    out = tmp_path / "out"
+    flags = "--model", folder(), "--stage", "sft", "--data", files["sft"], "--out", out
+    flags += "--steps", 5, "--save-every", 1 if place == "save_result" else 2
+    code, _, error = command(capsys, *flags, "--device", "cpu", "--batch-size", 2)
+    assert code == 2 and "There is no space left on the disk: free some." in error
+    assert "Traceback" not in error
+    assert (out / CHECKPOINT).exists() == (place != "append_metrics")
+
+
+def test_no_memory_is_a_sentence_with_what_to_do(files, tmp_path, capsys, monkeypatch):
+    def none(*arguments, **options):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: 9")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", none)
+    flags = "--model", folder(), "--stage", "sft", "--data", files["sft"]
+    code, _, error = command(capsys, *flags, "--out", tmp_path / "out")
+    assert code == 2 and "There is not enough memory" in error
+    assert "--micro-batch-size 1" in error and error.count("\n") == 1

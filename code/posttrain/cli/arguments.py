@@ -55,8 +55,9 @@ def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
         type=Path,
         metavar="FILE",
         help="conversations (for sft) or preference pairs of your own, a JSON object "
-        "per line",
+        "per line; the forms of OpenAI, TRL, ShareGPT and Alpaca are read as well",
     )
+    add_skip_bad(command)
     command.add_argument(
         "--conversations",
         type=Path,
@@ -79,6 +80,15 @@ def add_data(command: argparse.ArgumentParser, seed_flag: str) -> None:
         default=0,
         metavar="N",
         help="the seed of the training (default: 0)",
+    )
+
+
+def add_skip_bad(command: argparse.ArgumentParser) -> None:
+    """The argument that lets a data file have rows that cannot be used."""
+    command.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows that cannot be used, and say how many there are",
     )
 
 
@@ -120,7 +130,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--seed", type=seed, help="the same answers every time")
     add_score(commands)
     add_pairs(commands)
-    add_real(commands, seed)
+    add_skip_bad(add_real(commands, seed))
     options = parser.parse_args(arguments)
     if options.command == "compare" and bool(options.prompt) == bool(options.prompts):
         compare.error("give a prompt in quotation marks, or a file with --prompts")
@@ -146,7 +156,7 @@ def add_prompts(command: argparse.ArgumentParser, what: str) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help=f"{what}: a JSON object with id and prompt per line",
+        help=f"{what}: a JSON object with a prompt per line",
     )
 
 
@@ -208,7 +218,7 @@ def add_label(actions) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="what to ask, a JSON object with id and prompt per line (default: the "
+        help="what to ask, a JSON object with a prompt per line (default: the "
         "prompts that policies practise on)",
     )
     label.add_argument(
@@ -235,3 +245,4 @@ def add_label(actions) -> None:
         metavar="FILE",
         help="conversations of your own that the models are fine-tuned on",
     )
+    add_skip_bad(label)

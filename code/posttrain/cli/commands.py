@@ -9,14 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import torch
+from torch import nn
+
 from posttrain import stages
 from posttrain.chat import grow_vocabulary
 from posttrain.cli import report
 from posttrain.cli.arguments import TALKING, parse
+from posttrain.cli.boundary import guarded
 from posttrain.cli.terminal import Chat, converse
 from posttrain.data import corpus, datasets
 from posttrain.data.datasets import DatasetError, TrainingData
 from posttrain.data.labelling import HELP, decide, draw_candidates, refuse_long
+from posttrain.data.own import own_data, own_prompts
 from posttrain.data.pairs_file import (
     check_place,
     collect_pairs,
@@ -28,7 +33,6 @@ from posttrain.data.synthetic_pairs import draw_pool
 from posttrain.evaluate import gold_parts
 from posttrain.lab.scorecard import lexicon
 from posttrain.real import command as real_command
-from posttrain.real.model import ModelError
 from posttrain.reward_model import RewardConfig, RewardModel, score_answer
 from posttrain.settings import SettingError, settings_from
 from posttrain.sft import SFTConfig
@@ -46,20 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; return its exit status."""
-    try:
-        commands = dict(
-            chat=chat, compare=compare, pairs=pairs, score=score, train=train, real=real
-        )
-        return commands[options.command](options)
-    except (DatasetError, corpus.CorpusError, ModelError, SettingError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        kept = "Stages that were finished are kept."
-        if options.command == "real":
-            kept = "The last checkpoint is kept: --resume goes on from it."
-        print(f"\nStopped. {kept}", file=sys.stderr)
-        return 130
+    commands = dict(
+        chat=chat, compare=compare, pairs=pairs, score=score, train=train, real=real
+    )
+    command = commands[options.command]
+    return guarded(lambda: command(options), real=command is real)
 
 
 def real(options: argparse.Namespace) -> int:
@@ -67,31 +62,54 @@ def real(options: argparse.Namespace) -> int:
     return real_command.real(options, progress)
 
 
+def data_of(stage: str, options: argparse.Namespace) -> TrainingData:
+    """What a stage learns from: the book's data, or the reader's where there is a
+    file.
+    """
+    own = options.data, options.conversations, options.skip_bad
+    data, prompts = stages.data_for(stage, *own), getattr(options, "prompts", None)
+    return (
+        replace(data, prompts=own_prompts(prompts, options.skip_bad))
+        if prompts
+        else data
+    )
+
+
 def find_or_train(
-    stage: str, load: Callable, options: argparse.Namespace
+    stage: str,
+    load: Callable,
+    options: argparse.Namespace,
+    data: TrainingData | None = None,
 ) -> tuple[object, dict, TrainingData]:
     """A stage's model, trained if there is none, its history, and the data it learned
-    from.
+    from, which is read unless it is given.
     """
     # Look at the reader's files before anything is trained
-    data = stages.data_for(stage, options.data, options.conversations)
-    prompts = getattr(options, "prompts", None)
-    if prompts:
-        data = replace(data, prompts=datasets.heldout_prompts(prompts))
-    own = options.data or options.conversations or prompts
+    data = data or data_of(stage, options)
+    own = options.data or options.conversations or getattr(options, "prompts", None)
     chosen = dict(data=data) if own and stage != "base" else {}
     config = settings_of(stage, options)
     if options.model_seed or options.settings:
         chosen["config"] = config
     text = corpus.load()
     try:
-        return *load(text, progress=progress, **chosen), data
+        model, history = load(text, progress=progress, **chosen)
+        refuse_unusable(model)
     except ValueError as error:
-        if "data" not in chosen:
+        if not chosen:
             raise
-        raise DatasetError(
-            f"The {stage} model cannot learn from this data: {error}"
-        ) from error
+        what = "from this data" if "data" in chosen else "with these settings"
+        kind = DatasetError if "data" in chosen else SettingError
+        raise kind(f"The {stage} model cannot learn {what}: {error}") from error
+    return model, history, data
+
+
+def refuse_unusable(model: nn.Module) -> None:
+    """Raise ValueError for a model that the last step of its training has broken."""
+    if not all(torch.isfinite(weight).all() for weight in model.state_dict().values()):
+        raise ValueError(
+            "its weights are no numbers after the last step: lower the rate"
+        )
 
 
 def settings_of(stage: str, options: argparse.Namespace) -> object:
@@ -119,6 +137,7 @@ def train(options: argparse.Namespace) -> int:
         use += [f"--{flag.replace('_', '-')}", str(value)] if value else []
     for setting in options.settings:
         use += ["--set", setting]
+    use += ["--skip-bad"] * options.skip_bad
     print("Try it: python -m posttrain", shlex.join(use))
     return 0
 
@@ -143,7 +162,7 @@ def before_and_after(
     else:
         usual = SFTConfig(seed=config.seed)
         start, _ = sft_model(text, usual, data=data, progress=progress)
-    prompts = datasets.heldout_prompts(options.prompts)
+    prompts = data.prompts if options.prompts else datasets.heldout_prompts()
     yield from report.policy_report(stage, model, start, history, prompts)
     if stage == "dpo":
         yield from report.dpo_ranking(model, start, data, config.beta)
@@ -194,13 +213,9 @@ def label(options: argparse.Namespace) -> int:
             f"{options.out.parent} is no folder: make it first, or choose another --out"
         )
     decided = datasets.preferences(options.out) if options.out.exists() else []
-    prompts = (
-        datasets.heldout_prompts(options.prompts)
-        if options.prompts
-        else datasets.training_prompts()
-    )
+    prompts = prompts_of(options, datasets.training_prompts)
     refuse_long(prompts)
-    data = datasets.training_data(options.data) if options.data else None
+    data = own_data(options.data, skip_bad=options.skip_bad) if options.data else None
     # Train the models, or find them
     text = corpus.load()
     models = {
@@ -221,6 +236,15 @@ def label(options: argparse.Namespace) -> int:
         use = ["train", "dpo", "--data", str(options.out)]
         print("Try it: python -m posttrain", shlex.join(use))
     return 0
+
+
+def prompts_of(
+    options: argparse.Namespace, otherwise: Callable[[], list[str]]
+) -> list[str]:
+    """The prompts of the reader's file, or where there is none, others."""
+    if options.prompts:
+        return own_prompts(options.prompts, options.skip_bad)
+    return otherwise()
 
 
 def read_line(question: str) -> str | None:
@@ -267,15 +291,12 @@ def compare(options: argparse.Namespace) -> int:
             "compare asks all models, and no setting is of all: train one with --set, "
             "and talk to it with chat"
         )
-    prompts = (
-        datasets.heldout_prompts(options.prompts)
-        if options.prompts
-        else cleaned(options.prompt)
-    )
+    prompts = prompts_of(options, lambda: cleaned(options.prompt))
     # Train the judge, or find it; then, one after the other, the models
-    judge, _, _ = find_or_train("reward", reward_model, compared(options, "reward"))
+    given = compared(options, "reward")
+    judge, _, data = find_or_train("reward", reward_model, given)
     models = {
-        name: find_or_train(name, stage, compared(options, name))[0]
+        name: find_or_train(name, stage, compared(options, name), data)[0]
         for name, stage in STAGES.items()
     }
     for prompt in prompts:

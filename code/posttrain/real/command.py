@@ -29,14 +29,16 @@ NUMBERS = {  # flag, type, default, what it says; the names are RealConfig's and
 }
 
 
-def add_real(commands: argparse._SubParsersAction, seed) -> None:
-    """Add the command to the command line. seed: the type of a seed there."""
+def add_real(commands: argparse._SubParsersAction, seed) -> argparse.ArgumentParser:
+    """Add the command to the command line; return it. seed: the type of a seed."""
     real = commands.add_parser(
         "real", help="train a model from Hugging Face", description=DESCRIPTION
     )
     real.add_argument("--model", required=True, help="a folder, or a name on the hub")
     real.add_argument("--stage", required=True, choices=("sft", "reward", "dpo", "ppo"))
-    real.add_argument("--data", default="", metavar="FILE", help="an object per line")
+    real.add_argument(
+        "--data", default="", metavar="FILE", help="rows in JSON: see the book"
+    )
     real.add_argument(
         "--out", default="", metavar="FOLDER", help="where the result goes"
     )
@@ -75,6 +77,7 @@ def add_real(commands: argparse._SubParsersAction, seed) -> None:
     real.add_argument(
         "--dry-run", action="store_true", help="only say what memory it takes"
     )
+    return real
 
 
 def real(options: argparse.Namespace, progress) -> int:
@@ -83,6 +86,8 @@ def real(options: argparse.Namespace, progress) -> int:
 
     try:
         return begin(options, progress)
+    except UnicodeError:
+        raise
     except ValueError as error:
         raise ModelError(str(error)) from error
 
@@ -121,8 +126,9 @@ def needed(options: argparse.Namespace) -> str:
     """
     from posttrain.real.memory import Setting, architecture_of, describe, stage_memory
     from posttrain.real.model import ModelError, load_config
-    from posttrain.real.run import base_of
+    from posttrain.real.run import base_of, refuse_broken_model
 
+    refuse_broken_model(options.model, weights=not options.dry_run)
     try:
         shape = architecture_of(load_config(base_of(options.model)))
     except ModelError as error:

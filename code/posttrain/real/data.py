@@ -4,10 +4,10 @@ graded.
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import accumulate
 
 from posttrain.chat import IGNORE, Message
-from posttrain.data import datasets
+from posttrain.data.formats import as_messages, unlearned
 from posttrain.preference_pairs import Pair
 from posttrain.real.model import ModelError
 
@@ -23,45 +23,6 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-
-
-def read_conversations(path: str | Path) -> list[dict]:
-    """Conversations in the book's form, in any alphabet. Raises DatasetError."""
-    return datasets.read_jsonl(path, "conversations", find_bad_turn)
-
-
-def read_preferences(path: str | Path) -> list[dict]:
-    """Preference pairs in the book's form, in any alphabet. Raises DatasetError."""
-    return datasets.read_jsonl(path, "preferences", find_no_preference)
-
-
-def find_bad_turn(row: dict) -> str | None:
-    """Why a conversation cannot be learned, or None: the user begins, they take
-    turns.
-    """
-    for i, message in enumerate(row["messages"]):
-        expected = ("user", "assistant")[i % 2]
-        if message["role"] != expected:
-            return (
-                f"messages[{i}] is the {message['role']}'s where it is the "
-                f"{expected}'s turn"
-            )
-    if len(row["messages"]) % 2:
-        return (
-            "the last message is the user's: without an answer there is nothing "
-            "to learn"
-        )
-    return None
-
-
-def find_no_preference(row: dict) -> str | None:
-    """Why there is nothing to learn from a pair, or None."""
-    same = row["chosen"] == row["rejected"]
-    return (
-        "chosen and rejected are the same: there is no preference in it"
-        if same
-        else None
-    )
 
 
 def give_template(tokenizer) -> int:
@@ -154,11 +115,32 @@ def special_ids(tokenizer) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def render_chat_prompt(text: str, tokenizer) -> list[int]:
-    """The tokens of a question, up to where the assistant begins."""
-    return encode(
-        rendered([dict(role="user", content=text)], tokenizer, True), tokenizer
-    )
+def render_chat_prompt(prompt: str | list[Message], tokenizer) -> list[int]:
+    """The tokens of a question, or of messages, up to where the assistant begins."""
+    return encode(rendered(as_messages(prompt), tokenizer, True), tokenizer)
+
+
+def render_weighted(messages: list[Message], tokenizer) -> tuple[list[int], list[int]]:
+    """`render_chat`, whose labels leave out the answers that have `weight` 0.
+
+    Raises ModelError where the labels of answers are not apart.
+    """
+    plain = [dict(role=m["role"], content=m["content"]) for m in messages]
+    tokens, labels = render_chat(plain, tokenizer)
+    weights = [m.get("weight", 1) for m in messages if m["role"] == "assistant"]
+    if all(weights):
+        return tokens, labels
+    # Number the runs of labels: each is an answer with its end
+    graded = [label != IGNORE for label in labels]
+    starts = [now and not before for now, before in zip(graded, [False, *graded])]
+    if sum(starts) != len(weights):
+        raise ModelError(
+            "the tokenizer's chat template puts nothing between two answers: leave "
+            "out the weights"
+        )
+    answers = [n - 1 for n in accumulate(starts)]
+    kept = [now and weights[n] for now, n in zip(graded, answers)]
+    return tokens, [label if keep else IGNORE for label, keep in zip(labels, kept)]
 
 
 def end_token(tokenizer) -> int:
@@ -183,7 +165,7 @@ def encode_chats(
     """
     examples = []
     for row in rows:
-        tokens, labels = render_chat(row["messages"], tokenizer)
+        tokens, labels = render_weighted(row["messages"], tokenizer)
         refuse_excess(f"conversation {row['id']}", len(tokens), max_length)
         examples.append((tokens, labels))
     return examples
@@ -198,9 +180,9 @@ def encode_chat_pairs(rows: list[dict], tokenizer, max_length: int) -> list[Pair
     for row in rows:
         prompt, answers = render_chat_prompt(row["prompt"], tokenizer), []
         for side in ("chosen", "rejected"):
-            asked = [dict(role="user", content=row["prompt"])]
+            asked = [unlearned(message) for message in as_messages(row["prompt"])]
             answer = dict(role="assistant", content=row[side])
-            _, labels = render_chat([*asked, answer], tokenizer)
+            _, labels = render_weighted([*asked, answer], tokenizer)
             answers.append([label for label in labels if label != IGNORE])
             refuse_excess(
                 f"pair {row['id']}", len(prompt) + len(answers[-1]), max_length

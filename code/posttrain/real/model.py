@@ -67,7 +67,11 @@ def fetch(what, name: str, **options):
         raise ModelError(f"{name}: no such folder")
     try:
         return what.from_pretrained(str(folder) if folder.is_dir() else name, **options)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (MemoryError, UnicodeError):
+        raise
+    except Exception as error:  # files from elsewhere make a library fail in any way
+        if "memory" in str(error):
+            raise
         reason = (str(error).strip().splitlines() or ["cannot be read"])[0]
         raise ModelError(
             f"{name} cannot be loaded ({reason}): give a folder with config.json, "

@@ -5,6 +5,7 @@ result.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from posttrain.data.row_files import RowFile
 from posttrain.lora.adapters import LoRAConfig, Reference
 from posttrain.optim import Descent
 from posttrain.ppo import Models
@@ -39,11 +41,10 @@ from posttrain.real.data import (
     end_token,
     give_template,
     pad_token,
-    read_conversations,
-    read_preferences,
     refuse_excess,
     render_chat_prompt,
 )
+from posttrain.real.files import refuse_broken_files
 from posttrain.real.model import (
     LanguageModel,
     ModelError,
@@ -75,7 +76,7 @@ class Setup:
 
     # A folder, or a name on the hub; an adapter's folder is merged into its model
     model: str
-    data: str  # conversations (sft) or pairs (reward, dpo, ppo), in JSON Lines
+    data: str  # conversations (sft), pairs (reward, dpo) or prompts (ppo), in JSON
     out: str  # the folder for the result
     rank: int = 8  # of the adapters; 0 to train all weights
     alpha: float = 16.0
@@ -85,6 +86,7 @@ class Setup:
     device: str = "auto"
     reward_model: str = ""  # "ppo" alone: the folder of a run of "reward"
     save_every: int = 50  # steps between checkpoints
+    skip_bad: bool = False  # leave out rows of the data that cannot be used
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,14 @@ def base_of(name: str) -> str:
     """The model that an adapter's folder stands on, or the name itself."""
     settings = adapter_settings(name)
     return name if settings is None else base_of(settings["base_model_name_or_path"])
+
+
+def refuse_broken_model(name: str, weights: bool = True) -> None:
+    """`refuse_broken_files` for a model, and for all that its adapters stand on."""
+    refuse_broken_files(name, weights)
+    settings = adapter_settings(name)
+    if settings is not None:
+        refuse_broken_model(settings["base_model_name_or_path"], weights)
 
 
 def open_tokenizer(name: str) -> tuple[object, list[int]]:
@@ -184,14 +194,15 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     DatasetError.
     """
     check_setup(setup, config)
-    read = read_conversations if config.stage == "sft" else read_preferences
-    rows = read(setup.data)
+    kinds = dict(sft="conversations", ppo="prompts")
+    rows = RowFile(setup.data, kinds.get(config.stage, "preferences"))
     tokenizer, new_tokens = open_tokenizer(setup.model)
     if config.stage == "ppo":
         return begin_ppo(setup, config, rows, tokenizer)
     encode = encode_chats if config.stage == "sft" else encode_chat_pairs
     longest = min(config.max_length, context_of(base_of(setup.model)))
-    data, pad = encode(rows, tokenizer, longest), pad_token(tokenizer)
+    rows.each(lambda row: encode([row], tokenizer, longest)[0])
+    data, pad = rows.kept(setup.skip_bad), pad_token(tokenizer)
     scores = config.stage == "reward"
     model, adapters = trainable(
         setup, setup.model, tokenizer, new_tokens, scores, config.seed
@@ -210,16 +221,20 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     return Session(trained, descent, steps, tokenizer, adapters, {})
 
 
-def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> Session:
-    """`begin` for PPO: the policy practises on the pairs' prompts, paid by the reward
+def begin_ppo(setup: Setup, config: RealConfig, rows: RowFile, tokenizer) -> Session:
+    """`begin` for PPO: the policy practises on the rows' prompts, paid by the reward
     model.
     """
     pad, stop = pad_token(tokenizer), end_token(tokenizer)
-    prompts = [render_chat_prompt(row["prompt"], tokenizer) for row in rows]
     longest = min(config.max_length, context_of(base_of(setup.model)))
     room = longest - config.max_new_tokens
-    for row, prompt in zip(rows, prompts):
-        refuse_excess(f"the prompt of pair {row['id']}", len(prompt), room)
+
+    def encoded(row: dict) -> list[int]:
+        prompt = render_chat_prompt(row["prompt"], tokenizer)
+        refuse_excess(f"the prompt of row {row['id']}", len(prompt), room)
+        return prompt
+
+    prompts = rows.each(encoded).kept(setup.skip_bad)
     policy, adapters = trainable(setup, setup.model, tokenizer, [], False, config.seed)
     judge, _ = trainable(setup, setup.reward_model, tokenizer, [], True, config.seed)
     value, _ = trainable(setup, setup.reward_model, tokenizer, [], True, config.seed)
@@ -249,6 +264,8 @@ def begin_ppo(setup: Setup, config: RealConfig, rows: list[dict], tokenizer) -> 
 def check_setup(setup: Setup, config: RealConfig) -> None:
     """Raise ModelError for a setting that cannot work, naming it and the way out."""
     choose_device(setup.device)
+    for name in filter(None, (setup.model, setup.reward_model)):
+        refuse_broken_model(name)
     for name, least in dict(rank=0, save_every=1).items():
         if getattr(setup, name) < least:
             raise ModelError(f"{name} is {getattr(setup, name)}: use at least {least}")
@@ -288,18 +305,58 @@ def run(
     if first:
         load_checkpoint(out, session.trained, *session.descent.optimizers)
     cut_metrics(out, first)
-    todo = session.steps(first, state)
+    todo = numbers_alone(session.steps(first, state), first, out)
     for step, seen in enumerate(
         progress(todo, total=config.steps - first), start=first + 1
     ):
         append_metrics(out, step, seen)
         if step % setup.save_every == 0 and step < config.steps:
+            refuse_no_numbers(session.trained, step, out)
             state = dict(step=step, settings=settings, **session.memory)
             save_checkpoint(out, session.trained, *session.descent.optimizers, state)
         if step == stop_after:
             return read_metrics(out)
+    refuse_no_numbers(session.trained, config.steps, out)
     save_result(out, session, setup.model)
     return read_metrics(out)
+
+
+def numbers_alone(steps: Iterator[dict], first: int, out: Path) -> Iterator[dict]:
+    """The steps from `first` on, as long as losses and gradients are numbers.
+
+    Raises ModelError where they are none, with the step, as the metrics count, and the
+    way out.
+    """
+    done = first
+    try:
+        for seen in steps:
+            done += 1
+            yield seen
+    except (ValueError, RuntimeError) as error:
+        if not re.search(r"\b(nan|inf|infinite|overflow)\b", str(error), re.IGNORECASE):
+            raise
+        raise ModelError(
+            f"step {done + 1} has a loss, gradient or score that is no number: the "
+            f"run stops. {way_out(out)}"
+        ) from error
+
+
+def refuse_no_numbers(trained: nn.Module, step: int, out: Path) -> None:
+    """Raise ModelError where a step has left weights that are no numbers."""
+    weights = [p for p in trained.parameters() if p.requires_grad]
+    if not all(torch.isfinite(weight).all() for weight in weights):
+        raise ModelError(
+            f"the weights are no numbers after step {step}. {way_out(out)}"
+        )
+
+
+def way_out(out: Path) -> str:
+    """What to do after training has failed, and what is kept of it."""
+    state = stored_state(out)
+    kept = "No checkpoint was written"
+    if state:
+        kept = f"The checkpoint of step {state['step']} is kept in {out}"
+    return f"{kept}: begin anew with a lower --lr, into another folder"
 
 
 def open_folder(out: Path, settings: dict, resume: bool) -> dict:
@@ -307,6 +364,8 @@ def open_folder(out: Path, settings: dict, resume: bool) -> dict:
 
     Raises ModelError for a folder that holds another run, or a finished one.
     """
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"{out} is a file: name a folder with --out")
     held = [path.name for path in out.iterdir()] if out.is_dir() else []
     if not resume or not held:
         if held:
@@ -318,6 +377,7 @@ def open_folder(out: Path, settings: dict, resume: bool) -> dict:
         return {}
     if {"adapter_config.json", "config.json"} & {*held}:
         raise ModelError(f"the run in {out} is finished")
+    refuse_broken_files(out)
     state = stored_state(out) or {}
     told = {
         name: settings[name]
