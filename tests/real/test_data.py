@@ -96,7 +96,7 @@ def test_a_template_that_puts_no_special_token_behind_an_answer_is_refused():
         render_chat(TURNS[:2], plain)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
+def test_a_template_that_rewrites_earlier_turns_makes_a_row_of_each_answer():
     forgetful = fresh(
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
         "{{ m['content'] if loop.last or m['role'] == 'user' else 'gone' }}{{ "
@@ -104,8 +104,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     assert render_chat(TURNS[:2], forgetful)[0]
-    with pytest.raises(ModelError, match="rewrites earlier turns at message 3"):
+    with pytest.raises(ModelError, match="rewrites earlier turns: make a row of each"):
         render_chat(TURNS, forgetful)
+    rows = encode_chats([dict(id="a", messages=TURNS)], forgetful, 256)
+    texts = [forgetful.decode(tokens) for tokens, _ in rows]
+    assert ["gone" in text for text in texts] == [False, True]
+    ends = [[label for label in labels if label != IGNORE] for _, labels in rows]
+    assert forgetful.decode(ends[1]) == "Zoë’s, 你好!<|im_end|>"
 
 
 def test_a_template_that_changes_the_answer_or_fails_is_refused():
@@ -135,13 +140,17 @@ def test_a_tokenizer_without_a_template_gets_chatml_and_two_special_tokens():
     assert give_template(tokenizer()) == 0
 
 
-def test_rows_are_filled_with_the_padding_token_the_end_of_text_or_0():
+def test_rows_are_filled_with_the_padding_token_or_any_but_the_end():
     assert pad_token(tokenizer()) == tokenizer().pad_token_id == 0
     bare = fresh()
+    bare.pad_token = "<|im_start|>"
+    assert pad_token(bare) == 1
+    for bare.pad_token in (None, bare.eos_token):
+        assert pad_token(bare) == 0
+    bare.eos_token = "<|endoftext|>"
+    assert pad_token(bare) == bare.pad_token_id == end_token(bare)
     bare.pad_token = None
-    assert pad_token(bare) == bare.eos_token_id != 0
-    bare.eos_token = None
-    assert pad_token(bare) == 0
+    assert pad_token(bare) == 1
 
 
 def test_what_is_too_long_is_named_and_not_cut():

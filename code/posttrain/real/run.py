@@ -4,6 +4,7 @@ result.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ from posttrain.real.data import (
     read_preferences,
     refuse_excess,
     render_chat_prompt,
+    settle_end,
 )
 from posttrain.real.model import (
     LanguageModel,
@@ -106,13 +108,14 @@ def base_of(name: str) -> str:
 
 
 def open_tokenizer(name: str) -> tuple[object, list[int]]:
-    """A model's tokenizer with a chat template; and the tokens of it that are yet
-    untrained.
+    """A model's tokenizer with a chat template, whose eos is the end of an answer; and
+    the tokens of it that are yet untrained.
 
     There are such tokens where the template is ChatML's, given for want of one.
     """
     tokenizer = fetch(library().AutoTokenizer, name)
     if tokenizer.chat_template:
+        settle_end(tokenizer)
         return tokenizer, []
     give_template(tokenizer)
     return tokenizer, tokenizer.convert_tokens_to_ids(list(CHATML_TOKENS))
@@ -338,14 +341,18 @@ def save_result(out: Path, session: Session, base: str) -> None:
     work.
     """
     inner = session.trained["model"].inner
+    end = session.tokenizer.eos_token_id
     session.tokenizer.save_pretrained(out)
     if session.adapters:
+        save_end(out, inner, end)
         local = Path(base).expanduser()
         base = str(local.resolve()) if local.is_dir() else base
         save_adapter(out, inner, session.adapters, base)
     else:
         whole = out / "writing"
+        inner.config.eos_token_id = end
         inner.save_pretrained(whole)
+        save_end(whole, inner, end)
         # Move the configuration last: where it is, the weights are
         for path in sorted(
             whole.iterdir(), key=lambda path: path.name == "config.json"
@@ -353,3 +360,16 @@ def save_result(out: Path, session: Session, base: str) -> None:
             os.replace(path, out / path.name)
         shutil.rmtree(whole)
     (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def save_end(folder: Path, inner: nn.Module, end: int) -> None:
+    """Write how a language model generates, with the end of an answer as where it
+    stops.
+    """
+    if not inner.can_generate():
+        return
+    # Leave the model's own as it is: transformers saves none that was changed and has
+    # faults
+    generation = copy.deepcopy(inner.generation_config)
+    generation.eos_token_id = end
+    generation.to_json_file(folder / "generation_config.json")
