@@ -145,7 +145,8 @@ def test_rows_are_filled_with_the_padding_token_or_any_but_the_end():
     bare = fresh()
     bare.pad_token = "<|im_start|>"
     assert pad_token(bare) == 1
-    for bare.pad_token in (None, bare.eos_token):
+    for pad in (None, bare.eos_token):
+        bare.pad_token = pad
         assert pad_token(bare) == 0
     bare.eos_token = "<|endoftext|>"
     assert pad_token(bare) == bare.pad_token_id == end_token(bare)

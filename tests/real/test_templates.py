@@ -336,6 +336,27 @@ def test_a_prompts_last_space_belongs_to_the_answer(shape):
         assert tokens[: len(prompt)] == prompt
 
 
+def test_a_question_that_is_written_otherwise_once_it_is_answered_is_refused():
+    # As Mistral's, which puts what the system says into the last turn that it writes
+    text = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% if loop.last and messages[0]['role'] == 'system' %}"
+        "{{ messages[0]['content'] + '\n\n' }}{% endif %}{{ m['content'] + '[/INST]' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+        "{% endif %}{% endfor %}"
+    )
+    own = with_template("bytes", text)
+    plain = conversation(["a", "d"])
+    assert said(own, render_chat(plain, own)[1]) == [" a</s>", " d</s>"]
+    row = dict(id="c2", messages=[dict(role="system", content="Be brief."), *plain])
+    with pytest.raises(ModelError, match="^conversation c2: .* question otherwise"):
+        encode_chats([row], own, 99)
+    # What stands behind the question alone is no matter: eos after every rendering
+    own.chat_template = ONCE.partition("{% if add")[0] + "{{ eos_token }}"
+    labels = render_chat(conversation(["a"]), own)[1]
+    assert said(own, labels) == [" a\n</s>"]
+
+
 def test_a_slow_tokenizer_is_refused_in_a_sentence():
     class Slow(library().PreTrainedTokenizer):
         vocab_size = 128

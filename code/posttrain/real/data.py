@@ -248,46 +248,77 @@ def encode_with_places(text: str, tokenizer) -> tuple[list[int], list[int]]:
 def locate(messages: list[Message], tokenizer, special: Specials) -> Answer:
     """Where the last message, an answer, stands in its conversation's text.
 
-    Raises ModelError where the template changes the answer, or does not end it.
+    Raises ModelError where the template changes the answer, does not end it, or asks
+    for it with another question.
     """
     text = rendered(messages, tokenizer)
     start, stop = find_content(messages, text, tokenizer)
-    asked = rendered(messages[:-1], tokenizer, prompt=True)
-    prompt = prompt_before(text[:start], asked)
+    asked, before = rendered(messages[:-1], tokenizer, prompt=True), text[:start]
+    if not (before.startswith(asked) or asked.startswith(before)):
+        refuse_other_question(messages, text, asked, tokenizer)
+    prompt = prompt_before(before, asked)
     return Answer(text, prompt, find_end(text, stop, prompt, tokenizer, special))
 
 
 def find_content(messages: list[Message], text: str, tokenizer) -> tuple[int, int]:
     """Where the last message's content begins and stops in the conversation's text.
 
-    Found by rendering with a mark in the content, never by a search for its letters.
     White space that the template strips is no part of it. Raises ModelError where the
     template changes more than that.
     """
     content = messages[-1]["content"]
-    mark = next(chr(c) for c in PRIVATE if chr(c) not in text + content)
-
-    def place(k: int) -> int | None:
-        marked = content[:k] + mark + content[k:]
-        with_mark = [*messages[:-1], {**messages[-1], "content": marked}]
-        before, found, after = rendered(with_mark, tokenizer).partition(mark)
-        return len(before) if found and before + after == text else None
-
     first, last = len(content) - len(content.lstrip()), len(content.rstrip())
+
+    def found(order: range) -> tuple[int | None, int]:
+        places = ((place(k, messages, text, tokenizer), k) for k in order)
+        return next((at for at in places if at[0] is not None), (None, 0))
+
     # Let the mark shield white space from being stripped, or stand behind what was
-    starts = ((place(k), k) for k in range(first + 1))
-    stops = ((place(k), k) for k in range(len(content), last - 1, -1))
-    start, kept_from = next((at for at in starts if at[0] is not None), (None, first))
-    stop, kept_to = next((at for at in stops if at[0] is not None), (0, last))
-    if start is None:
+    start, kept_from = found(range(first + 1))
+    stop, kept_to = found(range(len(content), last - 1, -1))
+    if start is None and stop is not None:
         # Where the template reads the content's beginning, count back from its end
-        start = stop - (kept_to - kept_from)
-    if start < 0 or stop <= start or text[start:stop] != content[kept_from:kept_to]:
+        kept_from = first
+        start = max(0, stop - (kept_to - first))
+    if not start or stop is None or text[start:stop] != content[kept_from:kept_to]:
         raise ModelError(
             f"the tokenizer's chat template changes the answer {content[:40]!r} or "
             "leaves it out: write it as the template does, or take the row away"
         )
     return start, stop
+
+
+def place(
+    k: int, messages: list[Message], text: str, tokenizer, which: int = -1
+) -> int | None:
+    """Where the k-th character of a message's content stands in the conversation's
+    text, or None where the template does not say.
+
+    Found by rendering once more with a mark there, never by a search for letters.
+    """
+    message = messages[which]
+    content = message["content"]
+    mark = next(chr(c) for c in PRIVATE if chr(c) not in text + content)
+    marked, with_mark = content[:k] + mark + content[k:], [*messages]
+    with_mark[which] = {**message, "content": marked}
+    before, found, after = rendered(with_mark, tokenizer).partition(mark)
+    return len(before) if found and before + after == text else None
+
+
+def refuse_other_question(
+    messages: list[Message], text: str, asked: str, tokenizer
+) -> None:
+    """Raise ModelError where the template writes the question otherwise once it is
+    answered: what was trained would never be asked.
+    """
+    k = len(messages[-2]["content"].rstrip())
+    at = place(k, messages, text, tokenizer, which=-2)
+    if at is None or text[:at] != asked[:at]:
+        raise ModelError(
+            "the tokenizer's chat template writes the question otherwise once it is "
+            "answered: put what a system turn says into the question, or give the "
+            "tokenizer another template"
+        )
 
 
 def prompt_before(before: str, asked: str) -> str:
