@@ -139,7 +139,16 @@ class Specials:
 
 
 def special_tokens(tokenizer) -> Specials:
-    """The special tokens of a tokenizer; with thousands of them this takes a while."""
+    """The special tokens of a tokenizer; with thousands of them this takes a while.
+
+    Raises ModelError for a slow tokenizer, which could not say where its tokens stand.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer is a slow one ({type(tokenizer).__name__}) and does not "
+            "say which letters a token stands for: save it as a fast one "
+            "(tokenizer.json)"
+        )
     added = tokenizer.added_tokens_decoder.values()
     texts = {token.content for token in added if token.special}
     texts |= {text for text in tokenizer.all_special_tokens if text}
@@ -231,16 +240,7 @@ def grade(text: str, answers: list[Answer], tokenizer, special: Specials) -> Exa
 
 
 def encode_with_places(text: str, tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens of a text, and at which character each begins.
-
-    Raises ModelError for a slow tokenizer, which does not say.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"the tokenizer is a slow one ({type(tokenizer).__name__}) and does not "
-            "say which letters a token stands for: save it as a fast one "
-            "(tokenizer.json)"
-        )
+    """The tokens of a text, and at which character each begins."""
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return coded["input_ids"], [start for start, _ in coded["offset_mapping"]]
 
