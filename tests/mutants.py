@@ -131,11 +131,16 @@ DETAILS = {
     "as "
     "likely to be.",
     "Pairs 6": "Each round answers with its own policy, and has it for its reference.",
-    "Real model 1": "Prompt and answer are encoded each by itself, as in use.",
+    "Real model 1": (
+        "An answer is found by rendering, its text is encoded once, and the prompt's "
+        "own tokens begin the row."
+    ),
     "Real model 2": (
         "The end of an answer is graded, and what a template puts behind it is not."
     ),
-    "Real model 3": "A template that rewrites earlier turns is refused.",
+    "Real model 3": (
+        "Where a template rewrites earlier turns, each answer is a row of its own."
+    ),
     "Real model 4": (
         "With adapters, the rows of new tokens are trained, one for embedding and "
         "head where these are tied."
@@ -1207,20 +1212,28 @@ MUTANTS = (
     # Real models
     Mutant(
         "Real model 1",
-        "each piece loses its last character to the next",
+        "the answer is looked for by its letters",
         "real/data.py",
-        "asked, answer = encode(prompt[len(done) :], tokenizer), whole[len(prompt) :]",
-        "asked, answer = encode(prompt[len(done) : -1], tokenizer), whole[len(prompt) "
-        "- 1 :]",
-        "real/test_data.py::"
-        "test_a_prompts_tokens_are_an_exact_prefix_of_prompt_and_answer",
+        "start, kept_from = found(range(first + 1))",
+        "start, kept_from = text.find(content.strip()), first",
+        "real/test_templates.py::"
+        "test_an_answer_that_stands_in_its_header_too_is_found_behind_it",
+    ),
+    Mutant(
+        "Real model 1",
+        "a token may hold letters of prompt and answer",
+        "real/data.py",
+        "if tokens[:first] != prompt or tokens[last - 1] not in special.ids:",
+        "if tokens[last - 1] not in special.ids:",
+        "real/test_templates.py::"
+        "test_a_token_that_would_hold_prompt_and_answer_is_refused_by_row",
     ),
     Mutant(
         "Real model 2",
         "all of the answer's turn is graded",
         "real/data.py",
-        "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
-        "return tokens, len(tokens)",
+        "labels[first:last] = tokens[first:last]",
+        "labels[first:] = tokens[first:]",
         "real/test_data.py::"
         "test_two_turns_by_hand_the_answers_and_their_ends_are_graded_and_nothing_else",
     ),
@@ -1228,17 +1241,26 @@ MUTANTS = (
         "Real model 2",
         "the end is not graded",
         "real/data.py",
-        "return tokens, len(tokens) - (len(tail) - ends[0] - 1)",
-        "return tokens, len(tokens) - (len(tail) - ends[0])",
+        "labels[first:last] = tokens[first:last]",
+        "labels[first : last - 1] = tokens[first : last - 1]",
         "real/test_data.py::test_the_mask_is_that_of_transformers_own_generation_marks",
+    ),
+    Mutant(
+        "Real model 2",
+        "the end is not saved where generate looks",
+        "real/run.py",
+        "    generation.eos_token_id = end",
+        "    pass",
+        "real/test_end.py::test_the_end_is_in_every_file_that_says_where_to_stop",
     ),
     Mutant(
         "Real model 3",
         "rewritten turns go through",
         "real/data.py",
-        "if not (prompt.startswith(done) and whole.startswith(prompt)):",
-        "if not whole.startswith(prompt):",
-        "real/test_data.py::test_a_template_that_rewrites_earlier_turns_is_refused",
+        "if all(whole.startswith(each.text[: each.end]) for each in answers):",
+        "if answers:",
+        "real/test_data.py::"
+        "test_a_template_that_rewrites_earlier_turns_makes_a_row_of_each_answer",
     ),
     Mutant(
         "Real model 4",

@@ -16,7 +16,6 @@ from posttrain.real.data import (  # noqa: E402
     pad_token,
     render_chat,
     render_chat_prompt,
-    render_weighted,
     rendered,
 )
 from posttrain.real.model import ModelError, fetch, library  # noqa: E402
@@ -94,7 +93,7 @@ def test_a_template_that_puts_no_special_token_behind_an_answer_is_refused():
         render_chat(TURNS[:2], plain)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
+def test_a_template_that_rewrites_earlier_turns_makes_a_row_of_each_answer():
     forgetful = fresh(
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
         "{{ m['content'] if loop.last or m['role'] == 'user' else 'gone' }}{{ "
@@ -102,8 +101,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     assert render_chat(TURNS[:2], forgetful)[0]
-    with pytest.raises(ModelError, match="rewrites earlier turns at message 3"):
+    with pytest.raises(ModelError, match="rewrites earlier turns: make a row of each"):
         render_chat(TURNS, forgetful)
+    rows = encode_chats([dict(id="a", messages=TURNS)], forgetful, 256)
+    texts = [forgetful.decode(tokens) for tokens, _ in rows]
+    assert ["gone" in text for text in texts] == [False, True]
+    ends = [[label for label in labels if label != IGNORE] for _, labels in rows]
+    assert forgetful.decode(ends[1]) == "Zoë’s, 你好!<|im_end|>"
 
 
 def test_a_template_that_changes_the_answer_or_fails_is_refused():
@@ -133,13 +137,18 @@ def test_a_tokenizer_without_a_template_gets_chatml_and_two_special_tokens():
     assert give_template(tokenizer()) == 0
 
 
-def test_rows_are_filled_with_the_padding_token_the_end_of_text_or_0():
+def test_rows_are_filled_with_the_padding_token_or_any_but_the_end():
     assert pad_token(tokenizer()) == tokenizer().pad_token_id == 0
     bare = fresh()
+    bare.pad_token = "<|im_start|>"
+    assert pad_token(bare) == 1
+    for pad in (None, bare.eos_token):
+        bare.pad_token = pad
+        assert pad_token(bare) == 0
+    bare.eos_token = "<|endoftext|>"
+    assert pad_token(bare) == bare.pad_token_id == end_token(bare)
     bare.pad_token = None
-    assert pad_token(bare) == bare.eos_token_id != 0
-    bare.eos_token = None
-    assert pad_token(bare) == 0
+    assert pad_token(bare) == 1
 
 
 def test_what_is_too_long_is_named_and_not_cut():
@@ -149,10 +158,10 @@ def test_what_is_too_long_is_named_and_not_cut():
     assert len(encode_chats(CONVERSATIONS, tokenizer(), longest)) == len(CONVERSATIONS)
     with pytest.raises(
         ModelError,
-        match=rf"conversation c\d+ has {longest} tokens and the longest allowed is",
+        match=rf"conversation c\d+: it has {longest} tokens and the longest allowed is",
     ):
         encode_chats(CONVERSATIONS, tokenizer(), longest - 1)
-    with pytest.raises(ModelError, match=f"pair {PAIRS[0]['id']} has"):
+    with pytest.raises(ModelError, match=f"pair {PAIRS[0]['id']}: it has"):
         encode_chat_pairs(PAIRS, tokenizer(), 5)
 
 
@@ -168,7 +177,7 @@ def test_an_answer_of_weight_0_is_read_and_not_graded():
         ([TURNS[0], unlearned, *TURNS[2:]], "Zoë’s, 你好!<|im_end|>"),
         ([*TURNS[:3], TURNS[3] | dict(weight=0)], "A friend.<|im_end|>"),
     ]:
-        tokens, labels = render_weighted(messages, tokenizer())
+        tokens, labels = render_chat(messages, tokenizer())
         assert tokens == whole and graded(labels) == expected
         assert all(label in (IGNORE, own) for label, own in zip(labels, all_labels))
     (example,) = encode_chats([dict(id="a", messages=messages)], tokenizer(), 256)

@@ -170,17 +170,17 @@ def loading(options: argparse.Namespace) -> list[str]:
 
     An adapter stands on all that came before it, so the earlier ones are merged first.
     A reward model's stand on a language model that is saved and opened once more, with
-    a head.
+    a head. A language model is told where its answers end.
     """
     from posttrain.real.adapter import adapter_settings
 
     out, scores = str(Path(options.out)), options.stage == "reward"
+    stop = [] if scores else [stopping(out)]
     language, head = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
     score = f"model = {head}.from_pretrained(%r, num_labels=1)"
     if not options.rank:
-        return [
-            score % out if scores else f"model = {language}.from_pretrained({out!r})"
-        ]
+        whole = f"model = {language}.from_pretrained({out!r})"
+        return [score % out if scores else whole, *stop]
     earlier, name = [], options.model
     while settings := adapter_settings(name):
         earlier.insert(0, name)
@@ -197,7 +197,16 @@ def loading(options: argparse.Namespace) -> list[str]:
     if scores and earlier:
         merged = f"{out}-base"
         lines += [f"model.save_pretrained({merged!r})", score % merged]
-    return [*lines, f"model = PeftModel.from_pretrained(model, {out!r})"]
+    return [*lines, f"model = PeftModel.from_pretrained(model, {out!r})", *stop]
+
+
+def stopping(out: str) -> str:
+    """The line that tells a loaded model at which token its answers end."""
+    from posttrain.real.model import fetch, library
+
+    tokenizer = fetch(library().AutoTokenizer, out)
+    end, text = tokenizer.eos_token_id, tokenizer.eos_token
+    return f"model.generation_config.eos_token_id = {end}  # {text}"
 
 
 def grown(base: str, out: str) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posttrain.batches import epochs
-from posttrain.real.data import end_token, pad_token, render_chat_prompt
+from posttrain.real.data import encode_chat_pairs, pad_token
 from posttrain.real.model import fetch, library, load_model, start_scores
 from posttrain.real.training import RealConfig
 
@@ -28,23 +28,17 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
     """Conversations or pairs in TRL's forms, in the order in which our run goes through
     them.
 
-    Pairs go in as text with their end, so that TRL's own template code has nothing to
-    add.
+    Pairs go in as the text of our tokens, with their end, so that TRL's own template
+    code has nothing to add.
     """
     order = torch.Generator().manual_seed(config.seed)
     batches = epochs(len(rows), min(config.batch_size, len(rows)), order)
     taken = [rows[i] for batch in islice(batches, config.steps) for i in batch]
     if config.stage == "sft":
         return [dict(messages=row["messages"]) for row in taken]
-    end = tokenizer.decode([end_token(tokenizer)])
-    texts = [
-        (tokenizer.decode(render_chat_prompt(row["prompt"], tokenizer)), row)
-        for row in taken
-    ]
-    return [
-        dict(prompt=prompt, chosen=row["chosen"] + end, rejected=row["rejected"] + end)
-        for prompt, row in texts
-    ]
+    pairs = encode_chat_pairs(taken, tokenizer, config.max_length)
+    names = ("prompt", "chosen", "rejected")
+    return [dict(zip(names, map(tokenizer.decode, pair))) for pair in pairs]
 
 
 def trainer_options(config: RealConfig, folder: str) -> dict:
@@ -85,6 +79,8 @@ def trl_losses(folder: str | Path, rows: list[dict], config: RealConfig) -> list
 
     disable_progress_bars()
     tokenizer = fetch(library().AutoTokenizer, str(folder))
+    # Fill rows with what ends no answer, so that none loses its end
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token(tokenizer))
     data = Dataset.from_list(rows_for_trl(rows, config, tokenizer))
     model = load_model(str(folder), scores=config.stage == "reward")
     common = dict(model=model, processing_class=tokenizer, train_dataset=data)

@@ -4,6 +4,7 @@ result.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -36,13 +37,14 @@ from posttrain.real.checkpoint import (
 )
 from posttrain.real.data import (
     CHATML_TOKENS,
-    encode_chat_pairs,
-    encode_chats,
+    chat_encoder,
     end_token,
     give_template,
     pad_token,
+    pair_encoder,
     refuse_excess,
     render_chat_prompt,
+    settle_end,
 )
 from posttrain.real.files import refuse_broken_files
 from posttrain.real.model import (
@@ -116,13 +118,14 @@ def refuse_broken_model(name: str, weights: bool = True) -> None:
 
 
 def open_tokenizer(name: str) -> tuple[object, list[int]]:
-    """A model's tokenizer with a chat template; and the tokens of it that are yet
-    untrained.
+    """A model's tokenizer with a chat template, whose eos is the end of an answer; and
+    the tokens of it that are yet untrained.
 
     There are such tokens where the template is ChatML's, given for want of one.
     """
     tokenizer = fetch(library().AutoTokenizer, name)
     if tokenizer.chat_template:
+        settle_end(tokenizer)
         return tokenizer, []
     give_template(tokenizer)
     return tokenizer, tokenizer.convert_tokens_to_ids(list(CHATML_TOKENS))
@@ -199,10 +202,12 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     tokenizer, new_tokens = open_tokenizer(setup.model)
     if config.stage == "ppo":
         return begin_ppo(setup, config, rows, tokenizer)
-    encode = encode_chats if config.stage == "sft" else encode_chat_pairs
+    talks, pad = config.stage == "sft", pad_token(tokenizer)
     longest = min(config.max_length, context_of(base_of(setup.model)))
-    rows.each(lambda row: encode([row], tokenizer, longest)[0])
-    data, pad = rows.kept(setup.skip_bad), pad_token(tokenizer)
+    rows.each((chat_encoder if talks else pair_encoder)(tokenizer, longest))
+    data = rows.kept(setup.skip_bad)
+    # A conversation may have become several rows
+    data = [example for found in data for example in found] if talks else data
     scores = config.stage == "reward"
     model, adapters = trainable(
         setup, setup.model, tokenizer, new_tokens, scores, config.seed
@@ -231,7 +236,7 @@ def begin_ppo(setup: Setup, config: RealConfig, rows: RowFile, tokenizer) -> Ses
 
     def encoded(row: dict) -> list[int]:
         prompt = render_chat_prompt(row["prompt"], tokenizer)
-        refuse_excess(f"the prompt of row {row['id']}", len(prompt), room)
+        refuse_excess(len(prompt), room)
         return prompt
 
     prompts = rows.each(encoded).kept(setup.skip_bad)
@@ -398,14 +403,18 @@ def save_result(out: Path, session: Session, base: str) -> None:
     work.
     """
     inner = session.trained["model"].inner
+    end = session.tokenizer.eos_token_id
     session.tokenizer.save_pretrained(out)
     if session.adapters:
+        save_end(out, inner, end)
         local = Path(base).expanduser()
         base = str(local.resolve()) if local.is_dir() else base
         save_adapter(out, inner, session.adapters, base)
     else:
         whole = out / "writing"
+        inner.config.eos_token_id = end
         inner.save_pretrained(whole)
+        save_end(whole, inner, end)
         # Move the configuration last: where it is, the weights are
         for path in sorted(
             whole.iterdir(), key=lambda path: path.name == "config.json"
@@ -413,3 +422,16 @@ def save_result(out: Path, session: Session, base: str) -> None:
             os.replace(path, out / path.name)
         shutil.rmtree(whole)
     (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def save_end(folder: Path, inner: nn.Module, end: int) -> None:
+    """Write how a language model generates, with the end of an answer as where it
+    stops.
+    """
+    if not inner.can_generate():
+        return
+    # Leave the model's own as it is: transformers saves none that was changed and has
+    # faults
+    generation = copy.deepcopy(inner.generation_config)
+    generation.eos_token_id = end
+    generation.to_json_file(folder / "generation_config.json")
