@@ -195,5 +195,7 @@ def test_a_line_for_people_and_an_unknown_kind_of_model():
     assert (
         describe(dict(weights=2_500_000, total=2_500_000)) == "2.50 MB (weights 2.50)"
     )
-    with pytest.raises(ModelError, match="'bert' model is not known: gpt2, llama"):
+    with pytest.raises(ModelError, match="'bert' model reads in both directions"):
         architecture_of(library().BertConfig())
+    with pytest.raises(ModelError, match="a 't5' model cannot be built"):
+        architecture_of(library().T5Config())

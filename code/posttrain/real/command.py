@@ -166,7 +166,7 @@ def loading(options: argparse.Namespace) -> list[str]:
     A reward model's stand on a language model that is saved and opened once more, with
     a head.
     """
-    from posttrain.real.adapter import adapter_settings
+    from posttrain.real.peft_settings import chain_of
 
     out, scores = str(Path(options.out)), options.stage == "reward"
     language, head = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
@@ -175,10 +175,7 @@ def loading(options: argparse.Namespace) -> list[str]:
         return [
             score % out if scores else f"model = {language}.from_pretrained({out!r})"
         ]
-    earlier, name = [], options.model
-    while settings := adapter_settings(name):
-        earlier.insert(0, name)
-        name = settings["base_model_name_or_path"]
+    name, *earlier = chain_of(options.model)
     resized = grown(name, out)
     if scores and not earlier:
         lines = [score % name, *resized]
