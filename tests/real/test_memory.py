@@ -302,5 +302,3 @@ def test_a_line_for_people_and_an_unknown_kind_of_model():
     )
     with pytest.raises(ModelError, match="'bert' model reads in both directions"):
         architecture_of(library().BertConfig())
-    with pytest.raises(ModelError, match="a 'clip_text_model' model cannot be built"):
-        architecture_of(library().CLIPTextConfig())

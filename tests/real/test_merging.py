@@ -330,6 +330,7 @@ def test_a_scoring_model_needs_no_head_and_a_language_model_no_score(tmp_path):
 def test_after_a_head_of_its_own_the_model_stays_untied(tmp_path):
     path = saved(tmp_path / "adapter", "qwen2", modules_to_save=["lm_head"])
     model = merge_adapter(base("qwen2"), path)
+    assert not model.config.tie_word_embeddings
     model.save_pretrained(tmp_path / "whole")
     again = load_model(str(tmp_path / "whole"))
     assert again.lm_head.weight is not again.get_input_embeddings().weight

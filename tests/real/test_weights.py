@@ -158,6 +158,21 @@ def test_a_scoring_model_comes_from_a_language_model_with_its_head_or_without(
     assert torch.equal(ours, theirs) and headed.score.weight.shape == (1, 64)
 
 
+def test_a_head_that_has_another_name_in_files_is_known(tmp_path):
+    config = library().GPTNeoXConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = library().AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    scoring, tokens = load_model(str(tmp_path), scores=True), torch.arange(9)[None]
+    ours, theirs = (each.base_model(tokens)[0] for each in (scoring, model.eval()))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_a_reward_model_needs_its_score(tmp_path):
     model = load_model(folder(), scores=True)
     model.save_pretrained(tmp_path)

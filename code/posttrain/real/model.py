@@ -182,7 +182,8 @@ def refuse_other_weights(name: str, model: nn.Module, told: dict, scores: bool) 
 
     told: transformers' report of the loading. Masks and angles that are computed may be
     too many. A scoring model may lack the score, unless it was saved as one, and its
-    file may hold the head of the language model that it was.
+    file may hold the head of the language model that it was; GPT-NeoX's has a name of
+    its own in files.
     """
     missing, unused = set(told["missing_keys"]), set(told["unexpected_keys"])
     unused = {key for key in unused if not BUFFERS.search(key)}
@@ -194,7 +195,7 @@ def refuse_other_weights(name: str, model: nn.Module, told: dict, scores: bool) 
     if scores and not saved_with_score(model.config):
         missing -= {"score.weight"}
     if scores and unused:
-        unused -= set(build_empty(model.config).state_dict())
+        unused -= {*build_empty(model.config).state_dict(), "embed_out.weight"}
     other = [
         f"{key} ({size_of(there)} in the file, {size_of(here)} in the model)"
         for key, there, here in told["mismatched_keys"]
