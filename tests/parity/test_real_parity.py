@@ -184,9 +184,9 @@ def test_an_adapter_that_is_no_plain_lora_or_does_not_fit_is_refused(tmp_path):
         merge_adapter(AutoModelForCausalLM.from_pretrained(folder("gpt2")), tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(
-        path.read_text().replace('"lora_dropout"', '"use_dora": true, "lora_dropout"')
+        path.read_text().replace('"lora_dropout"', '"use_qalora": true, "lora_dropout"')
     )
-    with pytest.raises(ModelError, match="no plain LoRA"):
+    with pytest.raises(ModelError, match="use_qalora = true, which is not understood"):
         merge_adapter(base, tmp_path)
 
 

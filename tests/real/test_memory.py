@@ -1,5 +1,7 @@
 """Memory from a configuration: published totals, and what autograd keeps."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -7,7 +9,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from posttrain.lora.nf4 import NF4Linear, bits_per_weight  # noqa: E402
-from posttrain.real.adapter import adapt  # noqa: E402
+from posttrain.real.adapter import adapt, targets_of  # noqa: E402
 from posttrain.real.memory import (  # noqa: E402
     KNOWN,
     NF4_BITS,
@@ -20,6 +22,7 @@ from posttrain.real.memory import (  # noqa: E402
     describe,
     memory,
     parameters,
+    stage_memory,
 )
 from posttrain.real.model import LanguageModel, ModelError, library  # noqa: E402
 from posttrain.real.tiny import tiny_config  # noqa: E402
@@ -64,6 +67,104 @@ def test_parameters_and_adapters_are_those_that_a_model_has(kind, tied):
     )
 
 
+SMALL = dict(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    bos_token_id=0,
+    eos_token_id=0,
+    pad_token_id=0,
+)
+OTHERS = {  # a kind's configuration in transformers, and what it has of its own
+    "Qwen3": dict(head_dim=24),
+    "Gemma": dict(head_dim=32),
+    "Gemma2": dict(head_dim=32),
+    "Gemma3Text": dict(head_dim=16),
+    "Phi": dict(),
+    "Phi3": dict(),
+    "Olmo": dict(),
+    "Olmo2": dict(tie_word_embeddings=True),
+    "SmolLM3": dict(),
+    "Mistral": dict(),
+    "Starcoder2": dict(),
+    "StableLm": dict(),
+    "Granite": dict(),
+    "Qwen3Moe": dict(num_experts=4, moe_intermediate_size=32),
+    "Llama": dict(attention_bias=True, mlp_bias=True, head_dim=8),
+}
+
+
+def other(kind, **changes):
+    options = SMALL | OTHERS[kind] | changes
+    return getattr(library(), f"{kind}Config")(**options)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_of_any_kind_is_counted_without_being_made(kind):
+    config = other(kind)
+    shape = architecture_of(config)
+    model = library().AutoModelForCausalLM.from_config(config)
+    total = sum(p.numel() for p in model.parameters())
+    full = memory(shape, Setting(2, 10, rank=0))
+    assert parameters(shape) == total and full["weights"] == 4 * total
+    scoring = stage_memory("reward", shape, Setting(2, 10, rank=0))["weights"] / 4
+    head = model.get_output_embeddings().weight
+    own = head is not model.get_input_embeddings().weight
+    assert scoring == total - (head.numel() if own else 0)
+    targets = targets_of(model)
+    adapt(model, 5, 16.0, torch.Generator())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_parameters(shape, 5) == trained > 0
+    # Four bits are for the matrices that get adapters
+    packed = memory(shape, Setting(2, 10, rank=5, nf4=True))["weights"]
+    matrices = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in targets and hasattr(module, "weight")
+    )
+    assert packed == round(4 * (total - matrices) + matrices * NF4_BITS / 8)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Gemma3Text", "Phi", "Phi3", "Olmo2"])
+def test_what_other_kinds_keep_is_computed_within_a_fifth(kind):
+    def make(layers):
+        config = other(kind, num_hidden_layers=layers)
+        for name in vars(config):
+            if name.endswith(("pdrop", "dropout")):
+                setattr(config, name, 0.0)
+        return library().AutoModelForCausalLM.from_config(config)
+
+    one = kept_of(make(3), 4, False) - kept_of(make(2), 4, False)
+    setting = Setting(3, 37, rank=4)
+    shape = architecture_of(other(kind))
+    assert activation_bytes(shape, setting, 1) == pytest.approx(one, rel=0.2)
+
+
+def test_known_kinds_are_what_their_published_numbers_say():
+    auto = library()
+    gpt2 = auto.GPT2Config()
+    qwen = auto.Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        intermediate_size=4864,
+        tie_word_embeddings=True,
+    )
+    for name, config in (("GPT-2", gpt2), ("Qwen2.5-0.5B", qwen)):
+        shape, setting = architecture_of(config), Setting(2, 512, rank=8, nf4=True)
+        assert shape == KNOWN[name]
+        for stage in ("sft", "reward", "dpo", "ppo"):
+            for each in (setting, replace(setting, nf4=False, rank=0, bf16=True)):
+                theirs = stage_memory(stage, KNOWN[name], each)
+                assert stage_memory(stage, shape, each) == theirs
+
+
 def test_adapters_on_some_matrices_only():
     shape = KNOWN["Llama-3.2-1B"]
     assert adapter_parameters(shape, 8, ("q_proj", "v_proj")) == 16 * 8 * (
@@ -77,6 +178,10 @@ def test_adapters_on_some_matrices_only():
 def kept(kind, layers, rank, bf16, weight_bytes):
     """The bytes that autograd keeps of one pass through the blocks, without weights."""
     model = built(kind, layers, torch.float32 if weight_bytes == 4 else torch.bfloat16)
+    return kept_of(model, rank, bf16)
+
+
+def kept_of(model, rank, bf16):
     if rank:
         adapt(model, rank, 16.0, torch.Generator())
     wrapped, found = LanguageModel(model, bf16=bf16), {}
@@ -195,5 +300,5 @@ def test_a_line_for_people_and_an_unknown_kind_of_model():
     assert (
         describe(dict(weights=2_500_000, total=2_500_000)) == "2.50 MB (weights 2.50)"
     )
-    with pytest.raises(ModelError, match="'bert' model is not known: gpt2, llama"):
+    with pytest.raises(ModelError, match="'bert' model reads in both directions"):
         architecture_of(library().BertConfig())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -15,18 +16,17 @@ from posttrain.lora.adapters import (
     LoRAConfig,
     NewRows,
     add_lora,
-    add_rows_embedded,
+    is_active,
     is_transposed,
     linear_kinds,
     shape_of,
 )
 from posttrain.lora.nf4 import NF4Linear, named_layers
+from posttrain.real.merging import PREFIX, ROWS, WEIGHTS, adapter_tensors, merge_tensors
 from posttrain.real.model import ModelError
+from posttrain.real.peft_settings import SETTINGS, adapter_settings, refuse_unknown
 
-PREFIX = "base_model.model."  # of every name in peft's files
-# The name of a table's trained rows there
-ROWS = ".token_adapter.trainable_tokens_delta"
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+FILES = (SETTINGS, WEIGHTS[0])
 
 
 class TokenRows(NewRows):
@@ -62,20 +62,28 @@ def add_rows_to_some(table: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
 
 
 def add_rows_to_embedding(table: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    """A forward hook: `add_rows_embedded`, in the embedding's own precision."""
-    return add_rows_embedded(table, inputs, output).to(output.dtype)
+    """A forward hook: the embedding's output, with the chosen tokens' additions.
+
+    In the embedding's own precision, and scaled where it scales its rows, as Gemma's.
+    """
+    if not is_active(table.adapter):
+        return output
+    change = table.adapter.embed(inputs[0]) * getattr(table, "embed_scale", 1.0)
+    return output + change.to(output.dtype)  # (..., C)
 
 
 def targets_of(model: nn.Module) -> tuple[str, ...]:
     """The last names of all linear layers but the heads: what gets adapters (Dettmers
     2023).
     """
-    kinds, heads = linear_kinds(model), ("lm_head", "score")
+    kinds, head = linear_kinds(model), model.get_output_embeddings()
     names = (
-        name for name, module in model.named_modules() if isinstance(module, kinds)
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and module is not head
     )
     last = dict.fromkeys(name.rpartition(".")[2] for name in names)
-    return tuple(name for name in last if name not in heads)
+    return tuple(name for name in last if name not in ("lm_head", "score"))
 
 
 def quantize_blocks(model: nn.Module) -> None:
@@ -206,49 +214,22 @@ def save_adapter(folder: Path, model: nn.Module, config: LoRAConfig, base: str) 
         os.replace(part, path)
 
 
-def adapter_settings(folder: str | Path) -> dict | None:
-    """The settings of the adapter in a folder, or None where it holds none."""
-    path = Path(folder).expanduser() / FILES[0]
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-@torch.no_grad()
 def merge_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Add the adapter in a folder to a model's weights, in place.
+    """Add the adapter in a folder to a model's weights, in place, as peft would.
 
     A scoring head is taken over where the model has one. Raises ModelError for what
-    does not fit, and for kinds of adapters that this book does not write.
+    does not fit, and for what is not understood of the adapter's settings, by name.
     """
-    folder, settings = Path(folder).expanduser(), adapter_settings(folder)
-    unknown = [
-        name
-        for name in ("use_dora", "use_rslora", "layer_replication", "rank_pattern")
-        if settings.get(name)
-    ]
-    if settings.get("peft_type") != "LORA" or unknown:
+    folder = Path(folder).expanduser()
+    settings = adapter_settings(folder)
+    if settings is None:
+        raise ModelError(f"{folder} has no {SETTINGS}: give an adapter's folder")
+    refuse_unknown(folder, settings)
+    try:
+        merge_tensors(model, settings, adapter_tensors(folder), folder)
+    except (AttributeError, RuntimeError, TypeError, ZeroDivisionError, re.error) as e:
         raise ModelError(
-            f"{folder} holds an adapter that is no plain LoRA: merge it with peft"
-        )
-    state, scale = (
-        safetensors.torch.load_file(folder / FILES[1]),
-        settings["lora_alpha"],
-    )
-    tokens = settings.get("trainable_token_indices") or {}
-    for name, value in state.items():
-        path = name.removeprefix(PREFIX)
-        try:
-            if path.endswith(".lora_A.weight"):
-                layer = model.get_submodule(path.removesuffix(".lora_A.weight"))
-                B = state[name.replace("lora_A", "lora_B")]
-                change = (scale / settings["r"]) * B @ value  # (out, in)
-                change = change.mT if is_transposed(layer) else change
-                layer.weight += change.to(layer.weight.dtype)
-            elif path.endswith(ROWS):
-                layer = model.get_submodule(path.removesuffix(ROWS))
-                rows = tokens[path.removesuffix(ROWS).rpartition(".")[2]]
-                layer.weight[rows] = value.to(layer.weight.dtype)
-            elif path == "score.weight" and hasattr(model, "score"):
-                model.score.weight.copy_(value)
-        except (AttributeError, RuntimeError, IndexError, KeyError) as error:
-            raise ModelError(f"the adapter in {folder} does not fit: {error}") from None
+            f"the adapter in {folder} does not fit ({e}): give the model that it was "
+            "trained on, or merge it with peft"
+        ) from None
     return model

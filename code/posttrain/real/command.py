@@ -172,7 +172,7 @@ def loading(options: argparse.Namespace) -> list[str]:
     A reward model's stand on a language model that is saved and opened once more, with
     a head. A language model is told where its answers end.
     """
-    from posttrain.real.adapter import adapter_settings
+    from posttrain.real.peft_settings import chain_of
 
     out, scores = str(Path(options.out)), options.stage == "reward"
     stop = [] if scores else [stopping(out)]
@@ -181,10 +181,7 @@ def loading(options: argparse.Namespace) -> list[str]:
     if not options.rank:
         whole = f"model = {language}.from_pretrained({out!r})"
         return [score % out if scores else whole, *stop]
-    earlier, name = [], options.model
-    while settings := adapter_settings(name):
-        earlier.insert(0, name)
-        name = settings["base_model_name_or_path"]
+    name, *earlier = chain_of(options.model)
     resized = grown(name, out)
     if scores and not earlier:
         lines = [score % name, *resized]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.gpt import GPT, GPTConfig
-from posttrain.real.model import ModelError
+from posttrain.real.model import BUFFERS, ModelError, some_of
 
 
 def gpt2_config(folder: str | Path) -> GPTConfig:
@@ -39,15 +39,8 @@ def gpt2_config(folder: str | Path) -> GPTConfig:
     )
 
 
-def renamed(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """GPT-2's tensors under the book's names.
-
-    Its matrices are stored as (in, out), PyTorch's as (out, in): they are turned.
-    Queries, keys and values stand in one matrix in the same order in both.
-    """
-    weights = {
-        name.removeprefix("transformer."): value for name, value in weights.items()
-    }
+def modules_of_gpt2(config: GPTConfig) -> dict[str, str]:
+    """GPT-2's names of the modules, by the book's."""
     names = dict(
         embedding="wte", position_embedding="wpe", final_norm="ln_f", head="wte"
     )
@@ -61,14 +54,49 @@ def renamed(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
             block + "mlp.up": theirs + "mlp.c_fc",
             block + "mlp.down": theirs + "mlp.c_proj",
         }
+    return names
+
+
+def renamed(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """GPT-2's tensors under the book's names.
+
+    Its matrices are stored as (in, out), PyTorch's as (out, in): they are turned.
+    Queries, keys and values stand in one matrix in the same order in both.
+    """
     state = {}
-    for ours, theirs in names.items():
+    for ours, theirs in modules_of_gpt2(config).items():
         for kind in ("weight", "bias"):
             value = weights.get(f"{theirs}.{kind}")
             if value is not None:
                 turned = ".c_" in theirs and kind == "weight"
                 state[f"{ours}.{kind}"] = value.T.contiguous() if turned else value
     return state
+
+
+def refuse_another_gpt2(
+    path: Path, weights: dict[str, Tensor], state: dict, model: GPT
+) -> None:
+    """Raise ModelError unless the tensors in a file are those that its configuration
+    asks for.
+
+    Masks may stand beside them, and the embedding once more as the head.
+    """
+    own, known = model.state_dict(), {*modules_of_gpt2(model.config).values()}
+    extra = {
+        name
+        for name in weights
+        if name.rpartition(".")[0] not in known and not BUFFERS.search(name)
+    }
+    extra -= {"lm_head.weight"}
+    for what, names in (
+        ("lacks", {*own} - {*state}),
+        ("has no place for", extra),
+        ("has in another size", {n for n in state if own[n].shape != state[n].shape}),
+    ):
+        if names:
+            raise ModelError(
+                f"{path} {what} {some_of(names)}: it is no GPT-2 with this config.json"
+            )
 
 
 def load_gpt2(folder: str | Path, dtype: torch.dtype = torch.float32) -> GPT:
@@ -82,11 +110,11 @@ def load_gpt2(folder: str | Path, dtype: torch.dtype = torch.float32) -> GPT:
             f"{folder} has no model.safetensors: download it beside config.json"
         )
     model = GPT(config, torch.Generator()).to(dtype)
-    missing, extra = model.load_state_dict(
-        renamed(safetensors.torch.load_file(path), config), strict=False
-    )
-    if missing or extra:
-        raise ModelError(
-            f"{path} lacks {', '.join([*missing, *extra][:3])}: it is no GPT-2"
-        )
+    weights = {
+        name.removeprefix("transformer."): value
+        for name, value in safetensors.torch.load_file(path).items()
+    }
+    state = renamed(weights, config)
+    refuse_another_gpt2(path, weights, state, model)
+    model.load_state_dict(state)
     return model

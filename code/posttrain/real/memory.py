@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from posttrain.real.model import ModelError
+from torch import nn
+
+from posttrain.lora.adapters import linear_kinds, shape_of
+from posttrain.lora.nf4 import named_layers
+from posttrain.real.adapter import targets_of
+from posttrain.real.model import build_empty
 
 NF4_BITS = (
     4 + 8 / 64 + 32 / (64 * 256)
 )  # per weight: the code, and both levels of scales
 # Float32: the logits, their shifted copy, its log-softmax (or its gradient)
 LOGIT_COPIES = 3
+# The first matrix of an MLP of two; where there is a gate beside it, the MLP has three
+WIDENING = {"c_fc", "fc1", "fc_in", "dense_h_to_4h", "up_proj"}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many numbers a model of any kind has, counted on the model itself."""
+
+    matrices: tuple[tuple[str, int, int], ...]  # of all blocks: name, inputs, outputs
+    head: int  # in a head that is not the embedding
+    rest: int  # in all but matrices and head
+    norms: int  # normalised numbers of a token, in all blocks
 
 
 @dataclass(frozen=True)
@@ -33,11 +50,19 @@ class Architecture:
     gated: bool = True
     tied: bool = True  # the head is the embedding
     qkv_bias: bool = False
+    # What `architecture_of` has found; None where all follows from the numbers above
+    counted: Counted | None = field(default=None, compare=False, repr=False)
 
     @property
     def queries(self) -> int:
         """The width of all heads' queries together."""
         return self.n_head * (self.head_size or self.width // self.n_head)
+
+    @property
+    def normed(self) -> int:
+        """The normalised numbers of a token in one block: two norms, or as counted."""
+        counted = self.counted.norms // self.n_layer if self.counted else 0
+        return max(2 * self.width, counted)
 
     @property
     def keys(self) -> int:
@@ -58,40 +83,75 @@ KNOWN = {
 
 
 def architecture_of(config) -> Architecture:
-    """The architecture that a transformers configuration describes.
+    """The architecture that a transformers configuration describes, of any kind.
 
-    Raises ModelError for a kind of model that this module does not know.
+    How many numbers there are is counted on the model, built without any. Raises
+    ModelError for what is no causal language model.
     """
-    if config.model_type == "gpt2":
-        mlp = config.n_inner or 4 * config.n_embd
-        return Architecture(
-            config.vocab_size,
-            config.n_embd,
-            config.n_layer,
-            config.n_head,
-            config.n_head,
-            mlp,
-            positions=config.n_positions,
-            gated=False,
-            tied=config.tie_word_embeddings,
-        )
-    if config.model_type not in ("llama", "qwen2", "mistral"):
-        raise ModelError(
-            f"the memory of a {config.model_type!r} model is not known: gpt2, llama, "
-            "qwen2 and "
-            "mistral are"
-        )
-    return Architecture(
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.intermediate_size,
-        head_size=getattr(config, "head_dim", None) or 0,
-        tied=config.tie_word_embeddings,
+    model, text = build_empty(config), config.get_text_config()
+    vocab_size, width = model.get_input_embeddings().weight.shape
+    n_head = getattr(text, "num_attention_heads", None) or 1
+    n_kv_head = getattr(text, "num_key_value_heads", None) or n_head
+    counted = count(model, n_head, n_kv_head)
+    names = {name.rpartition(".")[2] for name, _, _ in counted.matrices}
+    shape = Architecture(
+        vocab_size,
+        width,
+        text.num_hidden_layers,
+        n_head,
+        n_kv_head,
+        mlp_width=0,
+        positions=text.n_positions if config.model_type == "gpt2" else 0,
+        head_size=getattr(text, "head_dim", None) or 0,
+        gated=any("gate" in name for name in names) or not names & WIDENING,
+        tied=counted.head == 0,
         qkv_bias=config.model_type == "qwen2",
+        counted=counted,
     )
+    return replace(shape, mlp_width=mlp_width_of(text, shape))
+
+
+def count(model: nn.Module, n_head: int, n_kv_head: int) -> Counted:
+    """Count a model's numbers. Its matrices are those that get adapters."""
+    layers = named_layers(model, linear_kinds(model), targets_of(model))
+    found = []
+    for name, layer in layers:
+        n_out, n_in = shape_of(layer)
+        found.append((name, n_in, n_out))
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    own = 0 if head is None or head.weight is table.weight else head.weight.numel()
+    total = sum(p.numel() for p in model.parameters())
+    packed = sum(n_in * n_out for _, n_in, n_out in found)
+    norms = normed_by(model, table.weight.size(1), n_head, n_kv_head)
+    return Counted(tuple(found), own, total - packed - own, norms)
+
+
+def normed_by(model: nn.Module, width: int, n_head: int, n_kv_head: int) -> int:
+    """The numbers of a token that a model's norms normalise, but for the last norm's.
+
+    A norm that is narrower than the residual stream is applied to each head.
+    """
+    total = -width
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if "Norm" in type(module).__name__ and weight is not None:
+            heads = n_kv_head if "k_" in name.rpartition(".")[2] else n_head
+            whole = len(weight) >= n_kv_head * (width // n_head)
+            total += len(weight) * (1 if whole else heads)
+    return total
+
+
+def mlp_width_of(text, shape: Architecture) -> int:
+    """The inner width of a block's MLP: as configured, or what its matrices leave.
+
+    text: the configuration of the language model.
+    """
+    width = getattr(text, "intermediate_size", None)
+    if isinstance(width, int):
+        return width
+    attention = 2 * shape.width * (shape.queries + shape.keys)
+    left = block_matrix_parameters(shape) / shape.n_layer - attention
+    return max(0, round(left / shape.width / (3 if shape.gated else 2)))
 
 
 def matrices(shape: Architecture) -> dict[str, tuple[int, int]]:
@@ -115,11 +175,16 @@ def block_matrix_parameters(shape: Architecture) -> int:
     """The numbers in the matrices of all blocks: what adapters sit on, and NF4
     packs.
     """
+    if shape.counted:
+        return sum(m * n for _, m, n in shape.counted.matrices)
     return shape.n_layer * sum(m * n for m, n in matrices(shape).values())
 
 
 def parameters(shape: Architecture) -> int:
     """How many numbers a model has, a tied head counted once."""
+    if shape.counted:
+        rest = shape.counted.rest + (0 if shape.tied else shape.counted.head)
+        return block_matrix_parameters(shape) + rest
     C, tables = (
         shape.width,
         shape.vocab_size * (1 if shape.tied else 2) + shape.positions,
@@ -137,12 +202,11 @@ def adapter_parameters(
     """The numbers in adapters of a rank on the matrices named, or on all of the
     blocks'.
     """
-    named = {
-        name: size
-        for name, size in matrices(shape).items()
-        if not targets or name.split(".")[-1] in targets
-    }
-    return shape.n_layer * rank * sum(m + n for m, n in named.values())
+    block = [(name, m, n) for name, (m, n) in matrices(shape).items()]
+    every = shape.counted.matrices if shape.counted else shape.n_layer * block
+    return rank * sum(
+        m + n for name, m, n in every if not targets or name.split(".")[-1] in targets
+    )
 
 
 @dataclass(frozen=True)
@@ -169,8 +233,10 @@ def activation_bytes(shape: Architecture, setting: Setting, blocks: int) -> int:
     # Two norms: their input, and where they are trained the scaled input; then the
     # output, once, or cast to bfloat16 for each of the matrices that read it
     normed = shape.gated and not setting.rank
-    norms = 2 * C * ((4 if shape.gated else stream) + normed * stream)
+    norms = shape.normed * ((4 if shape.gated else stream) + normed * stream)
     norms += C * size * ((5 if shape.gated else 2) if setting.bf16 else 2)
+    # Further norms, of queries and keys or behind a matrix: the output once
+    norms += (shape.normed - 2 * C) * size
     # Of the adapters what is between A and B, and their own cast of the mixed values
     inner = setting.rank * len(matrices(shape)) * size
     inner += shape.queries * size if setting.rank and setting.bf16 else 0

@@ -5,7 +5,9 @@ it.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from torch import Tensor, nn
 from posttrain.reward_model import HEAD_STD, last_of
 
 INSTALL = 'pip install "transformers>=4.57"'
+# What older files hold beside weights: masks and angles, which are computed now
+BUFFERS = re.compile(
+    r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|"
+    r"(^|\.)position_ids$"
+)
 
 
 class ModelError(ValueError):
@@ -81,18 +88,63 @@ def fetch(what, name: str, **options):
 
 
 def load_config(name: str):
-    """A model's configuration, every dropout set to 0. Raises ModelError."""
+    """A model's configuration, every dropout set to 0.
+
+    Raises ModelError, also for a model that reads in both directions.
+    """
     config = fetch(library().AutoConfig, name)
-    for field in vars(config):
-        if field.endswith(("pdrop", "_dropout", "dropout")) and getattr(config, field):
-            setattr(config, field, 0.0)
+    refuse_two_way(config)
+    for part in (config, config.get_text_config()):
+        for field in vars(part):
+            dropped = field.endswith(("pdrop", "_dropout", "dropout"))
+            if dropped and getattr(part, field):
+                setattr(part, field, 0.0)
     return config
+
+
+def refuse_two_way(config) -> None:
+    """Raise ModelError for a kind of model that reads what comes after a token, too."""
+    kinds = library().models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if config.model_type in kinds and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"a {config.model_type!r} model reads in both directions: give a causal "
+            "language model, one that GPT-2, Llama or Qwen is an example of"
+        )
 
 
 def context_of(name: str) -> int:
     """The longest sequence that a model can read, in tokens. Raises ModelError."""
-    config = load_config(name)
+    config = load_config(name).get_text_config()
     return getattr(config, "max_position_embeddings", None) or 2**31
+
+
+def model_class(scores: bool):
+    """Where transformers finds a causal language model, or one with scores."""
+    auto = library()
+    return (
+        auto.AutoModelForSequenceClassification if scores else auto.AutoModelForCausalLM
+    )
+
+
+def build_empty(config, scores: bool = False) -> nn.Module:
+    """The model of a configuration without its numbers: names and shapes alone.
+
+    It is built on PyTorch's device "meta", where tensors take no memory. Raises
+    ModelError for a kind of model that is no causal language model.
+    """
+    refuse_two_way(config)
+    config = copy.deepcopy(config)
+    if scores:
+        config.num_labels = 1
+    try:
+        with torch.device("meta"):
+            return model_class(scores).from_config(config)
+    except (ValueError, ImportError, AttributeError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason was given"])[0]
+        raise ModelError(
+            f"a {config.model_type!r} model cannot be built ({reason}): give a causal "
+            "language model that this transformers knows"
+        ) from None
 
 
 def load_model(
@@ -101,15 +153,108 @@ def load_model(
     """A causal language model, or with `scores` one with a number per token, on the
     CPU.
 
-    Raises ModelError for what cannot be loaded.
+    Raises ModelError for what cannot be loaded, and where the weights are not those
+    that the configuration asks for: all of them, each of its size, and no other.
     """
-    auto, config = library(), load_config(name)
+    config = load_config(name)
     if scores:
         config.num_labels = 1
-    kind = (
-        auto.AutoModelForSequenceClassification if scores else auto.AutoModelForCausalLM
+    model, told = fetch(
+        model_class(scores),
+        name,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named below
     )
-    return fetch(kind, name, config=config, dtype=dtype)
+    refuse_adapted(name, model)
+    refuse_other_weights(name, model, told, scores)
+    note_own_head(model)
+    return model
+
+
+def refuse_adapted(name: str, model: nn.Module) -> None:
+    """Raise ModelError where transformers has put peft's adapters into a model."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{name} holds an adapter: download it, and give its folder as the model"
+        )
+
+
+def refuse_other_weights(name: str, model: nn.Module, told: dict, scores: bool) -> None:
+    """Raise ModelError unless every weight was used and none was missing.
+
+    told: transformers' report of the loading. Masks and angles that are computed may be
+    too many. A scoring model may lack the score, unless it was saved as one, and its
+    file may hold the head of the language model that it was; GPT-NeoX's has a name of
+    its own in files.
+    """
+    missing, unused = set(told["missing_keys"]), set(told["unexpected_keys"])
+    unused = {key for key in unused if not BUFFERS.search(key)}
+    if scores and not hasattr(model, "score"):
+        raise ModelError(
+            f"{name}: transformers' {type(model).__name__} has no score to train: give "
+            "a model of another kind"
+        )
+    if scores and not saved_with_score(model.config):
+        missing -= {"score.weight"}
+    if scores and unused:
+        unused -= {*build_empty(model.config).state_dict(), "embed_out.weight"}
+    other = [
+        f"{key} ({size_of(there)} in the file, {size_of(here)} in the model)"
+        for key, there, here in told["mismatched_keys"]
+    ]
+    found = [
+        f"{what} {some_of(names)}"
+        for what, names in (
+            ("it lacks", missing),
+            ("it has no place for", unused),
+            ("of another size is", other),
+        )
+        if names
+    ]
+    if found or told.get("error_msgs"):
+        raise ModelError(
+            f"the weights in {name} are not those of a {type(model).__name__} with its "
+            f"config.json: {'; '.join(found) or told['error_msgs'][0]}: give the whole "
+            "folder as it was published, or rename the weights if a wrapper has put a "
+            "prefix before their names"
+        )
+
+
+def saved_with_score(config) -> bool:
+    """Whether a configuration is that of a model with a number per token."""
+    kinds = config.architectures or [""]
+    return kinds[0].endswith("ForSequenceClassification")
+
+
+def size_of(shape: Iterable[int]) -> str:
+    """A tensor's size in words: 64 x 32."""
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def some_of(names: Iterable[str], shown: int = 3) -> str:
+    """The first few of some names, sorted, and how many there are beside."""
+    names = sorted(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def note_own_head(model: nn.Module) -> None:
+    """Let the configuration say so where a head has weights of its own, in place.
+
+    Files exist whose configuration ties head and embedding, and that hold both, with
+    other numbers in each: growing or saving the model would tie them.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        untie(model)
+
+
+def untie(model: nn.Module) -> None:
+    """Say in a model's configuration that head and embedding are two, in place."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def start_scores(model: nn.Module, generator: torch.Generator) -> nn.Module:

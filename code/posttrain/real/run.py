@@ -47,6 +47,7 @@ from posttrain.real.data import (
     settle_end,
 )
 from posttrain.real.files import refuse_broken_files
+from posttrain.real.identity import contents
 from posttrain.real.model import (
     LanguageModel,
     ModelError,
@@ -59,8 +60,10 @@ from posttrain.real.model import (
     library,
     load_config,
     load_model,
+    saved_with_score,
     start_scores,
 )
+from posttrain.real.peft_settings import chain_of
 from posttrain.real.training import (
     RealConfig,
     build_descent,
@@ -70,6 +73,10 @@ from posttrain.real.training import (
     real_reward_steps,
     real_sft_steps,
 )
+from posttrain.real.vocabulary import has_tokenizer, refuse_other_vocabulary
+
+# Where things lie and how they are kept: a run goes on from what they hold
+WHEREABOUTS = ("model", "data", "out", "reward_model", "save_every", "device")
 
 
 @dataclass(frozen=True)
@@ -105,16 +112,26 @@ class Session:
 
 def base_of(name: str) -> str:
     """The model that an adapter's folder stands on, or the name itself."""
-    settings = adapter_settings(name)
-    return name if settings is None else base_of(settings["base_model_name_or_path"])
+    return chain_of(name)[0]
+
+
+def find_tokenizer(name: str):
+    """A model's tokenizer: the adapter's own, or that of what it stands on.
+
+    An adapter's may have tokens more. Raises ModelError where it reads otherwise than
+    the one that it stands on.
+    """
+    named = [each for each in chain_of(name) if has_tokenizer(each)]
+    found = [(each, fetch(library().AutoTokenizer, each)) for each in named or [name]]
+    for base, own in zip(found, found[1:]):
+        refuse_other_vocabulary(*base, *own, growing=True)
+    return found[-1][1]
 
 
 def refuse_broken_model(name: str, weights: bool = True) -> None:
     """`refuse_broken_files` for a model, and for all that its adapters stand on."""
-    refuse_broken_files(name, weights)
-    settings = adapter_settings(name)
-    if settings is not None:
-        refuse_broken_model(settings["base_model_name_or_path"], weights)
+    for folder in chain_of(name):
+        refuse_broken_files(folder, weights)
 
 
 def open_tokenizer(name: str) -> tuple[object, list[int]]:
@@ -123,7 +140,7 @@ def open_tokenizer(name: str) -> tuple[object, list[int]]:
 
     There are such tokens where the template is ChatML's, given for want of one.
     """
-    tokenizer = fetch(library().AutoTokenizer, name)
+    tokenizer = find_tokenizer(name)
     if tokenizer.chat_template:
         settle_end(tokenizer)
         return tokenizer, []
@@ -154,13 +171,12 @@ def open_model(name: str, tokenizer, scores: bool, dtype: torch.dtype) -> nn.Mod
     """A model on the CPU, with every adapter merged that its folder names, one upon
     another.
     """
-    settings = adapter_settings(name)
-    if settings is None:
-        model = load_model(name, scores, dtype)
-        grow(model, tokenizer)
-        return model
-    model = open_model(settings["base_model_name_or_path"], tokenizer, scores, dtype)
-    return merge_adapter(model, name)
+    base, *adapters = chain_of(name)
+    model = load_model(base, scores, dtype)
+    grow(model, tokenizer)
+    for adapter in adapters:
+        merge_adapter(model, adapter)
+    return model
 
 
 def trainable(
@@ -188,8 +204,7 @@ def is_reward_model(name: str) -> bool:
     settings = adapter_settings(name)
     if settings is not None:
         return settings.get("task_type") == "SEQ_CLS"
-    kinds = load_config(name).architectures or [""]
-    return kinds[0].endswith("ForSequenceClassification")
+    return saved_with_score(load_config(name))
 
 
 def begin(setup: Setup, config: RealConfig) -> Session:
@@ -230,6 +245,8 @@ def begin_ppo(setup: Setup, config: RealConfig, rows: RowFile, tokenizer) -> Ses
     """`begin` for PPO: the policy practises on the rows' prompts, paid by the reward
     model.
     """
+    read_by_judge, _ = open_tokenizer(setup.reward_model)
+    refuse_other_vocabulary(setup.model, tokenizer, setup.reward_model, read_by_judge)
     pad, stop = pad_token(tokenizer), end_token(tokenizer)
     longest = min(config.max_length, context_of(base_of(setup.model)))
     room = longest - config.max_new_tokens
@@ -305,7 +322,8 @@ def run(
     ModelError where the folder holds something else already.
     """
     out, settings = Path(setup.out), asdict(setup) | asdict(config)
-    state = open_folder(out, settings, resume)
+    read = contents(setup.model, setup.data, setup.reward_model)
+    state = open_folder(out, settings, read, resume)
     session, first = begin(setup, config), state.get("step", 0)
     if first:
         load_checkpoint(out, session.trained, *session.descent.optimizers)
@@ -317,7 +335,8 @@ def run(
         append_metrics(out, step, seen)
         if step % setup.save_every == 0 and step < config.steps:
             refuse_no_numbers(session.trained, step, out)
-            state = dict(step=step, settings=settings, **session.memory)
+            kept = dict(settings=settings, contents=read)
+            state = dict(step=step, **kept, **session.memory)
             save_checkpoint(out, session.trained, *session.descent.optimizers, state)
         if step == stop_after:
             return read_metrics(out)
@@ -364,10 +383,11 @@ def way_out(out: Path) -> str:
     return f"{kept}: begin anew with a lower --lr, into another folder"
 
 
-def open_folder(out: Path, settings: dict, resume: bool) -> dict:
+def open_folder(out: Path, settings: dict, read: dict[str, str], resume: bool) -> dict:
     """The state that a run goes on from, {} for its beginning; the folder is made.
 
-    Raises ModelError for a folder that holds another run, or a finished one.
+    read: `contents` of what the run reads. Raises ModelError for a folder that holds
+    another run, or a finished one.
     """
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out} is a file: name a folder with --out")
@@ -384,16 +404,20 @@ def open_folder(out: Path, settings: dict, resume: bool) -> dict:
         raise ModelError(f"the run in {out} is finished")
     refuse_broken_files(out)
     state = stored_state(out) or {}
-    told = {
-        name: settings[name]
-        for name in settings
-        if name not in ("save_every", "device")
-    }
+    told = {name: settings[name] for name in settings if name not in WHEREABOUTS}
     before = state.get("settings", told)
     differ = [name for name, value in told.items() if before.get(name) != value]
     if differ:
         raise ModelError(
             f"the run in {out} was begun with another {differ[0]}: give the same"
+        )
+    known = state.get("contents", {}) if state else read
+    differ = [name for name, value in read.items() if known.get(name) != value]
+    if differ:
+        raise ModelError(
+            f"the run in {out} was begun with another {differ[0].replace('_', ' ')}: "
+            f"{settings[differ[0]]} does not hold what {before[differ[0]]} held; give "
+            "the same, or begin anew in another --out"
         )
     return state
 
