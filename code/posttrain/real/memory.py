@@ -31,6 +31,15 @@ class Counted:
     rest: int  # in all but matrices and head
     norms: int  # normalised numbers of a token, in all blocks
 
+    @property
+    def packed(self) -> int:
+        """The numbers in the matrices."""
+        return sum(n_in * n_out for _, n_in, n_out in self.matrices)
+
+    def total(self, tied: bool) -> int:
+        """All numbers, without a head of its own where that is tied."""
+        return self.packed + self.rest + (0 if tied else self.head)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -176,15 +185,14 @@ def block_matrix_parameters(shape: Architecture) -> int:
     packs.
     """
     if shape.counted:
-        return sum(m * n for _, m, n in shape.counted.matrices)
+        return shape.counted.packed
     return shape.n_layer * sum(m * n for m, n in matrices(shape).values())
 
 
 def parameters(shape: Architecture) -> int:
     """How many numbers a model has, a tied head counted once."""
     if shape.counted:
-        rest = shape.counted.rest + (0 if shape.tied else shape.counted.head)
-        return block_matrix_parameters(shape) + rest
+        return shape.counted.total(shape.tied)
     C, tables = (
         shape.width,
         shape.vocab_size * (1 if shape.tied else 2) + shape.positions,
