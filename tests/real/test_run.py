@@ -481,7 +481,7 @@ def test_a_dry_run_needs_a_configuration_only_and_trains_nothing(tmp_path, capsy
         ),
         (
             ("--max-length", 9),
-            r"10 of 10 rows cannot be used:\n  line 1 \(id c01\): conversation c01 has "
+            r"10 of 10 rows cannot be used:\n  line 1 \(id c01\): it has "
             r"\d+ tokens and the longest allowed is 9: .* --max-length",
         ),
         (("--steps", 0), "steps is 0: use at least 1"),
@@ -537,7 +537,7 @@ def test_a_row_longer_than_the_models_context_is_refused(files, tmp_path):
     )
     data = data_file(tmp_path / "long.jsonl", [long])
     with pytest.raises(
-        DatasetError, match="conversation long has .* the longest allowed is 256"
+        DatasetError, match="it has .* the longest allowed is 256"
     ):
         begin(
             setup(files, "sft", tmp_path / "out", data=data),
