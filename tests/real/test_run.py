@@ -536,9 +536,7 @@ def test_a_row_longer_than_the_models_context_is_refused(files, tmp_path):
         ],
     )
     data = data_file(tmp_path / "long.jsonl", [long])
-    with pytest.raises(
-        DatasetError, match="it has .* the longest allowed is 256"
-    ):
+    with pytest.raises(DatasetError, match="it has .* the longest allowed is 256"):
         begin(
             setup(files, "sft", tmp_path / "out", data=data),
             config("sft", max_length=9000),
