@@ -1223,8 +1223,8 @@ MUTANTS = (
         "Real model 1",
         "a token may hold letters of prompt and answer",
         "real/data.py",
-        "if tokens[:first] != prompt or tokens[last - 1] not in special.ids:",
-        "if tokens[last - 1] not in special.ids:",
+        "if tokens[:first] != prompt or text[begins : ends[first - 1]].strip():",
+        "if text[begins : ends[first - 1]].strip():",
         "real/test_templates.py::"
         "test_a_token_that_would_hold_prompt_and_answer_is_refused_by_row",
     ),
@@ -1249,8 +1249,8 @@ MUTANTS = (
         "Real model 2",
         "the end is not saved where generate looks",
         "real/run.py",
-        "    generation.eos_token_id = end",
-        "    pass",
+        "generation.eos_token_id = end",
+        "pass",
         "real/test_end.py::test_the_end_is_in_every_file_that_says_where_to_stop",
     ),
     Mutant(

@@ -320,6 +320,27 @@ def test_a_token_that_would_hold_prompt_and_answer_is_refused_by_row():
     assert own.decode([x for x in labels if x != IGNORE]) == "Aye\n\nSo<|im_end|>"
 
 
+def test_a_token_for_what_is_unknown_does_not_hide_an_answers_first_letter():
+    # Without a token for the line break or for H, both become one <unk>
+    core = Tokenizer(models.BPE({"<unk>": 0, "i": 1}, [], unk_token="<unk>"))
+    core.model.fuse_unk = True
+    own = library().PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    give_template(own)
+    row = dict(id="c8", messages=conversation(["Hi"]))
+    tokens = templated(row["messages"], own)
+    asked = templated(row["messages"][:1], own, add_generation_prompt=True)
+    assert tokens[: len(asked)] == asked
+    with pytest.raises(ModelError, match="^conversation c8: a token holds both"):
+        encode_chats([row], own, 99)
+    # Nor is it graded further on, where no letter stands for itself
+    row["messages"][1]["content"] = "ii, i"
+    own.add_tokens(["b", "\n"])
+    with pytest.raises(ModelError, match="^conversation c8: .* reads <unk> there"):
+        encode_chats([row], own, 99)
+    row["messages"][1]["content"] = "iii"
+    assert said(own, encode_chats([row], own, 99)[0][1]) == ["i i i <|im_end|>"]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_prompts_last_space_belongs_to_the_answer(shape):
     text = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}"

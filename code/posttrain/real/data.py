@@ -189,25 +189,45 @@ def grade(text: str, answers: list[Answer], tokenizer, special: Specials) -> Exa
     Raises ModelError where a token holds letters of prompt and answer both: the model
     would never be asked to write it.
     """
-    tokens, starts = encode_with_places(text, tokenizer)
+    tokens, starts, ends = encode_with_places(text, tokenizer)
     labels = [IGNORE] * len(tokens)
     for answer in answers:
-        prompt = encode(answer.prompt, tokenizer)
+        prompt, begins = encode(answer.prompt, tokenizer), len(answer.prompt)
         first, last = len(prompt), sum(start < answer.end for start in starts)
-        if tokens[:first] != prompt or tokens[last - 1] not in special.ids:
-            said = text[len(answer.prompt) : answer.end].strip()
+        # A token for what is unknown may be the same and hold more letters
+        if tokens[:first] != prompt or text[begins : ends[first - 1]].strip():
+            said = text[begins : answer.end].strip()
             raise ModelError(
                 f"a token holds both the start of the answer {said[:40]!r} and what "
                 "stands before it: begin the answer with a letter, or take the row away"
             )
+        if tokens[last - 1] not in special.ids:
+            raise ModelError(
+                "the tokenizer does not make a special token of the end of an answer: "
+                "give it another template"
+            )
+        refuse_unknown(tokens[first:last], text[begins : answer.end], tokenizer)
         labels[first:last] = tokens[first:last]
     return tokens, labels
 
 
-def encode_with_places(text: str, tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens of a text, and at which character each begins."""
+def refuse_unknown(tokens: list[int], said: str, tokenizer) -> None:
+    """Raise ModelError where an answer's tokens hold the one for what is unknown: the
+    model would learn to write that.
+    """
+    unknown = tokenizer.unk_token
+    if tokenizer.unk_token_id in tokens[:-1] and unknown not in said:
+        raise ModelError(
+            f"the tokenizer has no token for a part of the answer {said[:40]!r} and "
+            f"reads {unknown} there: write it otherwise, or take the row away"
+        )
+
+
+def encode_with_places(text: str, tokenizer) -> tuple[list[int], list[int], list[int]]:
+    """The tokens of a text, and at which character each begins and ends."""
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return coded["input_ids"], [start for start, _ in coded["offset_mapping"]]
+    starts, ends = zip(*coded["offset_mapping"])
+    return coded["input_ids"], [*starts], [*ends]
 
 
 def locate(messages: list[Message], tokenizer, special: Specials) -> Answer:
@@ -333,7 +353,8 @@ def render_chat_prompt(
 
 def end_token(tokenizer) -> int:
     """The token that ends an answer in this model's chat format."""
-    _, labels = render_chat(PROBE, tokenizer)
+    with naming("a question 'a' with the answer 'b'"):
+        _, labels = render_chat(PROBE, tokenizer)
     return [label for label in labels if label != IGNORE][-1]
 
 
