@@ -511,10 +511,15 @@ def examined(chromium, address):
         yield opened, faults
 
 
-# All posts are made of the same parts: one is enough
+# All posts are made of the same parts, and all pages of the laboratory: one is enough
 @pytest.mark.parametrize(
     "name",
-    [name for name in PAGES if "/posts/" not in name or name.endswith("/rlhf.html")],
+    [
+        name
+        for name in PAGES
+        if not re.search("/posts/|/lab-", name)
+        or name.endswith(("/rlhf.html", "/lab-ppo.html"))
+    ],
 )
 def test_axe_finds_no_serious_fault(examined, name):
     """What axe finds in names, roles, contrast, keys; dark and on a phone."""

@@ -1901,7 +1901,7 @@ CONTRACTS = dict(
     ],
     last_of=["(B, T) to (B,)", "without True is a ValueError"],
     kl_estimate=["1e-3", "another kind is a ValueError"],
-    gae=["All (B, T-1)", "may be anything", "Advantages and returns"],
+    gae=["All (B, T-1)", "may be any number", "Advantages and returns"],
     whiten=[
         "for the whole batch",
         "small number under the root",
