@@ -265,7 +265,8 @@ TYPED = {
     },
     "ppo": {
         "a setting": "10_nats",
-        "worked out by hand": "0.1 0.2 0.25 0.3 0.4 0.5 0.6 0.75 0.8 0.9 0.1875 0_nats 7_nats",
+        "worked out by hand": "0.1 0.2 0.25 0.3 0.4 0.5 0.6 0.75 0.8 0.9 0.1875 0_nats "
+        "7_nats",
         "an aim, or a level of confidence": "80% 95%",
         "a section": "3.5",
     },
