@@ -54,7 +54,9 @@ def lab(tmp_path_factory):
         "ServerApp.log_level": "ERROR",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    here = dict(JUPYTER_CONFIG_PATH=str(ROOT / ".jupyter"))
+    # Open no tabs that another JupyterLab of this user had
+    tabs = dict(JUPYTERLAB_WORKSPACES_DIR=str(home / "workspaces"))
+    here = tabs | dict(JUPYTER_CONFIG_PATH=str(ROOT / ".jupyter"))
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *flags],
         env=os.environ | here | dict(POSTTRAIN_STAGES=str(STAGES)),
