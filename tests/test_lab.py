@@ -119,8 +119,11 @@ def test_a_lesson_runs_in_jupyterlab_and_its_chapter_stays_as_it_is(lab, page):
 
 def test_text_is_shown_as_the_page_shows_it(page):
     # On a busy machine what runs may be there before what is read
+    shown = (
+        "text => document.querySelector('.jp-NotebookPanel').innerText.includes(text)"
+    )
     for last in ("Your turn", "Change one thing"):
-        page.get_by_text(last).first.wait_for(timeout=60_000)
+        page.wait_for_function(shown, arg=last, timeout=60_000)
     text = page.locator(".jp-NotebookPanel").inner_text()
     for left in ("{glue", "{term}", "{ref}", "{cite}", ":class:", "```{"):
         assert left not in text, left
