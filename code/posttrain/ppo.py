@@ -203,7 +203,7 @@ def ask_models(
 
 
 def token_rewards(scores: Tensor, kl: Tensor, actions: Tensor, beta: float) -> Tensor:
-    """The rewards (B, T-1): each token's -beta times its KL, and the last's score too.
+    """Rewards (B, T-1): -beta times each token's KL; the last has the score too.
 
     scores (B,); kl and actions (B, T-1).
     """

@@ -2,6 +2,7 @@
 other; and what is refused.
 """
 
+import copy
 import json
 import re
 import shutil
@@ -13,8 +14,15 @@ pytest.importorskip("transformers")
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from real_models import CONVERSATIONS, PAIRS, data_file, folder  # noqa: E402
+from real_models import (  # noqa: E402
+    CONVERSATIONS,
+    PAIRS,
+    data_file,
+    folder,
+    tokenizer,
+)
 
+from posttrain.chat import IGNORE  # noqa: E402
 from posttrain.cli.commands import main  # noqa: E402
 from posttrain.data.datasets import DatasetError  # noqa: E402
 from posttrain.lora.adapters import is_transposed, linear_kinds  # noqa: E402
@@ -525,6 +533,33 @@ def test_what_cannot_work_is_said_in_a_line(files, tmp_path, capsys, flags, mess
     assert code == 2 and re.search(message, error), error
     assert error.count("\n") == (11 if "--max-length" in flags else 1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_learns_every_answer_where_the_template_rewrites_earlier_ones(
+    tmp_path, monkeypatch
+):
+    model = shutil.copytree(folder(), tmp_path / "model")
+    forgetful = copy.deepcopy(tokenizer())
+    forgetful.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{{ m['content'] if loop.last or m['role'] == 'user' else 'gone' }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    forgetful.save_pretrained(model)
+    turns = CONVERSATIONS[0]["messages"][:2] + CONVERSATIONS[1]["messages"][:2]
+    data = data_file(tmp_path / "talk.jsonl", [dict(id="a", messages=turns)])
+    seen = []
+    monkeypatch.setattr(
+        real_run, "real_sft_steps", lambda model, rows, *rest: seen.extend(rows)
+    )
+    given = setup(dict(sft=data), "sft", tmp_path / "out", model=str(model))
+    begin(given, config("sft")).steps(0, {})
+    said = [
+        forgetful.decode([label for label in labels if label != IGNORE])
+        for _, labels in seen
+    ]
+    assert said == [f"{turn['content']}<|im_end|>" for turn in turns[1::2]]
 
 
 def test_a_row_longer_than_the_models_context_is_refused(files, tmp_path):
