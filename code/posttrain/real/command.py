@@ -24,6 +24,7 @@ NUMBERS = {  # flag, type, default, what it says; the names are RealConfig's and
     "lr": (float, 2e-4, "the learning rate, falling in a straight line to 0"),
     "max-length": (int, 1024, "the longest row, in tokens"),
     "max-new-tokens": (int, 128, "ppo: the longest answer"),
+    "temperature": (float, 1.0, "ppo: at which answers are drawn"),
     "beta": (float, 0.1, "dpo and ppo: the weight of a nat away from the reference"),
     "save-every": (int, 50, "steps between checkpoints"),
 }

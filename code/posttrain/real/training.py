@@ -39,13 +39,14 @@ class RealConfig:
     centring: float = 0.01  # "reward" alone: weight of (r_chosen + r_rejected)^2
     # "ppo" alone: an answer that has not ended by then is cut
     max_new_tokens: int = 128
+    temperature: float = 1.0  # "ppo" alone: at which answers are drawn
     seed: int = 0
 
     def __post_init__(self):
         one_of(self, stage=("sft", "reward", "dpo", "ppo"))
         at_least(self, steps=1, batch_size=1, micro_batch_size=1, max_length=1)
         at_least(self, max_new_tokens=1, centring=0)
-        above_zero(self, "lr", "max_gradient_norm", "beta")
+        above_zero(self, "lr", "max_gradient_norm", "beta", "temperature")
 
 
 def build_descent(config: RealConfig, *models: nn.Module) -> Descent:
@@ -137,9 +138,10 @@ def write_answers(
     max_new_tokens: int,
     stop: int,
     generator: torch.Generator,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
-    """Each prompt's answer as tokens, its end included, drawn from the whole
-    distribution.
+    """Each prompt's answer as tokens, its end included, drawn from all tokens at a
+    temperature.
 
     generator: on the policy's device. Prompts are padded on the left, with positions to
     match.
@@ -158,7 +160,8 @@ def write_answers(
                 use_cache=True,
             )
         cache = output.past_key_values
-        token, _ = draw(output.logits[:, -1].float(), 1.0, generator)  # (B,)
+        logits = output.logits[:, -1].float()  # (B, V)
+        token, _ = draw(logits, temperature, generator)  # (B,)
         answers.append((token, alive))
         alive = alive & (token != stop)
         if not alive.any():
@@ -190,7 +193,8 @@ def collect_real_rollout(
     not be 1.
     """
     policy = models.policy
-    answers = write_answers(policy, prompts, config.max_new_tokens, stop, generator)
+    longest, temperature = config.max_new_tokens, config.temperature
+    answers = write_answers(policy, prompts, longest, stop, generator, temperature)
     tokens, mask = (
         rows.to(policy.device) for rows in pack(prompts, answers, pad)
     )  # (B, T)
@@ -207,7 +211,7 @@ def ppo_config(config: RealConfig, n: int) -> PPOConfig:
     return PPOConfig(
         iterations=config.steps,
         batch_size=min(config.batch_size, n),
-        temperature=1.0,
+        temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
         lr=config.lr,
         beta=config.beta,
@@ -237,7 +241,12 @@ def normalise_scores(
     generator = reseed(torch.Generator(device), config, -1)
     for batch, _ in turns(asked, config.batch_size):
         answers = write_answers(
-            models.policy, batch, config.max_new_tokens, stop, generator
+            models.policy,
+            batch,
+            config.max_new_tokens,
+            stop,
+            generator,
+            config.temperature,
         )
         for some, _ in turns(list(zip(batch, answers)), config.micro_batch_size):
             tokens, mask = (

@@ -1,0 +1,330 @@
+"""A published model through the whole pipeline, with adapters: what it learns, and what
+it forgets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from posttrain.batches import turns
+from posttrain.chat import IGNORE
+from posttrain.data import datasets
+from posttrain.data.corpus import Corpus
+from posttrain.data.row_files import RowFile
+from posttrain.evaluate import distinct_n, gold_parts, manner, words_of
+from posttrain.keep import code
+from posttrain.keep.store import stages_folder
+from posttrain.lab.rival_trials import CONSTANT
+from posttrain.lab.sft_trials import answers_of
+from posttrain.logprobs import get_response_log_probs, pack, sequence_kl
+from posttrain.real.checkpoint import read_metrics
+from posttrain.real.data import (
+    end_token,
+    pad_token,
+    pair_encoder,
+    render_chat_prompt,
+)
+from posttrain.real.model import LanguageModel, ScoringModel
+from posttrain.real.run import Setup, open_model, open_tokenizer, run
+from posttrain.real.smollm import smollm2
+from posttrain.real.training import RealConfig, write_answers
+from posttrain.tokenizer import END
+
+# The rubric's word list is Shakespeare's, and this model's English is not: all words
+# count as words
+ANY_WORD = type("AnyWord", (frozenset,), {"__contains__": lambda self, word: True})()
+CONVERSATIONS = datasets.FOLDER / "conversations.jsonl"
+PAIRS = datasets.FOLDER / "smollm2_preferences.jsonl"
+HELDOUT_PAIRS = datasets.FOLDER / "smollm2_preferences_heldout.jsonl"
+PROMPTS = datasets.FOLDER / "prompts.jsonl"
+PLAIN_ENGLISH = datasets.FOLDER / "plain_english.txt"
+REPLAYED = 8  # of its paragraphs, from the first; the others are held out
+STAGES = ("sft", "reward", "dpo", "ppo", "no penalty")
+TEMPERATURE = 0.7  # of all answers
+LONGEST = 40  # tokens of an answer; what has not ended by then is cut
+AT_ONCE, FEW = 32, 8  # rows that are read together: where scores or all logits are kept
+DRAWN = 4  # answers of which the best is taken
+FREE = 1e-9  # a penalty's weight that is none
+
+
+@dataclass(frozen=True)
+class RealTrial:
+    """The settings of every stage: all with adapters of rank 8, in float32."""
+
+    sft: RealConfig = RealConfig("sft", steps=30, micro_batch_size=8, lr=1e-3)
+    reward: RealConfig = RealConfig(
+        "reward", steps=16, batch_size=6, micro_batch_size=6, lr=5e-4
+    )
+    dpo: RealConfig = RealConfig(
+        "dpo", steps=16, batch_size=6, micro_batch_size=6, lr=2e-4, beta=0.1
+    )
+    ppo: RealConfig = RealConfig(
+        "ppo",
+        steps=20,
+        batch_size=16,
+        micro_batch_size=8,
+        lr=3e-4,
+        beta=0.05,
+        max_new_tokens=40,
+    )
+
+
+def plan(trial: RealTrial, seed: int) -> dict[str, tuple[RealConfig, str, Path, str]]:
+    """Each stage by its name: settings, the stage that it starts from, data, judge."""
+    seeded = {each: replace(getattr(trial, each), seed=seed) for each in STAGES}
+    return {
+        "sft": (seeded["sft"], "", CONVERSATIONS, ""),
+        "reward": (seeded["reward"], "sft", PAIRS, ""),
+        "dpo": (seeded["dpo"], "sft", PAIRS, ""),
+        "ppo": (seeded["ppo"], "sft", PROMPTS, "reward"),
+        "no penalty": (replace(seeded["ppo"], beta=FREE), "sft", PROMPTS, "reward"),
+    }
+
+
+def train_stages(
+    shelf: Path,
+    trial: RealTrial,
+    seed: int,
+    names: tuple[str, ...] = STAGES,
+    progress: Callable = lambda name, steps, total: steps,
+) -> dict[str, list[dict]]:
+    """Train the stages that are missing on the shelf; return all metrics, by name.
+
+    Each has a folder of its name. One that was cut off goes on from its checkpoint.
+    """
+    shelf.mkdir(parents=True, exist_ok=True)
+    todo, metrics = plan(trial, seed), {}
+    for name in names:
+        config, start, data, judge = todo[name]
+        out = shelf / name
+        if not (out / "adapter_config.json").exists():
+            model = str(shelf / start) if start else str(smollm2())
+            told = dict(reward_model=str(shelf / judge) if judge else "")
+            setup = Setup(model, str(data), str(out), save_every=10, **told)
+            run(setup, config, resume=True, progress=partial(progress, name))
+        metrics[name] = read_metrics(out)
+    return metrics
+
+
+def shelf_of(trial: RealTrial, seed: int) -> Path:
+    """Where a trial's folders lie: by its settings, its code and its data."""
+    settings = json.dumps(asdict(trial), sort_keys=True)
+    key = code.code_key(train_stages, with_data=True)
+    name = hashlib.sha256(f"{settings}\0{key}".encode()).hexdigest()[:12]
+    return stages_folder() / f"real-{name}" / f"seed-{seed}"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What all models of a trial share: the tokenizer, and what they are asked."""
+
+    tokenizer: object
+    prompts: list[str]
+    seed: int
+
+    @property
+    def asked(self) -> list[list[int]]:
+        """The prompts as the model's own template writes them."""
+        return [render_chat_prompt(prompt, self.tokenizer) for prompt in self.prompts]
+
+    def answers(self, model: LanguageModel, n: int = 1) -> list[list[list[int]]]:
+        """n answers to each prompt, as tokens; by prompt."""
+        generator = torch.Generator().manual_seed(self.seed)
+        asked = [prompt for prompt in self.asked for _ in range(n)]
+        stop, drawn = end_token(self.tokenizer), []
+        for some, _ in turns(asked, AT_ONCE):
+            drawn += write_answers(model, some, LONGEST, stop, generator, TEMPERATURE)
+        return [drawn[i : i + n] for i in range(0, len(drawn), n)]
+
+    def text(self, answer: list[int]) -> str:
+        """An answer as the rubric reads it, <|end|> after it where it has ended."""
+        ended = answer[-1] == end_token(self.tokenizer)
+        told = self.tokenizer.decode(answer[:-1] if ended else answer).strip()
+        return told + END * ended
+
+
+@torch.no_grad()
+def scores_of(
+    judge: ScoringModel, asked: list[list[int]], answers: list[list[int]], pad: int
+) -> Tensor:
+    """The judge's score of each answer: (B,)."""
+    rows = list(zip(asked, answers))
+    found = [
+        judge(*pack(*map(list, zip(*some)), pad)) for some, _ in turns(rows, AT_ONCE)
+    ]
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def kl_of(
+    policy: LanguageModel,
+    reference: LanguageModel,
+    asked: list[list[int]],
+    answers: list[list[int]],
+    pad: int,
+) -> Tensor:
+    """KL(policy || reference) of each answer that the policy gave, in nats: (B,)."""
+    rows = list(zip(asked, answers))
+    packed = (pack(*map(list, zip(*some)), pad) for some, _ in turns(rows, FEW))
+    return torch.cat(
+        [sequence_kl(policy, reference, *each, TEMPERATURE) for each in packed]
+    )
+
+
+@torch.no_grad()
+def to_the_point(
+    model: LanguageModel, asked: list[list[int]], answers: list[list[int]], pad: int
+) -> float:
+    """The share of answers that a model finds likelier after their own prompt than
+    after the next one's; by chance it is one half.
+    """
+    found = []
+    for prompts in (asked, asked[1:] + asked[:1]):
+        rows = list(zip(prompts, answers))
+        packed = (pack(*map(list, zip(*some)), pad) for some, _ in turns(rows, FEW))
+        parts = [get_response_log_probs(model, *each) for each in packed]
+        found.append(torch.cat(parts))
+    return (found[0] > found[1]).double().mean().item()
+
+
+def card_of(texts: list[str]) -> dict:
+    """What the rubric and plain counts say of answers, one to each prompt."""
+    parts = [gold_parts(text, ANY_WORD) for text in texts]
+    gold, n = [sum(part.values()) for part in parts], len(texts)
+    known = answers_of(datasets.conversations())
+    return dict(
+        answers=texts,
+        gold=gold,
+        gold_score=sum(gold) / n,
+        finished=sum(text.endswith(END) for text in texts) / n,
+        courteous=sum(manner(text) == 1 for text in texts) / n,
+        blunt=sum(manner(text) == -1 for text in texts) / n,
+        different=len(set(texts)) / n,
+        distinct=distinct_n(texts, 2),
+        recited=sum(text.removesuffix(END) in known for text in texts) / n,
+        words=sum(len(words_of(text)) for text in texts) / n,
+    )
+
+
+@torch.no_grad()
+def english_loss(model: LanguageModel, tokenizer) -> float:
+    """Mean surprise at the held-out paragraphs of plain English, in nats per token."""
+    sums, n = 0.0, 0
+    for text in paragraphs()[REPLAYED:]:
+        tokens = torch.tensor([tokenizer(text)["input_ids"]])  # (1, T)
+        sums -= token_logprobs(model(tokens), tokens).sum().item()
+        n += tokens.size(1) - 1
+    return sums / n
+
+
+def paragraphs() -> list[str]:
+    """The paragraphs of plain English: nothing in them is Shakespeare's, or a chat."""
+    return PLAIN_ENGLISH.read_text(encoding="utf-8").strip().split("\n\n")
+
+
+@torch.no_grad()
+def pair_scores(judge: ScoringModel, tokenizer, path: Path) -> Tensor:
+    """The scores of a file's chosen and rejected answers: (2, N)."""
+    pairs = RowFile(path, "preferences").each(pair_encoder(tokenizer, 1024)).kept()
+    pad, asked = pad_token(tokenizer), [prompt for prompt, _, _ in pairs]
+    sides = ([pair[side] for pair in pairs] for side in (1, 2))
+    return torch.stack([scores_of(judge, asked, side, pad) for side in sides])
+
+
+@torch.no_grad()
+def implicit_accuracy(
+    policy: LanguageModel, reference: LanguageModel, tokenizer, path: Path
+) -> float:
+    """The share of a file's pairs that the policy ranks right, as its own judge."""
+    pairs = RowFile(path, "preferences").each(pair_encoder(tokenizer, 1024)).kept()
+    moved = []
+    for model in (policy, reference):
+        parts = [
+            pair_logprobs(model, some, pad_token(tokenizer))
+            for some, _ in turns(pairs, FEW)
+        ]
+        moved.append(torch.cat(parts, dim=1))  # (2, N)
+    chosen, rejected = moved[0] - moved[1]  # (N,)
+    return (chosen > rejected).double().mean().item()
+
+
+def opened(folder: str | Path, tokenizer, scores: bool = False):
+    """A model of the shelf to be asked, its adapters merged."""
+    inner = open_model(str(folder), tokenizer, scores, torch.float32)
+    kind = ScoringModel if scores else LanguageModel
+    model = kind(inner).requires_grad_(False)
+    model.inner.eval()
+    return model
+
+
+def judge_policy(
+    reader: Reader, model: LanguageModel, sft: LanguageModel, judge: ScoringModel
+) -> dict:
+    """The card of a policy: with its KL to the SFT model, the judge's mean score, its
+    loss on plain English, and whether the instruct model finds it to the point.
+    """
+    asked, pad = reader.asked, pad_token(reader.tokenizer)
+    answers = [row[0] for row in reader.answers(model)]
+    card = card_of([reader.text(answer) for answer in answers])
+    return card | dict(
+        kl=kl_of(model, sft, asked, answers, pad).mean().item(),
+        score=scores_of(judge, asked, answers, pad).mean().item(),
+        english=english_loss(model, reader.tokenizer),
+    )
+
+
+def rivals(reader: Reader, sft: LanguageModel, judge: ScoringModel) -> dict[str, dict]:
+    """Cards without training: the best of a few draws of the SFT model, by the judge
+    and by a count of words; and one sentence for all.
+    """
+    pad = pad_token(reader.tokenizer)
+    drawn = reader.answers(sft, DRAWN)
+    asked = [prompt for prompt in reader.asked for _ in range(DRAWN)]
+    flat = [answer for row in drawn for answer in row]
+    scores = scores_of(judge, asked, flat, pad).view(-1, DRAWN)  # (B, n)
+    rows = RowFile(PAIRS, "preferences").kept()
+    votes, texts = word_votes(rows), [list(map(reader.text, row)) for row in drawn]
+    counts = torch.tensor([[count_of(text, votes) for text in row] for row in texts])
+    cards = {}
+    for name, values in {"best of 4": scores, "count of 4": counts}.items():
+        places = values.max(-1).indices.tolist()
+        cards[name] = card_of([row[i] for row, i in zip(texts, places)])
+    return cards | {"constant": card_of([CONSTANT + END] * len(texts))}
+
+
+def real_trial(corpus: Corpus, trial: RealTrial, seed: int) -> dict:
+    """The whole pipeline on SmolLM2-135M-Instruct, and what becomes of it.
+
+    `cards`: of each model and rival on the 64 held-out prompts, with `win_rate` and
+    `tied` against the SFT model's. `metrics`: of each stage. The corpus is not read.
+    Raises ModelError where SmolLM2 is not installed.
+    """
+    shelf = shelf_of(trial, seed)
+    metrics = train_stages(shelf, trial, seed)
+    tokenizer, _ = open_tokenizer(str(shelf / "sft"))
+    reader = Reader(tokenizer, datasets.heldout_prompts(), seed)
+    sft, judge = opened(shelf / "sft", tokenizer), opened(shelf / "reward", tokenizer, True)
+    own = pair_scores(judge, tokenizer, PAIRS), pair_scores(judge, tokenizer, HELDOUT_PAIRS)
+    cards = {"instruct": judge_policy(reader, opened(smollm2(), tokenizer), sft, judge)}
+    for name in ("sft", "dpo", "ppo", "no penalty"):
+        cards[name] = judge_policy(reader, opened(shelf / name, tokenizer), sft, judge)
+    cards |= rivals(reader, sft, judge)
+    first = cards["sft"]
+    for card in cards.values():
+        card |= against(card, first)
+    dpo = opened(shelf / "dpo", tokenizer)
+    return dict(
+        cards=cards,
+        metrics=metrics,
+        learned=(own[0][0] > own[0][1]).double().mean().item(),
+        ranked=(own[1][0] > own[1][1]).double().mean().item(),
+        dpo_ranked=implicit_accuracy(dpo, sft, tokenizer, HELDOUT_PAIRS),
+    )
