@@ -16,7 +16,11 @@ def chosen_threads(given: int, width: int) -> int:
     """The threads for a model of a hidden width: as many as given, or for 0 by width.
 
     A narrow model gets one, any other what PyTorch has: a rule of the width alone, so
-    that no result depends on what else a machine does.
+    that no result depends on what else a machine does. Measured were steps of Llamas of
+    two blocks, of widths 64 to 576, on rows of 60 and of 256 tokens, on two cores that
+    other programs kept busy, twice: with two threads the median step took 1.2 to 37
+    times as long as with one, and at no width less. On idle cores it was not measured
+    where a second thread begins to pay: 256 is a guess.
     """
     if given:
         return given
