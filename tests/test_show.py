@@ -38,6 +38,7 @@ CORE = [
     "lora.adapters",
     "lora.nf4",
     "real.data",
+    "real.graded",
     "real.training",
     "real.gpt2_weights",
     "scale.ring",

@@ -5,6 +5,8 @@ terminal.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,6 +29,7 @@ NUMBERS = {  # flag, type, default, what it says; the names are RealConfig's and
     "temperature": (float, 1.0, "ppo: at which answers are drawn"),
     "beta": (float, 0.1, "dpo and ppo: the weight of a nat away from the reference"),
     "save-every": (int, 50, "steps between checkpoints"),
+    "threads": (int, 0, "on the processor; 0: chosen by the model's width"),
 }
 
 
@@ -97,6 +100,9 @@ def begin(options: argparse.Namespace, progress) -> int:
     """Say what memory the run takes, and unless it is a dry one, train; the imports are
     here.
     """
+    from posttrain.real.threads import load_before, threads_set
+
+    load = load_before()
     from posttrain.real.model import ModelError
     from posttrain.real.run import Setup, run
     from posttrain.real.training import RealConfig
@@ -109,10 +115,35 @@ def begin(options: argparse.Namespace, progress) -> int:
         raise ModelError("give --data FILE and --out FOLDER (or --dry-run)")
     setup = from_options(Setup, options)
     print(needed(options))
-    history = run(setup, config, options.resume, progress)
+    with threads_set(threads_for(options, load)):
+        history = run(setup, config, options.resume, progress)
     print(course(history))
     print(f"The result is in {options.out}. {use_of(options)}")
     return 0
+
+
+def threads_for(options: argparse.Namespace, load: float) -> int:
+    """The run's threads; where they would wait for others, a line on standard error.
+
+    load: the cores that were busy before. Raises ModelError for fewer than none.
+    """
+    from posttrain.real.model import ModelError, choose_device, load_config
+    from posttrain.real.run import base_of
+    from posttrain.real.threads import NARROW, chosen_threads, crowded
+
+    if options.threads < 0:
+        raise ModelError(f"threads is {options.threads}: use at least 0")
+    try:
+        on_processor = choose_device(options.device).type == "cpu"
+        text = load_config(base_of(options.model)).get_text_config()
+    except ModelError:  # the run itself will say so
+        return options.threads or 1
+    width = getattr(text, "hidden_size", NARROW)
+    threads = chosen_threads(options.threads, width)
+    note = crowded(load, threads, os.cpu_count() or 1) if on_processor else ""
+    if note:
+        print(note, file=sys.stderr)
+    return threads
 
 
 def from_options(kind: type, options: argparse.Namespace):

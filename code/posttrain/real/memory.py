@@ -258,7 +258,8 @@ def memory(shape: Architecture, setting: Setting) -> dict[str, int]:
     """The bytes that training takes, by what they hold; `total` is their sum.
 
     The parts are not all largest at one moment, so the total is a little more than the
-    peak.
+    peak. The logits are those of every token: fewer are computed where fewer are
+    graded.
     """
     n, packed = parameters(shape), block_matrix_parameters(shape) if setting.nf4 else 0
     trained = n

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from posttrain.real.graded import logits_at
 from posttrain.reward_model import HEAD_STD, last_of
 
 INSTALL = 'pip install "transformers>=4.57"'
@@ -302,11 +303,14 @@ class LanguageModel(Wrapped):
     """Tokens (B, T) in, logits (B, T, V) out, in float32: what the book's losses ask
     for.
 
-    Rows may be padded on the right, where no real token looks.
+    Rows may be padded on the right, where no real token looks. With columns (B, K) the
+    head is asked at these alone: logits (B, K, V).
     """
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, columns: Tensor | None = None) -> Tensor:
         with self.precision():
+            if columns is not None:
+                return logits_at(self.inner, tokens, columns).float()
             logits = self.inner(input_ids=tokens, use_cache=False).logits  # (B, T, V)
         return logits.float()
 

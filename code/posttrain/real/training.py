@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from posttrain.batches import epochs, follow, turns
-from posttrain.dpo import DPOConfig, dpo_batches
+from posttrain.batches import ALONE, Part, device_of, epochs, follow, turns
+from posttrain.chat import collate
+from posttrain.dpo import DPOConfig, pair_report, preference_loss
 from posttrain.logprobs import pack, token_logprobs
 from posttrain.optim import Descent, adamw, linear_fall
 from posttrain.ppo import Models, PPOConfig, Rollout, ask_models, ppo_rounds
-from posttrain.preference_pairs import Pair
+from posttrain.preference_pairs import Pair, pack_pairs
+from posttrain.real.graded import graded_log_probs, graded_sft_loss
 from posttrain.real.model import LanguageModel, ScoringModel
 from posttrain.reward_model import RewardConfig, reward_batches, set_unit
 from posttrain.sampling import draw, left_pad
 from posttrain.settings import above_zero, at_least, one_of
-from posttrain.sft import SFTConfig, sft_batches
+from posttrain.sft import SFTConfig, batch_graded, count_graded
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,35 @@ def real_sft_steps(
 ) -> Iterator[dict[str, float]]:
     """`sft.sft_steps` without replay, from step `first` on; with `gradient_norm`."""
     settings = SFTConfig(**shared_settings(config, len(examples)), replay=0)
-    text = torch.empty(0, dtype=torch.long)
-    batches = sft_batches(examples, text, settings, pad)
+    batches = real_sft_batches(examples, settings, pad)
     return follow(model, batches, descent, first=first)
+
+
+def real_sft_batches(
+    examples: list, config: SFTConfig, pad: int
+) -> Iterator[list[Part]]:
+    """The batches of `sft.sft_batches` without replay, in parts."""
+    generator = torch.Generator().manual_seed(config.seed)
+    for rows in islice(
+        epochs(len(examples), config.batch_size, generator), config.steps
+    ):
+        batch = [examples[i] for i in rows]
+        n_graded, some = (
+            batch_graded(batch, ALONE),
+            turns(batch, config.micro_batch_size),
+        )
+        yield [talk_part(rows, n_graded, pad) for rows, _ in some]
+
+
+def talk_part(examples: list, n_graded: int, pad: int) -> Part:
+    """`sft.conversation_part`, with logits where a token is graded alone."""
+
+    def part(model: LanguageModel) -> tuple[Tensor, dict[str, float]]:
+        tokens, labels = (rows.to(model.device) for rows in collate(examples, pad))
+        loss = graded_sft_loss(model, tokens, labels, n_graded)
+        return loss, dict(loss=loss.item(), graded=count_graded(labels))
+
+    return part
 
 
 def real_reward_steps(
@@ -127,8 +155,57 @@ def real_dpo_steps(
     shared = shared_settings(config, len(pairs))
     plain = dict(label_smoothing=0.0, nll_weight=0.0)
     settings = DPOConfig(**shared, beta=config.beta, **plain)
-    batches = dpo_batches(reference, pairs, settings, pad)
+    batches = real_dpo_batches(reference, pairs, settings, pad)
     return follow(policy, batches, descent, first=first)
+
+
+def real_dpo_batches(
+    reference: nn.Module, pairs: list[Pair], config: DPOConfig, pad: int
+) -> Iterator[list[Part]]:
+    """The batches of `dpo.dpo_batches`, in parts; the reference is asked once a
+    pair.
+    """
+    generator, known = torch.Generator().manual_seed(config.seed), {}
+    batches = epochs(len(pairs), config.batch_size, generator)
+    for batch in islice(batches, config.steps):
+        parts = []
+        for rows, share in turns(batch, config.micro_batch_size):
+            new = [i for i in dict.fromkeys(rows) if i not in known]
+            if new:
+                with torch.no_grad():
+                    said = pair_log_probs(reference, [pairs[i] for i in new], pad)
+                known.update(zip(new, said.T))
+            asked = torch.stack([known[i] for i in rows], dim=1)  # (2, B)
+            parts.append(
+                choice_part([pairs[i] for i in rows], share, asked, config, pad)
+            )
+        yield parts
+
+
+def pair_log_probs(model: nn.Module, pairs: list[Pair], pad: int) -> Tensor:
+    """As `dpo.pair_logprobs`, (2, B), with logits in the answers alone."""
+    tokens, mask = (rows.to(device_of(model)) for rows in pack_pairs(pairs, pad))
+    return graded_log_probs(model, tokens, mask).view(2, -1)  # (2, B)
+
+
+def choice_part(
+    pairs: list[Pair], share: float, asked: Tensor, config: DPOConfig, pad: int
+) -> Part:
+    """`dpo.pair_part`, with logits in the answers alone; asked: the reference's
+    log-probabilities (2, B).
+    """
+
+    def part(policy: nn.Module) -> tuple[Tensor, dict[str, float]]:
+        logprobs = pair_log_probs(policy, pairs, pad)  # (2, B)
+        sides = zip(*((len(chosen), len(rejected)) for _, chosen, rejected in pairs))
+        lengths = logprobs.new_tensor([*sides])  # (2, B)
+        loss = preference_loss(logprobs, asked, lengths, config)
+        surprise = -(logprobs[0] / lengths[0]).mean()
+        noted = dict(loss=loss.item(), nll=surprise.item())
+        noted |= pair_report(logprobs, asked, config.beta)
+        return share * loss, {name: share * value for name, value in noted.items()}
+
+    return part
 
 
 @torch.no_grad()
