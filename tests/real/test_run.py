@@ -562,6 +562,33 @@ def test_a_run_learns_every_answer_where_the_template_rewrites_earlier_ones(
     assert said == [f"{turn['content']}<|im_end|>" for turn in turns[1::2]]
 
 
+@pytest.mark.parametrize(
+    "stage, text, said",
+    [
+        ("dpo", "plain " * 200, "text is replayed in sft alone, not in dpo"),
+        ("sft", "plain", "has . tokens: replay needs more than 64"),
+        ("sft", None, "cannot be replayed: No such file"),
+        ("sft", b"\xff\xfe", "cannot be replayed: it is no text in UTF-8"),
+    ],
+)
+def test_a_text_that_cannot_be_replayed_is_refused(files, tmp_path, stage, text, said):
+    path = tmp_path / "plain.txt"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ModelError, match=said):
+        begin(setup(files, stage, tmp_path / "out", replay=str(path)), config(stage))
+
+
+def test_a_run_goes_on_with_the_text_that_it_was_begun_with(files, tmp_path):
+    path, out = tmp_path / "plain.txt", tmp_path / "out"
+    path.write_text("The bus used to stop in front of the library. " * 20)
+    chosen = setup(files, "sft", out, replay=str(path), save_every=1)
+    run(chosen, config("sft"), stop_after=2)
+    path.write_text("Bread needs four things, and one of them is time. " * 20)
+    with pytest.raises(ModelError, match="begun with another replay"):
+        run(chosen, config("sft"), resume=True)
+
+
 def test_a_row_longer_than_the_models_context_is_refused(files, tmp_path):
     long = dict(
         id="long",

@@ -117,6 +117,38 @@ def test_the_first_steps_of_sft_are_those_of_adamw_on_the_graded_mean(kind):
         optimizer.zero_grad()
 
 
+def test_replayed_text_is_learned_beside_the_conversations_with_its_weight():
+    text = torch.arange(3, 63)
+    config = replace(CONFIG, steps=1, replay_length=59, replay_weight=0.5)
+    found = {}
+    for name, replayed in {"none": None, "text": text}.items():
+        model = policy(adapters=False)
+        (seen,) = real_sft_steps(
+            model, examples(), config, PAD, build_descent(config, model), 0, replayed
+        )
+        found[name] = seen
+    twin = policy(adapters=False)
+    # There is one excerpt of 59 tokens that leaves a last target: the first
+    logits = twin(text[None, :59])[0]
+    expected = F.cross_entropy(logits, text[1:60])
+    assert found["text"]["replay"] == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert found["text"]["loss"] == found["none"]["loss"]
+    rows = examples()
+    order = torch.randperm(len(rows), generator=generator(config.seed)).tolist()
+    batch = [rows[i] for i in order[:4]]
+    n = sum(sum(label != IGNORE for label in labels[1:]) for _, labels in batch)
+    loss = 0.5 * expected
+    for tokens, labels in batch:
+        logits = twin(torch.tensor([tokens]))[0, :-1]
+        targets = torch.tensor(labels[1:])
+        loss = loss + F.cross_entropy(
+            logits, targets, ignore_index=IGNORE, reduction="sum"
+        ) / n
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(twin.parameters(), 1e9)
+    assert found["text"]["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_gradients_added_up_in_parts_give_the_run_of_one_pass_over_all(stage):
     runs = []

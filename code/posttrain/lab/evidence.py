@@ -25,7 +25,8 @@ import torch
 
 from posttrain.data import corpus
 from posttrain.keep import code, store, workers
-from posttrain.lab.experiments import EXPERIMENTS, Experiment
+from posttrain.lab.experiments import EXPERIMENTS, PUBLISHED, Experiment
+from posttrain.real import smollm
 from posttrain.stages import base_model
 
 FEWEST = 5  # seeds that a record has at least; a measurement of time has one
@@ -255,6 +256,8 @@ def measure(
         if gone(name):
             write(name, [])
         return 0
+    if experiment.published and not smollm.is_there():
+        raise EvidenceError(f"{name} needs {smollm.NAME}: {smollm.INSTALL}")
     base_model(shakespeare())  # once, before the workers all want it
     calls = [(name, *job) for job in jobs]
     if experiment.alone:
@@ -392,7 +395,8 @@ def problems(name: str) -> list[str]:
     seeds.
     """
     experiment, settings = find(name), stored(name)["settings"]
-    found, fewest = [], 1 if experiment.alone else FEWEST
+    fewest = PUBLISHED if experiment.published else FEWEST
+    found, fewest = [], 1 if experiment.alone else fewest
     for setting, key in keys_of(experiment).items():
         known = settings.get(setting)
         if known is None:
@@ -474,7 +478,7 @@ def spot_check(n: int, draw: str) -> list[str]:
         for name, experiment in EXPERIMENTS.items()
         for setting in experiment.settings
         for seed in range(FEWEST)
-        if not experiment.alone
+        if not (experiment.alone or experiment.published)
     ]
     base_model(shakespeare())
     found = []

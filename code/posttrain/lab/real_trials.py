@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,27 +16,39 @@ import torch
 from torch import Tensor
 
 from posttrain.batches import turns
-from posttrain.chat import IGNORE
+from posttrain.chat import collate
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.data.row_files import RowFile
+from posttrain.dpo import pair_logprobs
 from posttrain.evaluate import distinct_n, gold_parts, manner, words_of
 from posttrain.keep import code
 from posttrain.keep.store import stages_folder
+from posttrain.lab.reward_probes import count_of, word_votes
 from posttrain.lab.rival_trials import CONSTANT
+from posttrain.lab.scorecard import against
 from posttrain.lab.sft_trials import answers_of
-from posttrain.logprobs import get_response_log_probs, pack, sequence_kl
+from posttrain.logprobs import (
+    get_response_log_probs,
+    pack,
+    sequence_kl,
+    token_logprobs,
+)
+from posttrain.real.adapter import quantize_blocks
 from posttrain.real.checkpoint import read_metrics
 from posttrain.real.data import (
+    chat_encoder,
     end_token,
     pad_token,
     pair_encoder,
     render_chat_prompt,
 )
-from posttrain.real.model import LanguageModel, ScoringModel
+from posttrain.real.graded import graded_sft_loss
+from posttrain.real.model import LanguageModel, ModelError, ScoringModel
 from posttrain.real.run import Setup, open_model, open_tokenizer, run
 from posttrain.real.smollm import smollm2
 from posttrain.real.training import RealConfig, write_answers
+from posttrain.sft import count_graded
 from posttrain.tokenizer import END
 
 # The rubric's word list is Shakespeare's, and this model's English is not: all words
@@ -47,10 +60,12 @@ HELDOUT_PAIRS = datasets.FOLDER / "smollm2_preferences_heldout.jsonl"
 PROMPTS = datasets.FOLDER / "prompts.jsonl"
 PLAIN_ENGLISH = datasets.FOLDER / "plain_english.txt"
 REPLAYED = 8  # of its paragraphs, from the first; the others are held out
-STAGES = ("sft", "reward", "dpo", "ppo", "no penalty")
+STAGES = ("sft", "replay", "qlora", "reward", "dpo", "ppo", "no penalty")
 TEMPERATURE = 0.7  # of all answers
 LONGEST = 40  # tokens of an answer; what has not ended by then is cut
+PLACED = 32  # of the prompts, for what is asked about each answer twice
 AT_ONCE, FEW = 32, 8  # rows that are read together: where scores or all logits are kept
+SHOWN = 3  # prompts whose answers are shown
 DRAWN = 4  # answers of which the best is taken
 FREE = 1e-9  # a penalty's weight that is none
 
@@ -73,19 +88,27 @@ class RealTrial:
         micro_batch_size=8,
         lr=3e-4,
         beta=0.05,
-        max_new_tokens=40,
+        max_new_tokens=LONGEST,
+        temperature=TEMPERATURE,
     )
 
 
-def plan(trial: RealTrial, seed: int) -> dict[str, tuple[RealConfig, str, Path, str]]:
-    """Each stage by its name: settings, the stage that it starts from, data, judge."""
-    seeded = {each: replace(getattr(trial, each), seed=seed) for each in STAGES}
+def plan(trial: RealTrial, seed: int) -> dict[str, tuple[RealConfig, dict]]:
+    """Each stage by its name: settings, and what it starts from and reads, on the
+    shelf.
+    """
+    names = ("sft", "reward", "dpo", "ppo")
+    seeded = {name: replace(getattr(trial, name), seed=seed) for name in names}
+    practice = dict(model="sft", data=PROMPTS, reward_model="reward")
+    free = replace(seeded["ppo"], beta=FREE)
     return {
-        "sft": (seeded["sft"], "", CONVERSATIONS, ""),
-        "reward": (seeded["reward"], "sft", PAIRS, ""),
-        "dpo": (seeded["dpo"], "sft", PAIRS, ""),
-        "ppo": (seeded["ppo"], "sft", PROMPTS, "reward"),
-        "no penalty": (replace(seeded["ppo"], beta=FREE), "sft", PROMPTS, "reward"),
+        "sft": (seeded["sft"], dict(data=CONVERSATIONS)),
+        "replay": (seeded["sft"], dict(data=CONVERSATIONS, replay=True)),
+        "qlora": (seeded["sft"], dict(data=CONVERSATIONS, nf4=True)),
+        "reward": (seeded["reward"], dict(model="sft", data=PAIRS)),
+        "dpo": (seeded["dpo"], dict(model="sft", data=PAIRS)),
+        "ppo": (seeded["ppo"], practice),
+        "no penalty": (free, practice),
     }
 
 
@@ -103,23 +126,49 @@ def train_stages(
     shelf.mkdir(parents=True, exist_ok=True)
     todo, metrics = plan(trial, seed), {}
     for name in names:
-        config, start, data, judge = todo[name]
-        out = shelf / name
-        if not (out / "adapter_config.json").exists():
-            model = str(shelf / start) if start else str(smollm2())
-            told = dict(reward_model=str(shelf / judge) if judge else "")
-            setup = Setup(model, str(data), str(out), save_every=10, **told)
+        config, reads = todo[name]
+        if not (shelf / name / "adapter_config.json").exists():
+            setup = setup_of(shelf, name, **reads)
             run(setup, config, resume=True, progress=partial(progress, name))
-        metrics[name] = read_metrics(out)
+        metrics[name] = read_metrics(shelf / name)
     return metrics
 
 
+def setup_of(
+    shelf: Path,
+    name: str,
+    data: Path,
+    model: str = "",
+    reward_model: str = "",
+    replay: bool = False,
+    nf4: bool = False,
+) -> Setup:
+    """A stage's setup: models by their names on the shelf, SmolLM2 where none is
+    named.
+    """
+    text = shelf / "replayed.txt"
+    if replay:
+        text.write_text("\n\n".join(paragraphs()[:REPLAYED]), encoding="utf-8")
+    return Setup(
+        model=str(shelf / model if model else smollm2()),
+        data=str(data),
+        out=str(shelf / name),
+        reward_model=str(shelf / reward_model) if reward_model else "",
+        replay=str(text) if replay else "",
+        nf4=nf4,
+        save_every=10,
+    )
+
+
 def shelf_of(trial: RealTrial, seed: int) -> Path:
-    """Where a trial's folders lie: by its settings, its code and its data."""
+    """Where a trial's folders lie: by its settings, its code, its data, and the
+    number of threads, with which the last digits change.
+    """
     settings = json.dumps(asdict(trial), sort_keys=True)
     key = code.code_key(train_stages, with_data=True)
     name = hashlib.sha256(f"{settings}\0{key}".encode()).hexdigest()[:12]
-    return stages_folder() / f"real-{name}" / f"seed-{seed}"
+    threads = torch.get_num_threads()
+    return stages_folder() / f"real-{name}" / f"seed-{seed}-threads-{threads}"
 
 
 @dataclass(frozen=True)
@@ -225,6 +274,47 @@ def english_loss(model: LanguageModel, tokenizer) -> float:
     return sums / n
 
 
+@torch.no_grad()
+def conversation_loss(model: LanguageModel, tokenizer) -> float:
+    """Mean surprise at the graded tokens of the 20 held-out conversations, in nats."""
+    encode, sums, n = chat_encoder(tokenizer, 1024), 0.0, 0
+    rows = [each for row in datasets.heldout_conversations() for each in encode(row)]
+    for some, _ in turns(rows, FEW):
+        tokens, labels = collate(some, pad_token(tokenizer))
+        n += count_graded(labels)
+        sums += graded_sft_loss(model, tokens, labels, 1).item()
+    return sums / n
+
+
+@torch.no_grad()
+def continued(model: LanguageModel, tokenizer, prompts: list[str]) -> list[str]:
+    """What a model writes after bare prompts, without a chat template."""
+    asked = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    stop, generator = end_token(tokenizer), torch.Generator().manual_seed(0)
+    drawn = write_answers(model, asked, LONGEST, stop, generator, TEMPERATURE)
+    return [tokenizer.decode(tokens) for tokens in drawn]
+
+
+def losses_of(shelf: Path, tokenizer) -> dict[str, dict[str, float]]:
+    """What each model loses on plain English and on held-out conversations, in nats.
+
+    "packed": SmolLM2 with its blocks in four bits (NF4), and "qlora" what was trained
+    on them, its adapters merged into the whole weights.
+    """
+    packed = opened(smollm2(), tokenizer)
+    quantize_blocks(packed.inner)
+    models = {"instruct": opened(smollm2(), tokenizer), "packed": packed}
+    for name in ("sft", "replay", "qlora"):
+        models[name] = opened(shelf / name, tokenizer)
+    return {
+        name: dict(
+            english=english_loss(model, tokenizer),
+            conversations=conversation_loss(model, tokenizer),
+        )
+        for name, model in models.items()
+    }
+
+
 def paragraphs() -> list[str]:
     """The paragraphs of plain English: nothing in them is Shakespeare's, or a chat."""
     return PLAIN_ENGLISH.read_text(encoding="utf-8").strip().split("\n\n")
@@ -266,10 +356,14 @@ def opened(folder: str | Path, tokenizer, scores: bool = False):
 
 
 def judge_policy(
-    reader: Reader, model: LanguageModel, sft: LanguageModel, judge: ScoringModel
+    reader: Reader,
+    model: LanguageModel,
+    instruct: LanguageModel,
+    sft: LanguageModel,
+    judge: ScoringModel,
 ) -> dict:
-    """The card of a policy: with its KL to the SFT model, the judge's mean score, its
-    loss on plain English, and whether the instruct model finds it to the point.
+    """The card of a policy: with its KL to the SFT model, the judge's mean score,
+    and how often the instruct model finds an answer to the point.
     """
     asked, pad = reader.asked, pad_token(reader.tokenizer)
     answers = [row[0] for row in reader.answers(model)]
@@ -277,7 +371,7 @@ def judge_policy(
     return card | dict(
         kl=kl_of(model, sft, asked, answers, pad).mean().item(),
         score=scores_of(judge, asked, answers, pad).mean().item(),
-        english=english_loss(model, reader.tokenizer),
+        to_the_point=to_the_point(instruct, asked[:PLACED], answers[:PLACED], pad),
     )
 
 
@@ -304,18 +398,26 @@ def real_trial(corpus: Corpus, trial: RealTrial, seed: int) -> dict:
     """The whole pipeline on SmolLM2-135M-Instruct, and what becomes of it.
 
     `cards`: of each model and rival on the 64 held-out prompts, with `win_rate` and
-    `tied` against the SFT model's. `metrics`: of each stage. The corpus is not read.
-    Raises ModelError where SmolLM2 is not installed.
+    `tied` against the SFT model's. `metrics`: of each stage. `losses`: as `losses_of`.
+    `continued`: SmolLM2's own words after some bare prompts. `learned`, `ranked`: the
+    shares of the 18 and of the 40 held-out pairs that the reward model ranks right;
+    `dpo_ranked`: of the latter by DPO's policy. The corpus is not read. Raises
+    ModelError where SmolLM2 is not installed.
     """
     shelf = shelf_of(trial, seed)
     metrics = train_stages(shelf, trial, seed)
     tokenizer, _ = open_tokenizer(str(shelf / "sft"))
     reader = Reader(tokenizer, datasets.heldout_prompts(), seed)
-    sft, judge = opened(shelf / "sft", tokenizer), opened(shelf / "reward", tokenizer, True)
-    own = pair_scores(judge, tokenizer, PAIRS), pair_scores(judge, tokenizer, HELDOUT_PAIRS)
-    cards = {"instruct": judge_policy(reader, opened(smollm2(), tokenizer), sft, judge)}
-    for name in ("sft", "dpo", "ppo", "no penalty"):
-        cards[name] = judge_policy(reader, opened(shelf / name, tokenizer), sft, judge)
+    sft = opened(shelf / "sft", tokenizer)
+    judge = opened(shelf / "reward", tokenizer, scores=True)
+    ranked = {}
+    for name, path in {"learned": PAIRS, "ranked": HELDOUT_PAIRS}.items():
+        chosen, rejected = pair_scores(judge, tokenizer, path)  # (N,)
+        ranked[name] = (chosen > rejected).double().mean().item()
+    instruct, cards = opened(smollm2(), tokenizer), {}
+    for name in ("instruct", "sft", "dpo", "ppo", "no penalty"):
+        model = instruct if name == "instruct" else opened(shelf / name, tokenizer)
+        cards[name] = judge_policy(reader, model, instruct, sft, judge)
     cards |= rivals(reader, sft, judge)
     first = cards["sft"]
     for card in cards.values():
@@ -324,7 +426,48 @@ def real_trial(corpus: Corpus, trial: RealTrial, seed: int) -> dict:
     return dict(
         cards=cards,
         metrics=metrics,
-        learned=(own[0][0] > own[0][1]).double().mean().item(),
-        ranked=(own[1][0] > own[1][1]).double().mean().item(),
+        losses=losses_of(shelf, tokenizer),
+        continued=continued(instruct, tokenizer, reader.prompts[:SHOWN]),
         dpo_ranked=implicit_accuracy(dpo, sft, tokenizer, HELDOUT_PAIRS),
+        **ranked,
     )
+
+
+def report(found: dict) -> str:
+    """A trial's result in lines: a row of numbers for each card, and some answers."""
+    head = f"{'':12}{'won':>6}{'finished':>10}{'courteous':>11}{'words':>7}{'KL':>7}"
+    lines = [head]
+    for name, card in found["cards"].items():
+        kl = f"{card['kl']:7.1f}" if "kl" in card else ""
+        lines.append(
+            f"{name:12}{card['win_rate']:6.0%}{card['finished']:10.0%}"
+            f"{card['courteous']:11.0%}{card['words']:7.1f}{kl}"
+        )
+    for i, prompt in enumerate(datasets.heldout_prompts()[:SHOWN]):
+        lines.append(f"\n{prompt}")
+        lines += [f"  {k}: {card['answers'][i]}" for k, card in found["cards"].items()]
+    ranked = "{learned:.0%} of the 18 pairs, {ranked:.0%} of the held-out ones"
+    return "\n".join([*lines, "\nThe reward model ranks " + ranked.format(**found)])
+
+
+def main() -> int:
+    """`make real`: the pipeline with seed 0, which goes on where it was cut off."""
+    from posttrain.show import progress
+
+    def bar(name: str, steps, total: int):
+        return progress(steps, total=total, desc=name)
+
+    try:
+        train_stages(shelf_of(RealTrial(), 0), RealTrial(), 0, progress=bar)
+        print(report(real_trial(None, RealTrial(), 0)))
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. What is trained is kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

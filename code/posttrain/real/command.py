@@ -68,6 +68,12 @@ def add_real(commands: argparse._SubParsersAction, seed) -> argparse.ArgumentPar
     real.add_argument(
         "--reward-model", default="", metavar="FOLDER", help="for ppo: the judge"
     )
+    real.add_argument(
+        "--replay",
+        default="",
+        metavar="FILE",
+        help="for sft: plain text to rehearse beside the conversations",
+    )
     for name, (kind, default, text) in NUMBERS.items():
         real.add_argument(
             f"--{name}",

@@ -67,9 +67,14 @@ def identity_of_files(folder: Path) -> str:
     )
 
 
-def contents(model: str, data: str, reward_model: str) -> dict[str, str]:
+def contents(
+    model: str, data: str, reward_model: str, replay: str = ""
+) -> dict[str, str]:
     """What a run reads, by the names of its settings, as numbers of the contents."""
     judge = model_identity(reward_model) if reward_model else ""
     return dict(
-        model=model_identity(model), data=file_identity(data), reward_model=judge
+        model=model_identity(model),
+        data=file_identity(data),
+        reward_model=judge,
+        replay=file_identity(replay) if replay else "",
     )

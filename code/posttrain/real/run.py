@@ -76,7 +76,15 @@ from posttrain.real.training import (
 from posttrain.real.vocabulary import has_tokenizer, refuse_other_vocabulary
 
 # Where things lie and how they are kept: a run goes on from what they hold
-WHEREABOUTS = ("model", "data", "out", "reward_model", "save_every", "device")
+WHEREABOUTS = (
+    "model",
+    "data",
+    "out",
+    "reward_model",
+    "replay",
+    "save_every",
+    "device",
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class Setup:
     checkpointing: bool = False  # compute activations twice instead of keeping them
     device: str = "auto"
     reward_model: str = ""  # "ppo" alone: the folder of a run of "reward"
+    replay: str = ""  # "sft" alone: a file of plain text, rehearsed beside the data
     save_every: int = 50  # steps between checkpoints
     skip_bad: bool = False  # leave out rows of the data that cannot be used
 
@@ -223,6 +232,7 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     data = rows.kept(setup.skip_bad)
     # A conversation may have become several rows
     data = [example for found in data for example in found] if talks else data
+    text = read_replay(setup.replay, tokenizer, config) if setup.replay else None
     scores = config.stage == "reward"
     model, adapters = trainable(
         setup, setup.model, tokenizer, new_tokens, scores, config.seed
@@ -232,13 +242,30 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     def steps(first: int, state: dict) -> Iterator[dict]:
         if config.stage == "dpo":
             return real_dpo_steps(model, reference, data, config, pad, descent, first)
-        take = real_reward_steps if scores else real_sft_steps
-        return take(model, data, config, pad, descent, first)
+        if scores:
+            return real_reward_steps(model, data, config, pad, descent, first)
+        return real_sft_steps(model, data, config, pad, descent, first, text)
 
     if config.stage == "dpo":
         reference = Reference(model) if adapters else frozen_copy(model)
     trained = nn.ModuleDict(dict(model=model))
     return Session(trained, descent, steps, tokenizer, adapters, {})
+
+
+def read_replay(path: str, tokenizer, config: RealConfig) -> torch.Tensor:
+    """The tokens of a file of plain text, 1-d. Raises ModelError for one too short."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise ModelError(f"{path} cannot be replayed: {reason}") from None
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(tokens) <= config.replay_length:
+        raise ModelError(
+            f"{path} has {len(tokens)} tokens: replay needs more than "
+            f"{config.replay_length}"
+        )
+    return torch.tensor(tokens)
 
 
 def begin_ppo(setup: Setup, config: RealConfig, rows: RowFile, tokenizer) -> Session:
@@ -295,6 +322,8 @@ def check_setup(setup: Setup, config: RealConfig) -> None:
         raise ModelError(
             "weights in four bits cannot be trained: give adapters a rank above 0"
         )
+    if setup.replay and config.stage != "sft":
+        raise ModelError(f"text is replayed in sft alone, not in {config.stage}")
     if config.stage == "ppo":
         if not setup.reward_model:
             raise ModelError(
@@ -322,7 +351,7 @@ def run(
     ModelError where the folder holds something else already.
     """
     out, settings = Path(setup.out), asdict(setup) | asdict(config)
-    read = contents(setup.model, setup.data, setup.reward_model)
+    read = contents(setup.model, setup.data, setup.reward_model, setup.replay)
     state = open_folder(out, settings, read, resume)
     session, first = begin(setup, config), state.get("step", 0)
     if first:
@@ -412,7 +441,7 @@ def open_folder(out: Path, settings: dict, read: dict[str, str], resume: bool) -
             f"the run in {out} was begun with another {differ[0]}: give the same"
         )
     known = state.get("contents", {}) if state else read
-    differ = [name for name, value in read.items() if known.get(name) != value]
+    differ = [name for name, value in read.items() if known.get(name, "") != value]
     if differ:
         raise ModelError(
             f"the run in {out} was begun with another {differ[0].replace('_', ' ')}: "

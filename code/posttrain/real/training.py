@@ -16,12 +16,19 @@ from posttrain.logprobs import pack, token_logprobs
 from posttrain.optim import Descent, adamw, linear_fall
 from posttrain.ppo import Models, PPOConfig, Rollout, ask_models, ppo_rounds
 from posttrain.preference_pairs import Pair, pack_pairs
+from posttrain.pretrain import random_batch
 from posttrain.real.graded import graded_log_probs, graded_sft_loss
 from posttrain.real.model import LanguageModel, ScoringModel
 from posttrain.reward_model import RewardConfig, reward_batches, set_unit
 from posttrain.sampling import draw, left_pad
 from posttrain.settings import above_zero, at_least, one_of
-from posttrain.sft import SFTConfig, batch_graded, count_graded
+from posttrain.sft import (
+    SFTConfig,
+    batch_graded,
+    count_graded,
+    rehearsed,
+    replay_part,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class RealConfig:
     max_length: int = 1024  # the longest row, in tokens
     max_gradient_norm: float = 1.0  # longer gradients are scaled down to it; not PPO's
     beta: float = 0.1  # "dpo" and "ppo": what a nat away from the reference counts
+    replay_length: int = 64  # "sft" alone: tokens of plain text beside each batch
+    replay_weight: float = 0.3  # of their loss beside the conversations'
     centring: float = 0.01  # "reward" alone: weight of (r_chosen + r_rejected)^2
     # "ppo" alone: an answer that has not ended by then is cut
     max_new_tokens: int = 128
@@ -47,7 +56,7 @@ class RealConfig:
     def __post_init__(self):
         one_of(self, stage=("sft", "reward", "dpo", "ppo"))
         at_least(self, steps=1, batch_size=1, micro_batch_size=1, max_length=1)
-        at_least(self, max_new_tokens=1, centring=0)
+        at_least(self, max_new_tokens=1, centring=0, replay_length=1, replay_weight=0)
         above_zero(self, "lr", "max_gradient_norm", "beta", "temperature")
 
 
@@ -88,27 +97,37 @@ def real_sft_steps(
     pad: int,
     descent: Descent,
     first: int = 0,
+    text: Tensor | None = None,
 ) -> Iterator[dict[str, float]]:
-    """`sft.sft_steps` without replay, from step `first` on; with `gradient_norm`."""
-    settings = SFTConfig(**shared_settings(config, len(examples)), replay=0)
-    batches = real_sft_batches(examples, settings, pad)
+    """`sft.sft_steps` from step `first` on; with `gradient_norm`.
+
+    text: tokens of plain text to replay, 1-d; without it there is no replay.
+    """
+    settings = SFTConfig(
+        **shared_settings(config, len(examples)),
+        replay=0 if text is None else 1,
+        replay_length=config.replay_length,
+        replay_weight=config.replay_weight,
+    )
+    batches = real_sft_batches(examples, text, settings, pad)
     return follow(model, batches, descent, first=first)
 
 
 def real_sft_batches(
-    examples: list, config: SFTConfig, pad: int
+    examples: list, text: Tensor | None, config: SFTConfig, pad: int
 ) -> Iterator[list[Part]]:
-    """The batches of `sft.sft_batches` without replay, in parts."""
+    """The batches of `sft.sft_batches`, in parts."""
     generator = torch.Generator().manual_seed(config.seed)
-    for rows in islice(
-        epochs(len(examples), config.batch_size, generator), config.steps
-    ):
+    batches = epochs(len(examples), config.batch_size, generator)
+    for rows in islice(batches, config.steps):
         batch = [examples[i] for i in rows]
-        n_graded, some = (
-            batch_graded(batch, ALONE),
-            turns(batch, config.micro_batch_size),
-        )
-        yield [talk_part(rows, n_graded, pad) for rows, _ in some]
+        n_graded = batch_graded(batch, ALONE)
+        some = turns(batch, config.micro_batch_size)
+        parts = [talk_part(each, n_graded, pad) for each, _ in some]
+        if config.replay:
+            excerpt = random_batch(text, config.replay, config.replay_length, generator)
+            parts.append(rehearsed(replay_part(excerpt), config.replay_weight))
+        yield parts
 
 
 def talk_part(examples: list, n_graded: int, pad: int) -> Part:
