@@ -311,6 +311,7 @@ TYPED = {
     },
     "lora": {"worked out by hand": "0.4 0.5 0.25 0.246 4.127"},
     "real": {
+        "a setting": "0.7",
         "an aim, or a level of confidence": "0.0001",
         "a symptom, not a result": "0.6931",
     },

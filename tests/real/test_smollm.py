@@ -1,4 +1,6 @@
-"""A published model out of a package: known by its content, refused when it is another."""
+"""A published model out of a package: known by its content, refused where it is not
+that one.
+"""
 
 import importlib.util
 import json

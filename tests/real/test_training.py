@@ -141,9 +141,10 @@ def test_replayed_text_is_learned_beside_the_conversations_with_its_weight():
     for tokens, labels in batch:
         logits = twin(torch.tensor([tokens]))[0, :-1]
         targets = torch.tensor(labels[1:])
-        loss = loss + F.cross_entropy(
-            logits, targets, ignore_index=IGNORE, reduction="sum"
-        ) / n
+        loss = (
+            loss
+            + F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / n
+        )
     loss.backward()
     norm = nn.utils.clip_grad_norm_(twin.parameters(), 1e9)
     assert found["text"]["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)

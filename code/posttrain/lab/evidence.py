@@ -25,8 +25,7 @@ import torch
 
 from posttrain.data import corpus
 from posttrain.keep import code, store, workers
-from posttrain.lab.experiments import EXPERIMENTS, PUBLISHED, Experiment
-from posttrain.real import smollm
+from posttrain.lab.experiments import EXPERIMENTS, Experiment
 from posttrain.stages import base_model
 
 FEWEST = 5  # seeds that a record has at least; a measurement of time has one
@@ -256,8 +255,6 @@ def measure(
         if gone(name):
             write(name, [])
         return 0
-    if experiment.published and not smollm.is_there():
-        raise EvidenceError(f"{name} needs {smollm.NAME}: {smollm.INSTALL}")
     base_model(shakespeare())  # once, before the workers all want it
     calls = [(name, *job) for job in jobs]
     if experiment.alone:
@@ -395,8 +392,7 @@ def problems(name: str) -> list[str]:
     seeds.
     """
     experiment, settings = find(name), stored(name)["settings"]
-    fewest = PUBLISHED if experiment.published else FEWEST
-    found, fewest = [], 1 if experiment.alone else fewest
+    found, fewest = [], 1 if experiment.alone else FEWEST
     for setting, key in keys_of(experiment).items():
         known = settings.get(setting)
         if known is None:
@@ -478,7 +474,7 @@ def spot_check(n: int, draw: str) -> list[str]:
         for name, experiment in EXPERIMENTS.items()
         for setting in experiment.settings
         for seed in range(FEWEST)
-        if not (experiment.alone or experiment.published)
+        if not experiment.alone
     ]
     base_model(shakespeare())
     found = []

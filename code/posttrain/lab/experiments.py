@@ -1,7 +1,6 @@
 """What is measured over many seeds, by name: each experiment's trial and its settings.
 
-A claim of a chapter has 20 seeds, a variation beside it 5, and what is trained on a
-published model 3.
+A claim of a chapter has 20 seeds, a variation beside it 5.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from posttrain.lab.pretraining_trials import (
     sprint,
     taken_away,
 )
-from posttrain.lab.real_trials import RealTrial, real_trial
 from posttrain.lab.reward_trials import RewardTrial, reward_trial
 from posttrain.lab.rival_trials import WAYS, RivalTrial, rival_trial
 from posttrain.lab.sft_trials import SFTTrial, sft_trial
@@ -37,7 +35,7 @@ from posttrain.ppo import PPOConfig
 from posttrain.reward_model import RewardConfig
 from posttrain.sft import plain_sft
 
-CLAIM, VARIATION, PUBLISHED = 20, 5, 3  # seeds
+CLAIM, VARIATION = 20, 5  # seeds
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,6 @@ class Experiment:
     variations: dict[str, object] = field(default_factory=dict)
     # One run at a time, nothing beside it: what it measures is time
     alone: bool = False
-    # On a published model: minutes a run, and not without its weights
-    published: bool = False
 
     @property
     def settings(self) -> dict[str, object]:
@@ -61,8 +57,6 @@ class Experiment:
 
     def seeds(self, name: str) -> int:
         """How many seeds a setting is to be measured with."""
-        if self.published:
-            return PUBLISHED
         return CLAIM if name in self.claims else VARIATION
 
 
@@ -235,5 +229,4 @@ EXPERIMENTS: dict[str, Experiment] = dict(
     costs=Experiment(
         cost_trial, variations={name: name for name in METHODS}, alone=True
     ),
-    real=Experiment(real_trial, {"SmolLM2": RealTrial()}, published=True),
 )

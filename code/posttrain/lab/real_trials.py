@@ -76,17 +76,17 @@ class RealTrial:
 
     sft: RealConfig = RealConfig("sft", steps=30, micro_batch_size=8, lr=1e-3)
     reward: RealConfig = RealConfig(
-        "reward", steps=16, batch_size=6, micro_batch_size=6, lr=5e-4
+        "reward", steps=20, batch_size=6, micro_batch_size=6, lr=1e-3
     )
     dpo: RealConfig = RealConfig(
         "dpo", steps=16, batch_size=6, micro_batch_size=6, lr=2e-4, beta=0.1
     )
     ppo: RealConfig = RealConfig(
         "ppo",
-        steps=20,
+        steps=12,
         batch_size=16,
         micro_batch_size=8,
-        lr=3e-4,
+        lr=6e-4,
         beta=0.05,
         max_new_tokens=LONGEST,
         temperature=TEMPERATURE,
