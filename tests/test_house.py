@@ -247,7 +247,14 @@ def test_the_locks_hold_every_pin_but_pytorch(environment):
             assert (book | others)[requirement.name] == str(requirement.specifier)
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "extras.lock"])
+def test_the_weights_lock_is_its_extra():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    (wanted,) = re.findall(r"^real-weights = \[(.*?)\]$", text, re.M)
+    locked = [line.split()[0] for line in lines("weights.lock")]
+    assert sorted(re.findall(r'"(.*?)"', wanted)) == locked
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "extras.lock", "weights.lock"])
 def test_every_line_of_a_lock_has_hashes_and_nothing_else(name):
     locked = re.compile(
         r"[a-z0-9-]+==[a-z0-9.]+( ; [\w\s.*'()<>=!]+?)?(\s+--hash=sha256:[0-9a-f]{64})+"

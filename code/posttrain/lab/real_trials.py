@@ -275,7 +275,7 @@ def english_loss(model: LanguageModel, tokenizer) -> float:
 
 
 @torch.no_grad()
-def conversation_loss(model: LanguageModel, tokenizer) -> float:
+def talk_loss(model: LanguageModel, tokenizer) -> float:
     """Mean surprise at the graded tokens of the 20 held-out conversations, in nats."""
     encode, sums, n = chat_encoder(tokenizer, 1024), 0.0, 0
     rows = [each for row in datasets.heldout_conversations() for each in encode(row)]
@@ -309,7 +309,7 @@ def losses_of(shelf: Path, tokenizer) -> dict[str, dict[str, float]]:
     return {
         name: dict(
             english=english_loss(model, tokenizer),
-            conversations=conversation_loss(model, tokenizer),
+            conversations=talk_loss(model, tokenizer),
         )
         for name, model in models.items()
     }
