@@ -582,8 +582,15 @@ def test_a_text_that_cannot_be_replayed_is_refused(files, tmp_path, stage, text,
 def test_a_run_goes_on_with_the_text_that_it_was_begun_with(files, tmp_path):
     path, out = tmp_path / "plain.txt", tmp_path / "out"
     path.write_text("The bus used to stop in front of the library. " * 20)
+    whole = setup(files, "sft", tmp_path / "whole", replay=str(path), save_every=1)
     chosen = setup(files, "sft", out, replay=str(path), save_every=1)
     run(chosen, config("sft"), stop_after=2)
+    assert run(chosen, config("sft"), resume=True) == run(whole, config("sft"))
+    shutil.rmtree(out)
+    run(chosen, config("sft"), stop_after=2)
+    without = setup(files, "sft", out, save_every=1)
+    with pytest.raises(ModelError, match="no file does not hold what .*plain.txt held"):
+        run(without, config("sft"), resume=True)
     path.write_text("Bread needs four things, and one of them is time. " * 20)
     with pytest.raises(ModelError, match="begun with another replay"):
         run(chosen, config("sft"), resume=True)

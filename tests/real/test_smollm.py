@@ -72,6 +72,13 @@ def test_a_folder_that_was_changed_is_refused_by_the_files_name(shelf):
         smollm.smollm2()
 
 
+def test_a_list_of_checksums_that_was_cut_vouches_for_nothing(shelf):
+    place = unpacked(shelf)
+    (place / smollm.CHECKSUMS).write_text("")
+    with pytest.raises(ModelError, match="was changed or cut since it was made"):
+        smollm.smollm2()
+
+
 def test_each_digit_is_a_token_and_all_else_is_as_before(tmp_path):
     before = fetch(library().AutoTokenizer, str(folder()))
     before.save_pretrained(tmp_path)

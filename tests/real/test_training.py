@@ -29,6 +29,7 @@ from posttrain.real.model import (  # noqa: E402
 )
 from posttrain.real.training import (  # noqa: E402
     RealConfig,
+    Replay,
     build_descent,
     collect_real_rollout,
     normalise_scores,
@@ -118,7 +119,7 @@ def test_the_first_steps_of_sft_are_those_of_adamw_on_the_graded_mean(kind):
 
 
 def test_replayed_text_is_learned_beside_the_conversations_with_its_weight():
-    text = torch.arange(3, 63)
+    text = Replay(torch.arange(3, 63), [])
     config = replace(CONFIG, steps=1, replay_length=59, replay_weight=0.5)
     found = {}
     for name, replayed in {"none": None, "text": text}.items():
@@ -129,8 +130,8 @@ def test_replayed_text_is_learned_beside_the_conversations_with_its_weight():
         found[name] = seen
     twin = policy(adapters=False)
     # There is one excerpt of 59 tokens that leaves a last target: the first
-    logits = twin(text[None, :59])[0]
-    expected = F.cross_entropy(logits, text[1:60])
+    logits = twin(text.text[None, :59])[0]
+    expected = F.cross_entropy(logits, text.text[1:60])
     assert found["text"]["replay"] == pytest.approx(float(expected.detach()), rel=1e-9)
     assert found["text"]["loss"] == found["none"]["loss"]
     rows = examples()
@@ -148,6 +149,16 @@ def test_replayed_text_is_learned_beside_the_conversations_with_its_weight():
     loss.backward()
     norm = nn.utils.clip_grad_norm_(twin.parameters(), 1e9)
     assert found["text"]["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)
+
+
+def test_what_a_tokenizer_puts_before_any_text_stands_before_an_excerpt_ungraded():
+    model, text = policy(adapters=False), torch.arange(3, 63)
+    part = Replay(text, [1, 2]).part(59, generator(), PAD)
+    loss, noted = part(model)
+    logits = model(torch.tensor([[1, 2, *text.tolist()]]))[0]  # (T, V)
+    expected = F.cross_entropy(logits[2:61], text[1:60])
+    assert noted["graded"] == 59
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from posttrain.batches import turns
 from posttrain.chat import collate
+from posttrain.cli.boundary import guarded
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.data.row_files import RowFile
 from posttrain.dpo import pair_logprobs
 from posttrain.evaluate import distinct_n, gold_parts, manner, words_of
 from posttrain.keep import code
-from posttrain.keep.store import stages_folder
+from posttrain.keep.store import lock, stages_folder
 from posttrain.lab.reward_probes import count_of, word_votes
 from posttrain.lab.rival_trials import CONSTANT
 from posttrain.lab.scorecard import against
@@ -44,7 +45,12 @@ from posttrain.real.data import (
     render_chat_prompt,
 )
 from posttrain.real.graded import graded_sft_loss
-from posttrain.real.model import LanguageModel, ModelError, ScoringModel
+from posttrain.real.model import (
+    LanguageModel,
+    ModelError,
+    ScoringModel,
+    library,
+)
 from posttrain.real.run import Setup, open_model, open_tokenizer, run
 from posttrain.real.smollm import smollm2
 from posttrain.real.training import RealConfig, write_answers
@@ -72,7 +78,9 @@ FREE = 1e-9  # a penalty's weight that is none
 
 @dataclass(frozen=True)
 class RealTrial:
-    """The settings of every stage: all with adapters of rank 8, in float32."""
+    """The settings of every stage: all with adapters of rank 8, beside weights in
+    float32 or, for "qlora", in four bits.
+    """
 
     sft: RealConfig = RealConfig("sft", steps=30, micro_batch_size=8, lr=1e-3)
     reward: RealConfig = RealConfig(
@@ -127,9 +135,10 @@ def train_stages(
     todo, metrics = plan(trial, seed), {}
     for name in names:
         config, reads = todo[name]
-        if not (shelf / name / "adapter_config.json").exists():
-            setup = setup_of(shelf, name, **reads)
-            run(setup, config, resume=True, progress=partial(progress, name))
+        with lock(shelf / name):
+            if not (shelf / name / "adapter_config.json").exists():
+                setup = setup_of(shelf, name, **reads)
+                run(setup, config, resume=True, progress=partial(progress, name))
         metrics[name] = read_metrics(shelf / name)
     return metrics
 
@@ -161,12 +170,17 @@ def setup_of(
 
 
 def shelf_of(trial: RealTrial, seed: int) -> Path:
-    """Where a trial's folders lie: by its settings, its code, its data, and the
-    number of threads, with which the last digits change.
+    """Where a trial's folders lie: by its settings, its code, its data, the versions
+    of the libraries, and the number of threads, with which the last digits change.
+
+    Raises ModelError where the code that runs is not what the files say.
     """
-    settings = json.dumps(asdict(trial), sort_keys=True)
-    key = code.code_key(train_stages, with_data=True)
-    name = hashlib.sha256(f"{settings}\0{key}".encode()).hexdigest()[:12]
+    if code.changed(train_stages):
+        raise ModelError("the code was edited since it was imported: start again")
+    parts = [json.dumps(asdict(trial), sort_keys=True)]
+    parts += [code.code_key(train_stages, with_data=True)]
+    parts += [torch.__version__, library().__version__]
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
     threads = torch.get_num_threads()
     return stages_folder() / f"real-{name}" / f"seed-{seed}-threads-{threads}"
 
@@ -301,18 +315,17 @@ def losses_of(shelf: Path, tokenizer) -> dict[str, dict[str, float]]:
     "packed": SmolLM2 with its blocks in four bits (NF4), and "qlora" what was trained
     on them, its adapters merged into the whole weights.
     """
-    packed = opened(smollm2(), tokenizer)
-    quantize_blocks(packed.inner)
-    models = {"instruct": opened(smollm2(), tokenizer), "packed": packed}
-    for name in ("sft", "replay", "qlora"):
-        models[name] = opened(shelf / name, tokenizer)
-    return {
-        name: dict(
+    losses = {}
+    for name in ("instruct", "packed", "sft", "replay", "qlora"):
+        own = shelf / name if name in STAGES else smollm2()
+        model = opened(own, tokenizer)
+        if name == "packed":
+            quantize_blocks(model.inner)
+        losses[name] = dict(
             english=english_loss(model, tokenizer),
             conversations=talk_loss(model, tokenizer),
         )
-        for name, model in models.items()
-    }
+    return losses
 
 
 def paragraphs() -> list[str]:
@@ -394,7 +407,12 @@ def rivals(reader: Reader, sft: LanguageModel, judge: ScoringModel) -> dict[str,
     return cards | {"constant": card_of([CONSTANT + END] * len(texts))}
 
 
-def real_trial(corpus: Corpus, trial: RealTrial, seed: int) -> dict:
+def real_trial(
+    corpus: Corpus | None,
+    trial: RealTrial,
+    seed: int,
+    progress: Callable = lambda name, steps, total: steps,
+) -> dict:
     """The whole pipeline on SmolLM2-135M-Instruct, and what becomes of it.
 
     `cards`: of each model and rival on the 64 held-out prompts, with `win_rate` and
@@ -405,7 +423,7 @@ def real_trial(corpus: Corpus, trial: RealTrial, seed: int) -> dict:
     ModelError where SmolLM2 is not installed.
     """
     shelf = shelf_of(trial, seed)
-    metrics = train_stages(shelf, trial, seed)
+    metrics = train_stages(shelf, trial, seed, progress=progress)
     tokenizer, _ = open_tokenizer(str(shelf / "sft"))
     reader = Reader(tokenizer, datasets.heldout_prompts(), seed)
     sft = opened(shelf / "sft", tokenizer)
@@ -447,7 +465,11 @@ def report(found: dict) -> str:
         lines.append(f"\n{prompt}")
         lines += [f"  {k}: {card['answers'][i]}" for k, card in found["cards"].items()]
     ranked = "{learned:.0%} of the 18 pairs, {ranked:.0%} of the held-out ones"
-    return "\n".join([*lines, "\nThe reward model ranks " + ranked.format(**found)])
+    lines.append("\nThe reward model ranks " + ranked.format(**found))
+    lines.append("\nSurprise (nats/token)   held-out conversations   plain English")
+    for name, lost in found["losses"].items():
+        lines.append(f"{name:22}{lost['conversations']:24.2f}{lost['english']:16.2f}")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -457,16 +479,11 @@ def main() -> int:
     def bar(name: str, steps, total: int):
         return progress(steps, total=total, desc=name)
 
-    try:
-        train_stages(shelf_of(RealTrial(), 0), RealTrial(), 0, progress=bar)
-        print(report(real_trial(None, RealTrial(), 0)))
-    except ModelError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. What is trained is kept.", file=sys.stderr)
-        return 130
-    return 0
+    def whole() -> int:
+        print(report(real_trial(None, RealTrial(), 0, bar)))
+        return 0
+
+    return guarded(whole, real=True)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,10 @@ from posttrain.real.checkpoint import (
 from posttrain.real.data import (
     CHATML_TOKENS,
     chat_encoder,
+    encode,
     end_token,
     give_template,
+    opening,
     pad_token,
     pair_encoder,
     refuse_excess,
@@ -66,6 +68,7 @@ from posttrain.real.model import (
 from posttrain.real.peft_settings import chain_of
 from posttrain.real.training import (
     RealConfig,
+    Replay,
     build_descent,
     normalise_scores,
     real_dpo_steps,
@@ -252,8 +255,8 @@ def begin(setup: Setup, config: RealConfig) -> Session:
     return Session(trained, descent, steps, tokenizer, adapters, {})
 
 
-def read_replay(path: str, tokenizer, config: RealConfig) -> torch.Tensor:
-    """The tokens of a file of plain text, 1-d. Raises ModelError for one too short."""
+def read_replay(path: str, tokenizer, config: RealConfig) -> Replay:
+    """A file of plain text to replay. Raises ModelError for one that is too short."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -265,7 +268,7 @@ def read_replay(path: str, tokenizer, config: RealConfig) -> torch.Tensor:
             f"{path} has {len(tokens)} tokens: replay needs more than "
             f"{config.replay_length}"
         )
-    return torch.tensor(tokens)
+    return Replay(torch.tensor(tokens), encode(opening(tokenizer), tokenizer))
 
 
 def begin_ppo(setup: Setup, config: RealConfig, rows: RowFile, tokenizer) -> Session:
@@ -434,8 +437,10 @@ def open_folder(out: Path, settings: dict, read: dict[str, str], resume: bool) -
     refuse_broken_files(out)
     state = stored_state(out) or {}
     told = {name: settings[name] for name in settings if name not in WHEREABOUTS}
-    before = state.get("settings", told)
-    differ = [name for name, value in told.items() if before.get(name) != value]
+    # What an older run did not know was as it is by default
+    before = asdict(Setup("", "", "")) | asdict(RealConfig())
+    before |= state.get("settings", told)
+    differ = [name for name, value in told.items() if before[name] != value]
     if differ:
         raise ModelError(
             f"the run in {out} was begun with another {differ[0]}: give the same"
@@ -443,10 +448,11 @@ def open_folder(out: Path, settings: dict, read: dict[str, str], resume: bool) -
     known = state.get("contents", {}) if state else read
     differ = [name for name, value in read.items() if known.get(name, "") != value]
     if differ:
+        now, then = settings[differ[0]], before[differ[0]]
+        held = f"{now or 'no file'} does not hold what {then or 'no file'} held"
         raise ModelError(
             f"the run in {out} was begun with another {differ[0].replace('_', ' ')}: "
-            f"{settings[differ[0]]} does not hold what {before[differ[0]]} held; give "
-            "the same, or begin anew in another --out"
+            f"{held}; give the same, or begin anew in another --out"
         )
     return state
 

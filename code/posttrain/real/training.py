@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.batches import ALONE, Part, device_of, epochs, follow, turns
-from posttrain.chat import collate
+from posttrain.chat import IGNORE, collate
 from posttrain.dpo import DPOConfig, pair_report, preference_loss
 from posttrain.logprobs import pack, token_logprobs
 from posttrain.optim import Descent, adamw, linear_fall
@@ -22,13 +22,7 @@ from posttrain.real.model import LanguageModel, ScoringModel
 from posttrain.reward_model import RewardConfig, reward_batches, set_unit
 from posttrain.sampling import draw, left_pad
 from posttrain.settings import above_zero, at_least, one_of
-from posttrain.sft import (
-    SFTConfig,
-    batch_graded,
-    count_graded,
-    rehearsed,
-    replay_part,
-)
+from posttrain.sft import batch_graded, count_graded, rehearsed
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,23 @@ class RealConfig:
         at_least(self, steps=1, batch_size=1, micro_batch_size=1, max_length=1)
         at_least(self, max_new_tokens=1, centring=0, replay_length=1, replay_weight=0)
         above_zero(self, "lr", "max_gradient_norm", "beta", "temperature")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Plain text to rehearse: its tokens, 1-d, and those that a tokenizer puts before
+    any text.
+    """
+
+    text: Tensor
+    opening: list[int]
+
+    def part(self, length: int, generator: torch.Generator, pad: int) -> Part:
+        """The loss of a random excerpt of so many graded tokens."""
+        (inputs,), (targets,) = random_batch(self.text, 1, length, generator)  # (T,)
+        excerpt = [*inputs.tolist(), int(targets[-1])]
+        labels = [IGNORE] * len(self.opening) + [IGNORE] + excerpt[1:]
+        return talk_part([([*self.opening, *excerpt], labels)], length, pad)
 
 
 def build_descent(config: RealConfig, *models: nn.Module) -> Descent:
@@ -97,36 +108,29 @@ def real_sft_steps(
     pad: int,
     descent: Descent,
     first: int = 0,
-    text: Tensor | None = None,
+    replay: Replay | None = None,
 ) -> Iterator[dict[str, float]]:
-    """`sft.sft_steps` from step `first` on; with `gradient_norm`.
-
-    text: tokens of plain text to replay, 1-d; without it there is no replay.
+    """`sft.sft_steps` from step `first` on, replay where there is any; with
+    `gradient_norm`.
     """
-    settings = SFTConfig(
-        **shared_settings(config, len(examples)),
-        replay=0 if text is None else 1,
-        replay_length=config.replay_length,
-        replay_weight=config.replay_weight,
-    )
-    batches = real_sft_batches(examples, text, settings, pad)
+    batches = real_sft_batches(examples, replay, config, pad)
     return follow(model, batches, descent, first=first)
 
 
 def real_sft_batches(
-    examples: list, text: Tensor | None, config: SFTConfig, pad: int
+    examples: list, replay: Replay | None, config: RealConfig, pad: int
 ) -> Iterator[list[Part]]:
-    """The batches of `sft.sft_batches`, in parts."""
+    """The batches of `sft.sft_batches`, in parts, with one excerpt to replay."""
     generator = torch.Generator().manual_seed(config.seed)
-    batches = epochs(len(examples), config.batch_size, generator)
-    for rows in islice(batches, config.steps):
+    size = min(config.batch_size, len(examples))
+    for rows in islice(epochs(len(examples), size, generator), config.steps):
         batch = [examples[i] for i in rows]
         n_graded = batch_graded(batch, ALONE)
         some = turns(batch, config.micro_batch_size)
         parts = [talk_part(each, n_graded, pad) for each, _ in some]
-        if config.replay:
-            excerpt = random_batch(text, config.replay, config.replay_length, generator)
-            parts.append(rehearsed(replay_part(excerpt), config.replay_weight))
+        if replay is not None:
+            excerpt = replay.part(config.replay_length, generator, pad)
+            parts.append(rehearsed(excerpt, config.replay_weight))
         yield parts
 
 
