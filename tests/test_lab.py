@@ -86,6 +86,8 @@ def page(lab):
         page = browser.new_page(viewport=dict(width=1400, height=1000))
         page.goto(f"{address}/lab/tree/work/reward.ipynb")
         page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=60_000)
+        # What is run before the kernel is there may be forgotten
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         yield page
@@ -94,9 +96,15 @@ def page(lab):
 
 def saved(folder, page):
     """The notebook on disk, once all its cells have run."""
-    for _ in range(LONGEST):
+    for _ in range(LONGEST // 3):
+        time.sleep(3)
+        dialog = page.locator(".jp-Dialog")
+        assert dialog.count() == 0, dialog.first.inner_text()
+        # Save when nothing runs: a second saving beside the first is a conflict
+        if page.get_by_text("| Idle").count() == 0:
+            continue
         page.keyboard.press("Control+s")
-        time.sleep(1)
+        page.get_by_text("Saving completed").wait_for(timeout=30_000)
         cells = json.loads((folder / "reward.ipynb").read_bytes())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         if all(cell["execution_count"] for cell in code):
