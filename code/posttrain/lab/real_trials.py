@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from posttrain.batches import turns
 from posttrain.chat import collate
-from posttrain.cli.boundary import guarded
 from posttrain.data import datasets
 from posttrain.data.corpus import Corpus
 from posttrain.data.row_files import RowFile
@@ -449,42 +447,3 @@ def real_trial(
         dpo_ranked=implicit_accuracy(dpo, sft, tokenizer, HELDOUT_PAIRS),
         **ranked,
     )
-
-
-def report(found: dict) -> str:
-    """A trial's result in lines: a row of numbers for each card, and some answers."""
-    head = f"{'':12}{'won':>6}{'finished':>10}{'courteous':>11}{'words':>7}{'KL':>7}"
-    lines = [head]
-    for name, card in found["cards"].items():
-        kl = f"{card['kl']:7.1f}" if "kl" in card else ""
-        lines.append(
-            f"{name:12}{card['win_rate']:6.0%}{card['finished']:10.0%}"
-            f"{card['courteous']:11.0%}{card['words']:7.1f}{kl}"
-        )
-    for i, prompt in enumerate(datasets.heldout_prompts()[:SHOWN]):
-        lines.append(f"\n{prompt}")
-        lines += [f"  {k}: {card['answers'][i]}" for k, card in found["cards"].items()]
-    ranked = "{learned:.0%} of the 18 pairs, {ranked:.0%} of the held-out ones"
-    lines.append("\nThe reward model ranks " + ranked.format(**found))
-    lines.append("\nSurprise (nats/token)   held-out conversations   plain English")
-    for name, lost in found["losses"].items():
-        lines.append(f"{name:22}{lost['conversations']:24.2f}{lost['english']:16.2f}")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    """`make real`: the pipeline with seed 0, which goes on where it was cut off."""
-    from posttrain.show import progress
-
-    def bar(name: str, steps, total: int):
-        return progress(steps, total=total, desc=name)
-
-    def whole() -> int:
-        print(report(real_trial(None, RealTrial(), 0, bar)))
-        return 0
-
-    return guarded(whole, real=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
