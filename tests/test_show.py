@@ -287,6 +287,7 @@ TYPED = {
     },
     "lab-sft": {
         "a setting": "0.1",
+        "literature": "0.315 0.355",
         "an aim, or a level of confidence": "95%",
     },
     "lab-reward": {

@@ -17,12 +17,15 @@ from transformers import (
 )
 
 from posttrain.data import datasets
+from posttrain.data.row_files import RowFile
+from posttrain.lab.real_trials import CONVERSATIONS, PAIRS
 from posttrain.real.adapter import adapt, adapter_settings, merge_adapter, save_adapter
 from posttrain.real.command import loading
 from posttrain.real.gpt2_weights import load_gpt2
-from posttrain.real.model import LanguageModel, ModelError
+from posttrain.real.model import LanguageModel, ModelError, load_model
 from posttrain.real.peers import peft_logits, trl_losses
 from posttrain.real.run import Setup, begin, grow, open_model, run, save_result
+from posttrain.real.smollm import is_there, smollm2
 from posttrain.real.training import RealConfig
 
 peft = pytest.importorskip("peft")
@@ -48,6 +51,37 @@ def test_each_steps_loss_is_that_of_trls_trainer(kind, stage, tmp_path):
     ours = [row["loss"] for row in run(options, config)]
     theirs = trl_losses(folder(kind), rows, config)
     assert ours == pytest.approx(theirs, abs=1e-5) and len(set(ours)) == 5
+
+
+@pytest.mark.skipif(not is_there(), reason="SmolLM2 is not installed: make real")
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_smollm2s_first_steps_are_those_of_trls_trainer(stage, tmp_path):
+    data = CONVERSATIONS if stage == "sft" else PAIRS
+    rows = RowFile(data, "conversations" if stage == "sft" else "preferences").kept()
+    config = RealConfig(
+        stage=stage, steps=3, batch_size=4, micro_batch_size=2, lr=1e-5, max_length=256
+    )
+    model = str(smollm2())
+    options = Setup(model, str(data), str(tmp_path / "out"), rank=0, device="cpu")
+    ours = [row["loss"] for row in run(options, config)]
+    theirs = trl_losses(model, rows, config)
+    print(stage, ours, theirs)
+    assert ours == pytest.approx(theirs, rel=1e-4) and len(set(ours)) == 3
+
+
+@pytest.mark.skipif(not is_there(), reason="SmolLM2 is not installed: make real")
+def test_peft_loads_what_was_trained_beside_smollm2(tmp_path):
+    config = RealConfig(steps=2, batch_size=4, micro_batch_size=4, lr=1e-3)
+    options = Setup(str(smollm2()), str(CONVERSATIONS), str(tmp_path), device="cpu")
+    run(options, config)
+    ours = load_model(str(smollm2())).eval()
+    base, asked = copy.deepcopy(ours), TOKENS + 1000
+    with torch.no_grad():
+        before = ours(input_ids=asked).logits
+        after = merge_adapter(ours, tmp_path)(input_ids=asked).logits
+    assert (after - before).abs().max() > 0.01
+    theirs = peft_logits(base, tmp_path, asked)
+    torch.testing.assert_close(theirs, after, rtol=0, atol=1e-3)
 
 
 def adapted(kind, new_tokens=None, tied=True, scores=False):

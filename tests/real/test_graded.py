@@ -306,11 +306,13 @@ def test_a_run_of_sft_is_the_books_run(kind):
 
 @pytest.mark.parametrize("size", [1, 3, 4])
 @pytest.mark.parametrize("adapters", [True, False])
-def test_a_run_of_dpo_is_the_books_run(size, adapters):
-    config = replace(CONFIG, stage="dpo", micro_batch_size=size, batch_size=6)
+@pytest.mark.parametrize("smoothing, weight", [(0.0, 0.0), (0.2, 0.0), (0.0, 3.0)])
+def test_a_run_of_dpo_is_the_books_run(size, adapters, smoothing, weight):
+    brakes = dict(label_smoothing=smoothing, nll_weight=weight)
+    sizes = dict(micro_batch_size=size, batch_size=6)
+    config = replace(CONFIG, stage="dpo", **sizes, **brakes)
     runs, pairs = [], encoded_pairs()
-    options = dict(label_smoothing=0.0, nll_weight=0.0, beta=config.beta)
-    plain = DPOConfig(steps=5, batch_size=6, micro_batch_size=size, **options)
+    plain = DPOConfig(steps=5, beta=config.beta, **sizes, **brakes)
     for ours in (True, False):
         inner = load_model(folder()).double()
         if adapters:

@@ -408,6 +408,8 @@ def test_checkpointing_and_bf16_leave_the_loss_what_it_is_or_nearly():
         (dict(steps=0), "steps is 0: use at least 1"),
         (dict(lr=0.0), "lr is 0.0: use a number above 0"),
         (dict(beta=float("nan")), "beta is nan"),
+        (dict(nll_weight=-1.0), "nll_weight is -1.0: use at least 0"),
+        (dict(label_smoothing=0.5), "label_smoothing is 0.5: use less than 0.5"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes, message):

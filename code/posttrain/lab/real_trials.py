@@ -89,11 +89,11 @@ class RealTrial:
     )
     ppo: RealConfig = RealConfig(
         "ppo",
-        steps=12,
+        steps=16,
         batch_size=16,
         micro_batch_size=8,
-        lr=6e-4,
-        beta=0.05,
+        lr=1e-3,
+        beta=0.1,
         max_new_tokens=LONGEST,
         temperature=TEMPERATURE,
     )

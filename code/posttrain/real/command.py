@@ -28,6 +28,8 @@ NUMBERS = {  # flag, type, default, what it says; the names are RealConfig's and
     "max-new-tokens": (int, 128, "ppo: the longest answer"),
     "temperature": (float, 1.0, "ppo: at which answers are drawn"),
     "beta": (float, 0.1, "dpo and ppo: the weight of a nat away from the reference"),
+    "nll-weight": (float, 0.0, "dpo: the weight of the chosen answers' own loss"),
+    "label-smoothing": (float, 0.0, "dpo: the share of labels taken to be wrong"),
     "save-every": (int, 50, "steps between checkpoints"),
     "threads": (int, 0, "on the processor; 0: chosen by the model's width"),
 }

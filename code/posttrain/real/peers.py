@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posttrain.batches import epochs
-from posttrain.real.data import encode_chat_pairs, pad_token
+from posttrain.real.data import encode_chat_pairs, encode_chats, pad_token
 from posttrain.real.model import fetch, library, load_model, start_scores
 from posttrain.real.training import RealConfig
 
@@ -28,17 +28,26 @@ def rows_for_trl(rows: list[dict], config: RealConfig, tokenizer) -> list[dict]:
     """Conversations or pairs in TRL's forms, in the order in which our run goes through
     them.
 
-    Pairs go in as the text of our tokens, with their end, so that TRL's own template
-    code has nothing to add.
+    Conversations go in as they are where the template marks its answers as TRL asks,
+    else as our tokens and labels. Pairs go in as the text of our tokens, with their
+    end, so that TRL's own template code has nothing to add.
     """
     order = torch.Generator().manual_seed(config.seed)
     batches = epochs(len(rows), min(config.batch_size, len(rows)), order)
     taken = [rows[i] for batch in islice(batches, config.steps) for i in batch]
-    if config.stage == "sft":
+    if config.stage == "sft" and marks_answers(tokenizer):
         return [dict(messages=row["messages"]) for row in taken]
+    if config.stage == "sft":
+        rendered = encode_chats(taken, tokenizer, config.max_length)
+        return [dict(zip(("input_ids", "labels"), each)) for each in rendered]
     pairs = encode_chat_pairs(taken, tokenizer, config.max_length)
     names = ("prompt", "chosen", "rejected")
     return [dict(zip(names, map(tokenizer.decode, pair))) for pair in pairs]
+
+
+def marks_answers(tokenizer) -> bool:
+    """Whether the chat template says which of its tokens are the assistant's."""
+    return "{% generation %}" in (tokenizer.chat_template or "")
 
 
 def trainer_options(config: RealConfig, folder: str) -> dict:
@@ -69,9 +78,18 @@ def trainer_options(config: RealConfig, folder: str) -> dict:
     )
 
 
-def trl_losses(folder: str | Path, rows: list[dict], config: RealConfig) -> list[float]:
-    """The loss of each step of the same full fine-tuning by TRL's trainer, as it logs
-    it.
+def trl_trainer(
+    folder: str | Path,
+    rows: list[dict],
+    config: RealConfig,
+    out: str,
+    adapter: str | Path = "",
+    **changes,
+):
+    """TRL's trainer for the same run: of all weights, or of an adapter by peft.
+
+    out: a folder for what it writes. adapter: a folder in peft's form, from which its
+    training begins. changes: of the trainer's arguments.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import trl
@@ -83,23 +101,34 @@ def trl_losses(folder: str | Path, rows: list[dict], config: RealConfig) -> list
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token(tokenizer))
     data = Dataset.from_list(rows_for_trl(rows, config, tokenizer))
     model = load_model(str(folder), scores=config.stage == "reward")
-    common = dict(model=model, processing_class=tokenizer, train_dataset=data)
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    options = trainer_options(config, out) | changes
+    if config.stage == "sft":
+        options |= dict(assistant_only_loss=marks_answers(tokenizer))
+        kind, settings = trl.SFTTrainer, trl.SFTConfig(**options)
+    elif config.stage == "dpo":
+        kind, settings = trl.DPOTrainer, trl.DPOConfig(**options, beta=config.beta)
+    else:
+        start_scores(model, torch.Generator().manual_seed(config.seed))
+        model.config.pad_token_id = pad_token(tokenizer)
+        centring = dict(center_rewards_coefficient=config.centring)
+        kind, settings = trl.RewardTrainer, trl.RewardConfig(**options, **centring)
+    trainer = kind(
+        model=model, args=settings, train_dataset=data, processing_class=tokenizer
+    )
+    trainer.remove_callback(library().PrinterCallback)
+    return trainer
+
+
+def trl_losses(folder: str | Path, rows: list[dict], config: RealConfig) -> list[float]:
+    """The loss of each step of the same full fine-tuning by TRL's trainer, as it logs
+    it.
+    """
     with tempfile.TemporaryDirectory() as out:
-        options = trainer_options(config, out)
-        if config.stage == "sft":
-            arguments = trl.SFTConfig(**options, assistant_only_loss=True)
-            trainer = trl.SFTTrainer(args=arguments, **common)
-        elif config.stage == "dpo":
-            arguments = trl.DPOConfig(**options, beta=config.beta)
-            trainer = trl.DPOTrainer(args=arguments, **common)
-        else:
-            start_scores(model, torch.Generator().manual_seed(config.seed))
-            model.config.pad_token_id = pad_token(tokenizer)
-            arguments = trl.RewardConfig(
-                **options, center_rewards_coefficient=config.centring
-            )
-            trainer = trl.RewardTrainer(args=arguments, **common)
-        trainer.remove_callback(library().PrinterCallback)
+        trainer = trl_trainer(folder, rows, config, out)
         trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

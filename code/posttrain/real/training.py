@@ -39,6 +39,8 @@ class RealConfig:
     max_length: int = 1024  # the longest row, in tokens
     max_gradient_norm: float = 1.0  # longer gradients are scaled down to it; not PPO's
     beta: float = 0.1  # "dpo" and "ppo": what a nat away from the reference counts
+    nll_weight: float = 0.0  # "dpo" alone: of the chosen answers' own loss, per token
+    label_smoothing: float = 0.0  # "dpo" alone: the share of labels taken to be wrong
     replay_length: int = 64  # "sft" alone: tokens of plain text beside each batch
     replay_weight: float = 0.3  # of their loss beside the conversations'
     centring: float = 0.01  # "reward" alone: weight of (r_chosen + r_rejected)^2
@@ -51,6 +53,11 @@ class RealConfig:
         one_of(self, stage=("sft", "reward", "dpo", "ppo"))
         at_least(self, steps=1, batch_size=1, micro_batch_size=1, max_length=1)
         at_least(self, max_new_tokens=1, centring=0, replay_length=1, replay_weight=0)
+        at_least(self, nll_weight=0, label_smoothing=0)
+        if self.label_smoothing >= 0.5:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}: use less than 0.5"
+            )
         above_zero(self, "lr", "max_gradient_norm", "beta", "temperature")
 
 
@@ -176,8 +183,8 @@ def real_dpo_steps(
     while they are off.
     """
     shared = shared_settings(config, len(pairs))
-    plain = dict(label_smoothing=0.0, nll_weight=0.0)
-    settings = DPOConfig(**shared, beta=config.beta, **plain)
+    brakes = dict(label_smoothing=config.label_smoothing, nll_weight=config.nll_weight)
+    settings = DPOConfig(**shared, beta=config.beta, **brakes)
     batches = real_dpo_batches(reference, pairs, settings, pad)
     return follow(policy, batches, descent, first=first)
 
