@@ -34,7 +34,8 @@ from posttrain.real.smollm import smollm2
 
 STEPS = 7
 RANK, APART = 8, 1e-4  # how far losses may differ, of their size
-SETTINGS = {"sft": RealTrial().sft, "dpo": RealTrial().dpo}
+# DPO's own loss alone: the chosen answers' is averaged otherwise there
+SETTINGS = {"sft": RealTrial().sft, "dpo": replace(RealTrial().dpo, nll_weight=0.0)}
 DATA = {"sft": CONVERSATIONS, "dpo": PAIRS}
 KINDS = {"sft": "conversations", "dpo": "preferences"}
 
@@ -65,7 +66,9 @@ def theirs(stage: str, out: str, **changes) -> dict:
     session, config = session_of(stage, out)
     begun = Path(out) / "begun"
     begun.mkdir()
-    save_adapter(begun, session.trained["model"].inner, session.adapters, smollm2())
+    save_adapter(
+        begun, session.trained["model"].inner, session.adapters, str(smollm2())
+    )
     del session
     rows = RowFile(DATA[stage], KINDS[stage]).kept()
     trainer = trl_trainer(smollm2(), rows, config, out, begun, **changes)
@@ -170,7 +173,7 @@ def main() -> None:
         "| losses apart |\n|---|---|---|---|---|",
         flush=True,
     )
-    for stage in SETTINGS:
+    for stage in [options.stage] if options.stage else SETTINGS:
         for peer in [*SIDES][1:]:
             if stage == "dpo" or peer == "theirs":
                 compare(stage, peer, options.pairs)

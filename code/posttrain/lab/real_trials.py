@@ -85,7 +85,13 @@ class RealTrial:
         "reward", steps=20, batch_size=6, micro_batch_size=6, lr=1e-3
     )
     dpo: RealConfig = RealConfig(
-        "dpo", steps=16, batch_size=6, micro_batch_size=6, lr=2e-4, beta=0.1
+        "dpo",
+        steps=20,
+        batch_size=6,
+        micro_batch_size=6,
+        lr=4e-4,
+        beta=0.1,
+        nll_weight=1.0,
     )
     ppo: RealConfig = RealConfig(
         "ppo",

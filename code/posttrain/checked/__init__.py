@@ -1,0 +1,1 @@
+"""Rewards that a program can check, and GRPO, which trains on them."""
