@@ -58,7 +58,12 @@ def session_of(stage: str, out: str):
 def ours(stage: str, out: str) -> dict:
     """A run of this book's."""
     session, _ = session_of(stage, out)
-    return measured(lambda: (seen["loss"] for seen in session.steps(0, {})))
+
+    def steps():
+        seen = [(one["loss"], time.perf_counter()) for one in session.steps(0, {})]
+        return zip(*seen)
+
+    return measured(steps)
 
 
 def theirs(stage: str, out: str, **changes) -> dict:
@@ -88,23 +93,17 @@ def theirs(stage: str, out: str, **changes) -> dict:
     return measured(steps)
 
 
-def measured(work) -> dict:
+def measured(steps) -> dict:
     """Losses, seconds of each step but the first, and memory of some training.
 
-    work: gives a loss after each step, or losses and the times at which steps ended.
+    steps: trains, and gives the losses and the times at which steps ended.
     """
     # Forget what loading took
     Path("/proc/self/clear_refs").write_text("5")
-    held, done = memory("VmRSS"), work()
-    if isinstance(done, tuple):
-        losses, marks = done
-    else:
-        losses, marks = [], []
-        for loss in done:
-            losses.append(loss)
-            marks.append(time.perf_counter())
-    taken = [b - a for a, b in zip(marks, marks[1:])]
+    held = memory("VmRSS")
+    losses, marks = steps()
     peak = memory("VmHWM")
+    taken = [b - a for a, b in zip(marks, marks[1:])]
     return dict(losses=losses, seconds=taken, peak=peak, added=peak - held)
 
 

@@ -232,6 +232,30 @@ def test_a_run_takes_its_rounds_and_is_the_same_twice(varied):
     assert {"score", "kl", "idle", "total", "clip_fraction"} <= runs[0][0].keys()
 
 
+def test_each_choice_reaches_the_run():
+    runs = []
+    others = [{}, dict(scale=False), dict(mean="token"), dict(ratio="sequence")]
+    for changed in [*others, dict(clip_low=0.01), dict(clip_high=0.01)]:
+        some, config = models(), replace(CONFIG, minibatches=4)
+        choices = Choices(**changed)
+        ends = (some.policy, some.reference, First(), PROMPTS, config, choices)
+        runs.append(str(list(grpo_steps(*ends))))
+    assert len(set(runs)) == len(runs)
+
+
+def test_a_prompt_that_the_policy_would_never_write_spoils_no_loss():
+    some, seen = rollout()
+    advantages, zeros = group_advantages(seen, CONFIG, 0.0)
+    first = int(seen.actions.any(0).nonzero().min())
+    far = torch.zeros(*seen.tokens.shape, some.policy.config.vocab_size).double()
+    asked = seen.tokens[:, 1 : first + 1, None]
+    far[:, :first] = far[:, :first].scatter(-1, asked, -1000.0)
+    some = replace(some, policy=lambda tokens: far)
+    priced = replace(CONFIG, beta=0.5)
+    found = grpo_losses(some, seen, advantages, zeros, priced, Choices())
+    assert all(torch.isfinite(value) for value in found.values()), found
+
+
 def test_the_policy_learns_what_the_checker_pays_for():
     some = models()
     config = replace(CONFIG, iterations=25, batch_size=32, group=8, lr=5e-3)

@@ -46,6 +46,13 @@ def test_a_trial_notes_each_round_and_examines_before_and_after(small):
     assert trials.checked_trial(CORPUS, SHORT, 4)["rounds"] != found["rounds"]
 
 
+def test_the_answers_that_are_tried_follow_the_seed_too(small, monkeypatch):
+    same = moved(0, torch.float32)
+    monkeypatch.setattr(trials, "taught", lambda corpus, config: (same, WORDS))
+    one, other = (trials.checked_trial(CORPUS, SHORT, seed) for seed in (0, 1))
+    assert one["rounds"] != other["rounds"] and one["before"] != other["before"]
+
+
 def test_choices_and_rules_reach_the_run(small):
     first = trials.checked_trial(CORPUS, SHORT, 0)
     for changed in (

@@ -18,7 +18,7 @@ from posttrain.tokenizer import END, CharTokenizer
 
 SHORTEST, LONGEST = 3, 5  # letters of a word
 COMMON = 2  # how often it stands in the text at least
-NEW_TOKENS = 9  # letters of an answer; what has not ended by then is cut
+NEW_TOKENS = 9  # of an answer; what has not ended by then is cut
 QUESTION = re.compile(r"Spell ([a-z]+) backwards\.")
 
 
@@ -36,7 +36,7 @@ class Words:
 
 
 def find_words(
-    text: str, examples: int = 300, heldout: int = 200, seed: int = 0
+    text: str, examples: int = 300, heldout: int = 200, seed: int = 1
 ) -> Words:
     """The lower-case words of a text, drawn apart; practice gets what is left.
 

@@ -9,6 +9,7 @@ import torch
 
 from posttrain.checked.grpo import Choices, grpo_steps
 from posttrain.checked.task import (
+    NEW_TOKENS,
     Checker,
     Words,
     answer_words,
@@ -26,6 +27,7 @@ from posttrain.ppo import PPOConfig
 from posttrain.settings import one_of
 from posttrain.sft import SFTConfig, sft
 from posttrain.stages import base_model
+from posttrain.tokenizer import END
 
 RULES = {"exact": exact, "letters agree": letters_agree}
 KS = (1, 2, 4, 8, 16, 32, 64)  # of pass@k
@@ -44,7 +46,7 @@ def checked_ppo(**changes) -> PPOConfig:
         iterations=120,
         batch_size=128,
         group=8,
-        max_new_tokens=9,
+        max_new_tokens=NEW_TOKENS,
         temperature=1.0,
         no_end_score=0.0,
         minibatches=2,
@@ -89,7 +91,7 @@ def exam(model: GPT, words: list[str], seed: int) -> dict:
     answers = answer_words(model, words, n, seed=seed)
     right = count_right(answers, words)
     said = [text for each in answers for text in each]
-    plain = [text.removesuffix("<|end|>") for text in said]
+    plain = [text.removesuffix(END) for text in said]
     likeliest = answer_words(model, words, temperature=0)
     return dict(
         passed={
@@ -98,7 +100,7 @@ def exam(model: GPT, words: list[str], seed: int) -> dict:
         right=[c / n for c in right],
         greedy=sum(count_right(likeliest, words)) / len(words),
         letters=sum(map(len, plain)) / len(plain),
-        ended=sum(text.endswith("<|end|>") for text in said) / len(said),
+        ended=sum(text.endswith(END) for text in said) / len(said),
         different=sum(len(set(each)) for each in answers) / len(answers),
         answers=[each[0] for each in answers[:SHOWN]],
     )
